@@ -1,0 +1,377 @@
+"""The bundle: one directory that holds everything a sampler needs to ship. Data only, never code.
+
+    digits.bundle/
+      bundle.json      the manifest below, with the size and sha256 of every other file
+      networks/NAME/   diffusers layout: config.json + *.safetensors
+      graphs/*.onnx    one file per plan and precision
+      engines/*        built from graphs; always rebuildable
+      golden.npz       inputs and reference outputs, the parity check that also runs where torch does not
+      card.md          model card
+
+Reading trusts nothing: unknown keys, a newer schema, a path out of the directory, a link, a wrong size or hash are refused.
+Writing happens in a copy beside the bundle that is renamed into place when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from fewstep.plan import Plan
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "Bundle",
+    "Condition",
+    "Draft",
+    "EngineEntry",
+    "FileEntry",
+    "GraphEntry",
+    "ImageSpec",
+    "Manifest",
+    "NetworkEntry",
+    "PlanEntry",
+    "Precision",
+]
+
+MANIFEST = "bundle.json"
+SCHEMA = 1
+MAX_MANIFEST_BYTES = 16 << 20
+Precision = Literal["fp32", "fp16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ImageSpec(Strict):
+    """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
+
+    channels: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    low: float = -1.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+
+class Condition(Strict):
+    """What an image is made from: nothing, or a label 0 .. classes - 1; the label `classes` means "none"."""
+
+    kind: Literal["none", "labels"]
+    classes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _classes_match_kind(self) -> Condition:
+        if (self.kind == "labels") != (self.classes > 0):
+            raise ValueError(f"condition {self.kind!r} does not go with {self.classes} classes")
+        return self
+
+
+class NetworkEntry(Strict):
+    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser."""
+
+    directory: str
+    parametrisation: Literal["edm"] = "edm"
+    sigma_data: float = Field(gt=0)
+    patch: PositiveInt = 1
+
+
+class PlanEntry(Strict):
+    """A Plan for one network. solver says in words how its numbers came about."""
+
+    network: Name
+    solver: str
+    alphas: list[float]
+    sigmas: list[float]
+    a: list[list[float]]
+    b: list[list[float]]
+    c: list[float]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
+        tables = {name: getattr(plan, name).tolist() for name in ("alphas", "sigmas", "a", "b", "c", "weights")}
+        return cls(network=network, solver=solver, **tables)
+
+    def plan(self) -> Plan:
+        return Plan(*(np.array(t) for t in (self.alphas, self.sigmas, self.a, self.b, self.c, self.weights)))
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> PlanEntry:
+        self.plan()
+        return self
+
+
+class GraphEntry(Strict):
+    """An ONNX file: inputs noise (B, draws, C, H, W) and labels (B,); outputs images (B, H, W, C) uint8, sample float32."""
+
+    file: str
+    plan: Name
+    precision: Precision
+    layout: Literal["unrolled"] = "unrolled"
+    opset: PositiveInt
+    limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
+
+
+class EngineEntry(Strict):
+    """A TensorRT engine and everything its validity depends on."""
+
+    file: str
+    graph: Name
+    graph_sha256: str
+    flavour: Literal["tensorrt_rtx", "tensorrt"]
+    version: str
+    targets: list[str]
+    precision: Precision
+    batch: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="smallest, usual and largest batch")
+    layers: dict[str, int] = Field(description="layers that compute, counted by the precision the engine gives them")
+
+
+class FileEntry(Strict):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Strict):
+    """bundle.json."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    name: Name
+    image: ImageSpec
+    condition: Condition
+    networks: dict[Name, NetworkEntry] = {}
+    plans: dict[Name, PlanEntry] = {}
+    default: Name | None = None
+    graphs: dict[Name, GraphEntry] = {}
+    engines: dict[Name, EngineEntry] = {}
+    provenance: dict[str, Any] = {}
+    files: dict[str, FileEntry] = {}
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Manifest:
+        wanted: list[tuple[str, str, Collection[str]]] = []
+        wanted += [("network", plan.network, self.networks) for plan in self.plans.values()]
+        wanted += [("plan", self.default, self.plans)] if self.default else []
+        for graph in self.graphs.values():
+            wanted += [("plan", graph.plan, self.plans), ("file", graph.file, self.files)]
+        for engine in self.engines.values():
+            wanted += [("graph", engine.graph, self.graphs), ("file", engine.file, self.files)]
+        for kind, name, known in wanted:
+            if name not in known:
+                raise ValueError(f"it refers to the {kind} {name!r}, which it does not hold")
+        return self
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inside(root: Path, name: str) -> Path:
+    """The path of a file of the bundle; refuses names that leave the directory and links, wherever they point."""
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or "\\" in name or ":" in name or any(p in ("..", ".") for p in name.split("/")):
+        raise ValueError(f"{root.name} names the file {name!r}, which is not a plain path inside it; do not use this bundle")
+    path = root.joinpath(*pure.parts)
+    if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
+        raise ValueError(f"{root.name}/{name} is a link; a bundle holds plain files only, do not use this bundle")
+    return path
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+
+
+class Bundle:
+    """A bundle on disk, read-only. Files are handed out by `file`, which checks size and hash first."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._checked: set[str] = set()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle directory. Reads the manifest only; see `file` and `verify`.
+
+        Raises FileNotFoundError where there is no bundle, ValueError where the manifest cannot be trusted.
+        """
+        root = Path(path).absolute()
+        _recover(root)
+        manifest_path = root / MANIFEST
+        if not manifest_path.is_file():
+            raise FileNotFoundError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: fewstep train")
+        if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{manifest_path} is over {MAX_MANIFEST_BYTES >> 20} MiB, which no bundle needs")
+        try:
+            raw = json.loads(manifest_path.read_text("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{manifest_path} is not JSON ({error}); copy the bundle again from its source") from None
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise ValueError(
+                f"{path} has bundle schema {schema}, this fewstep reads up to {SCHEMA}; upgrade with: pip install -U fewstep"
+            )
+        try:
+            manifest = Manifest.model_validate(raw)
+        except ValidationError as error:
+            raise ValueError(f"{manifest_path} is not a valid manifest: {_reason(error)}") from None
+        for name in manifest.files:
+            _inside(root, name)
+        return cls(root, manifest)
+
+    def file(self, name: str) -> Path:
+        """The path of a file after its size and sha256 were checked. Raises ValueError when it is not what was saved."""
+        if name not in self.manifest.files:
+            raise ValueError(f"{self.root.name} has no file {name!r} in its manifest")
+        path, entry = _inside(self.root, name), self.manifest.files[name]
+        if name not in self._checked:
+            if not path.is_file():
+                raise ValueError(f"{self.root.name}/{name} is missing; copy the bundle again from its source")
+            if path.stat().st_size != entry.bytes:
+                raise ValueError(
+                    f"{self.root.name}/{name} has {path.stat().st_size} bytes, the manifest says {entry.bytes}: "
+                    "it is truncated or altered; copy the bundle again from its source"
+                )
+            if _digest(path) != entry.sha256:
+                raise ValueError(
+                    f"{self.root.name}/{name} does not match its sha256: it was altered; copy the bundle again from its source"
+                )
+            self._checked.add(name)
+        return path
+
+    def verify(self) -> None:
+        """Check every file. Raises ValueError on the first that is missing, altered or not in the manifest."""
+        for name in self.manifest.files:
+            self.file(name)
+        found = {p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if not p.is_dir() or p.is_symlink()}
+        if extra := found - set(self.manifest.files) - {MANIFEST}:
+            raise ValueError(f"{self.root.name} holds files its manifest does not know: {sorted(extra)}; remove them")
+
+    def network(self, name: str) -> Path:
+        """The directory of a network, every file in it checked."""
+        entry = self.pick("network", name, self.manifest.networks)
+        for file in self.manifest.files:
+            if file.startswith(entry.directory + "/"):
+                self.file(file)
+        return _inside(self.root, entry.directory)
+
+    def plan(self, name: str) -> Plan:
+        entry: PlanEntry = self.pick("plan", name, self.manifest.plans)
+        return entry.plan()
+
+    def pick(self, kind: str, name: str, known: dict[str, Any]) -> Any:
+        """known[name], or a ValueError that lists what there is."""
+        if name not in known:
+            raise ValueError(f"{self.root.name} has no {kind} {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+        return known[name]
+
+    @contextmanager
+    def edit(self) -> Iterator[Draft]:
+        """Change the bundle: a draft that replaces it when the block ends well, and vanishes when it does not."""
+        with _staged(self.root) as staging:
+            for name in self.manifest.files:
+                target = staging / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(self.file(name), target)
+            draft = Draft(staging, self.manifest.model_copy(deep=True))
+            yield draft
+            draft.seal()
+
+
+@contextmanager
+def _staged(root: Path) -> Iterator[Path]:
+    """A fresh directory beside root that takes root's place when the block ends well."""
+    staging, old = _sibling(root, "new"), _sibling(root, "old")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if root.exists():
+            os.rename(root, old)
+        os.rename(staging, root)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        _recover(root)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sibling(root: Path, suffix: str) -> Path:
+    return root.with_name(f".{root.name}.{suffix}")
+
+
+def _recover(root: Path) -> None:
+    """Finish what a kill between the two renames of _staged left: the old bundle goes back to its place."""
+    old = _sibling(root, "old")
+    if not root.exists() and old.is_dir():
+        os.rename(old, root)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy. Drafts never write into an existing file, so both are safe."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+class Draft:
+    """A bundle being written. `root` is its directory, `manifest` may be changed freely; files go where `new` says."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: str | os.PathLike[str], *, image: ImageSpec, condition: Condition) -> Iterator[Draft]:
+        """A new bundle at path. Raises FileExistsError when something is there already."""
+        root = Path(path).absolute()
+        _recover(root)
+        if root.exists():
+            raise FileExistsError(f"{path} exists already; choose another name or remove it first")
+        with _staged(root) as staging:
+            draft = cls(staging, Manifest(name=root.name.removesuffix(".bundle"), image=image, condition=condition))
+            yield draft
+            draft.seal()
+
+    def new(self, name: str) -> Path:
+        """Where to write the file `name`; nothing exists there when this returns."""
+        path = _inside(self.root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return path
+
+    def remove(self, directory: str) -> None:
+        """Remove a directory of the draft, if it is there."""
+        shutil.rmtree(_inside(self.root, directory), ignore_errors=True)
+
+    def seal(self) -> None:
+        """Record every file, drop empty directories and write the manifest. Raises ValueError when it would be invalid."""
+        names = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+        entries = {n: FileEntry(sha256=_digest(self.root / n), bytes=(self.root / n).stat().st_size) for n in names}
+        dump = self.manifest.model_dump(mode="json", by_alias=True) | {"files": entries}
+        try:
+            manifest = Manifest.model_validate(dump)
+        except ValidationError as error:
+            raise ValueError(f"this bundle cannot be saved: {_reason(error)}") from None
+        (self.root / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=1) + "\n", "utf-8")

@@ -1,0 +1,298 @@
+"""The fewstep command: one function per verb, each importing what it needs when it runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+try:
+    import typer
+except ImportError:
+    sys.exit("fewstep: the command line needs typer, rich and Pillow; install them with: pip install 'fewstep[cli]'")
+
+import fewstep
+from fewstep import solvers
+from fewstep.bundle import Bundle, PlanEntry, Precision
+from fewstep.console import say, table, track
+from fewstep.guidance import Guidance
+from fewstep.schedule import karras
+
+__all__ = ["app", "main"]
+
+SOLVERS = {"ddim": solvers.ddim, "heun": solvers.heun, "dpmpp_2m": solvers.dpmpp_2m}
+
+app = typer.Typer(
+    help="Train, distil, calibrate, export and run few-step diffusion models.\n\n"
+    "A bundle directory goes from verb to verb: train makes it, each verb adds to it, generate needs nothing else.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def _finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:
+    """Print the result for machines and the next command for people."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+    if then:
+        say(f"next: {then}")
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"fewstep {fewstep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
+    data: Annotated[
+        str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
+    ] = "mnist5k",
+    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 1e-3,
+    tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
+    skip: Annotated[int, typer.Option(help="Lskip: levels of 1000 that it looks ahead.")] = 9,
+    resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a teacher on real images and start a bundle with it. Stopped, it goes on where it was."""
+    from fewstep.data import open_images
+    from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+    config = TeacherConfig(steps=steps, batch=batch, lr=lr, tau=tau, skip=skip, seed=seed)
+    bundle = train_teacher(out, open_images(data, resolution=resolution), config, track=track)
+    _finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
+
+
+@app.command()
+def distill(
+    bundle: BundlePath,
+    steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
+    iterations: Annotated[int, typer.Option(help="Updates of the generator.")] = 300,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    alpha: Annotated[float, typer.Option(help="SiD's alpha; 1.2 for one step, 1.0 for several.")] = 1.2,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Distil the teacher into a generator of 1 to 4 steps (SiD). Reads no data. Stopped, it goes on where it was."""
+    from fewstep.trainer.sid import SidConfig, distill
+
+    name = name or f"sid{steps}"
+    config = SidConfig(steps=steps, iterations=iterations, batch=batch, lr=lr, alpha=alpha, seed=seed)
+    distill(Bundle.load(bundle), name, config, track=track)
+    _finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def calibrate(
+    bundle: BundlePath,
+    steps: Annotated[int, typer.Option(help="Steps (= network calls) of the fitted plan.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="iia<steps>")] = None,
+    fine: Annotated[int, typer.Option(help="Fine steps that one fitted step should land on.")] = 10,
+    samples: Annotated[int, typer.Option(help="Noise and label pairs to fit on.")] = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a solver to the teacher (IIA-DDIM): better images from the same few network calls. Reads no data."""
+    from fewstep.calibration.iia import calibrate_ddim
+
+    name = name or f"iia{steps}"
+    _, fit = calibrate_ddim(Bundle.load(bundle), steps, name=name, fine=fine, samples=samples, seed=seed, track=track)
+    rows = [(str(k), f"{b:.5f}", f"{a:.5f}") for k, (b, a) in enumerate(zip(fit.before, fit.after, strict=True))]
+    table("mean square distance to the fine target", ["step", "DDIM", "IIA-DDIM"], rows)
+    result = {"bundle": str(bundle), "plan": name, "residual_before": fit.before, "residual_after": fit.after}
+    _finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def export(
+    bundle: BundlePath,
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="the default")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m.", show_default=False)] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
+    guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
+    lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
+    hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or both with a comma.")] = "fp32,fp16",
+    as_json: Json = False,
+) -> None:
+    """Write plans as ONNX graphs: network, sampler and guidance in one file that ends in uint8 images."""
+    from fewstep.exporter.export import export_graphs
+
+    loaded = Bundle.load(bundle)
+    precisions = [cast(Precision, p) for p in precision.split(",")]
+    if unknown := [p for p in precisions if p not in get_args(Precision)]:
+        raise ValueError(f"precision is fp32 or fp16, got {unknown[0]!r}")
+    plans = plan or []
+    if solver:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+        table_of = SOLVERS[solver](karras(steps, 0.002, 80.0), Guidance(guidance, lo, hi))
+        interval = "" if (lo, hi) == (0.0, inf) else f"_{lo:g}-{hi:g}"
+        name = f"{solver}{steps}" + ("" if guidance == 1 else f"_w{guidance:g}{interval}")
+        with loaded.edit() as draft:
+            draft.manifest.plans[name] = PlanEntry.of(table_of, network="teacher", solver=f"{solver}, {steps} steps")
+        loaded, plans = Bundle.load(bundle), [*plans, name]
+    if not plans and loaded.manifest.default is None:
+        raise ValueError(f"{bundle} has no default plan; name one with --plan, or a solver with --solver")
+    plans = plans or [cast(str, loaded.manifest.default)]
+    exported = export_graphs(loaded, plans, precisions, track=track)
+    files = {name: g.file for name, g in exported.manifest.graphs.items() if g.plan in plans and g.precision in precisions}
+    for file in files.values():
+        say(f"{bundle / file}  {exported.manifest.files[file].bytes / 1e6:.1f} MB")
+    _finish({"bundle": str(bundle), "graphs": files}, as_json, f"fewstep generate {bundle} --plan {plans[-1]} --out grid.png")
+
+
+@app.command()
+def build(
+    bundle: BundlePath,
+    graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="GPU architecture, such as 89; repeat.", show_default="any")] = None,
+    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,4,16",
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT-RTX engines from the graphs; needs no GPU. Refuses an engine of another precision than asked."""
+    from fewstep.exporter.engine import build_engines
+
+    loaded = Bundle.load(bundle)
+    sizes = _whole_numbers("batch", batch)
+    if len(sizes) != 3:
+        raise ValueError(f"batch is three whole numbers, smallest,usual,largest, got {batch!r}")
+    names = graph or list(loaded.manifest.graphs)
+    built = build_engines(loaded, names, targets=target, batch=(sizes[0], sizes[1], sizes[2]), track=track)
+    engines = {n: built.manifest.engines[n].model_dump() for n in names}
+    for name, engine in engines.items():
+        say(
+            f"{name}: {engine['file']}, computes in {engine['layers']}, {built.manifest.files[engine['file']].bytes / 1e6:.1f} MB"
+        )
+    _finish({"bundle": str(bundle), "engines": engines}, as_json, f"fewstep check {bundle}")
+
+
+@app.command()
+def generate(
+    bundle: BundlePath,
+    labels: Annotated[str | None, typer.Option(help="Classes, such as 3,1,4.", show_default="every class once")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or fp16.", show_default="by backend")] = None,
+    backend: Annotated[str | None, typer.Option(help="cuda or cpu.", show_default="the best here")] = None,
+    scale: Annotated[int, typer.Option(min=1, max=64, help="Enlarge each pixel.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Make images and write them as one PNG. Uses ONNX Runtime only."""
+    import time
+
+    from fewstep.picture import save_grid
+    from fewstep.runtime import Generator
+
+    generator = Generator.open(bundle, plan=plan, precision=precision, backend=backend)
+    classes = generator.condition.classes
+    wanted = _whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is not a directory; create it first or choose another --out")
+    seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
+    start = time.perf_counter()
+    images = generator(wanted, seeds=seeds)
+    latency_ms = (time.perf_counter() - start) * 1e3
+    save_grid(out, images, columns=min(len(images), 10), scale=scale)
+    say(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
+    result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
+    _finish(result | {"labels": wanted, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
+    say(f"wrote {out}")
+
+
+@app.command()
+def check(bundle: BundlePath, as_json: Json = False) -> None:
+    """Verify every file of a bundle and compare its graphs with torch's reference; exit code 1 when one is off."""
+    from fewstep.exporter.parity import check_graphs
+
+    loaded = Bundle.load(bundle)
+    loaded.verify()
+    results = check_graphs(loaded)
+    rows = [(r.graph, f"{r.max_error:.2e}", f"{r.mean_error:.2e}", f"{r.limit:.0e}", "ok" if r.ok else "OUT") for r in results]
+    table("ONNX Runtime against torch fp32", ["graph", "max error", "mean error", "limit", ""], rows)
+    _finish({"bundle": str(bundle), "graphs": [vars(r) | {"ok": r.ok} for r in results]}, as_json)
+    if not all(r.ok for r in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(bundle: BundlePath, as_json: Json = False) -> None:
+    """Show what a bundle holds."""
+    manifest = Bundle.load(bundle).manifest
+    condition = f"{manifest.condition.classes} classes" if manifest.condition.classes else "no condition"
+    say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
+    plans = [
+        (name + (" (default)" if name == manifest.default else ""), p.network, p.solver, str(p.plan().nfe))
+        for name, p in manifest.plans.items()
+    ]
+    table("plans", ["name", "network", "solver", "network calls"], plans)
+    files = [(name, g.file, g.precision, _size(manifest.files[g.file].bytes)) for name, g in manifest.graphs.items()]
+    files += [(name, e.file, e.precision, _size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
+    table("graphs and engines", ["name", "file", "precision", "size"], files)
+    _finish(manifest.model_dump(mode="json", by_alias=True), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for the bundle, the picture and the result.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Everything with few steps, in under 2 minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way on real digits: train, calibrate, distil, export, build, generate, measure. Stopped, it goes on."""
+    from fewstep.demo import full, run_demo, small
+
+    result = run_demo(out, small() if quick else full())
+    _finish(result, as_json, f"fewstep generate {out / 'digits.bundle'} --labels 3,1,4 --seed 0 --out grid.png")
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} are whole numbers with commas between, such as 3,1,4, got {text!r}") from None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def main() -> None:
+    """Run the command; bad input and a full disk end with one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEWSTEP_TRACEBACK"):
+            raise
+        text = str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = (
+                f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
+            )
+        say(f"fewstep: {text}")
+        sys.exit(2)

@@ -1,0 +1,59 @@
+"""What the command line shows: progress with remaining time, a table, one-line refusals. Needs rich."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["clock", "say", "table", "track"]
+
+_out = Console(stderr=True, highlight=False, soft_wrap=True)
+PLAIN_EVERY_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    """A line for people. Goes to stderr, so that stdout is left to --json."""
+    _out.print(text, markup=False)
+
+
+def track(steps: Sequence[int], what: str) -> Iterable[int]:
+    """A progress bar with elapsed and remaining time; lines every few seconds where stderr is no terminal."""
+    return _bar(steps, what) if sys.stderr.isatty() else _lines(steps, what)
+
+
+def _bar(steps: Sequence[int], what: str) -> Iterable[int]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_out) as progress:
+        yield from progress.track(steps, description=f"{what:<24}")
+
+
+def _lines(steps: Sequence[int], what: str) -> Iterable[int]:
+    start = shown = time.monotonic()
+    for done, step in enumerate(steps):
+        now = time.monotonic()
+        if done and now - shown >= PLAIN_EVERY_SECONDS:
+            left = (now - start) / done * (len(steps) - done)
+            say(f"{what}: {done}/{len(steps)}, {clock(left)} left")
+            shown = now
+        yield step
+    say(f"{what}: done in {clock(time.monotonic() - start)}")
+
+
+def clock(seconds: float) -> str:
+    """m:ss"""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: first column left, numbers right."""
+    shown = Table(title=title, title_justify="left")
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    _out.print(shown)

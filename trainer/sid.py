@@ -1,0 +1,152 @@
+"""Distil a few-step generator without data: score identity distillation (SiD).
+
+Zhou et al. 2024 (arXiv 2404.04057), several steps as in arXiv 2505.12674. Three networks start as copies of the teacher:
+the generator G, the fake score F that learns to denoise what G makes, and the teacher T, frozen. No image is read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fewstep.bundle import Bundle, Condition, PlanEntry
+from fewstep.denoiser import load_network, save_network
+from fewstep.plan import Plan, trajectory
+from fewstep.progress import Track, silent
+from fewstep.schedule import uniform
+from fewstep.solvers import few_step
+from fewstep.trainer import checkpoint
+from fewstep.trainer.draws import Draws
+from fewstep.trainer.ema import average, averaged
+from fewstep.trainer.losses import edm_loss, sid_loss
+
+__all__ = ["SidConfig", "distill"]
+
+
+@dataclass(frozen=True)
+class SidConfig:
+    """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F)."""
+
+    steps: int = 1
+    iterations: int = 300
+    batch: int = 64
+    lr: float = 1e-4
+    alpha: float = 1.2
+    sigma_start: float = 2.5
+    noise_mean: float = -1.2
+    noise_std: float = 1.2
+    seed: int = 0
+    halflife_images: float = 2e3
+    precision: str = "bf16"
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 4:
+            raise ValueError(f"SiD generators take 1 to 4 steps, got {self.steps}; use a calibrated solver beyond that")
+        if self.iterations < 1 or self.batch < 1:
+            raise ValueError(f"distillation needs 1 iteration and 1 image a batch, got {self.iterations}, {self.batch}")
+
+
+def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "teacher", track: Track = silent) -> Bundle:
+    """Distil `teacher` into the network and plan `name` of the bundle.
+
+    Each iteration draws one exit step for all and matches its output, a uniform mixture over the K outputs. Killed and
+    started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    frozen = load_network(bundle, teacher).requires_grad_(False).to(accelerator.device)
+    generator, fake = (copy.deepcopy(frozen).requires_grad_(True) for _ in range(2))
+    ema = average(generator, halflife_images=config.halflife_images, batch=config.batch)
+    optimizers = [torch.optim.Adam(n.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True) for n in (generator, fake)]
+    parts: checkpoint.Parts = {"generator": generator, "fake": fake, "ema": ema, "g": optimizers[0], "f": optimizers[1]}
+    weights = [bundle.manifest.files[f].sha256 for f in sorted(bundle.manifest.files) if f"networks/{teacher}/" in f]
+    settings = asdict(replace(config, checkpoint_every=0)) | {"teacher": teacher, "teacher_sha256": weights}
+    saved = checkpoint.checkpoint_path(bundle.root, name)
+    start = checkpoint.load(saved, parts, settings=settings)
+    generator, fake, g_optimizer, f_optimizer = accelerator.prepare(generator, fake, *optimizers)
+    plan = few_step(uniform(config.steps, config.sigma_start))
+
+    for step in track(range(start, config.iterations), f"distil {name}"):
+        draws = Draws(
+            config.seed,
+            step,
+            config.batch,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            device=accelerator.device,
+        )
+        exit_step = draws.one(config.steps)
+        label, noise = _inputs(bundle, plan, draws)
+        with torch.no_grad():
+            images = _generate(generator, plan, exit_step, noise, label)
+        sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
+        loss = edm_loss(fake, images, sigma, draws.normal(*images.shape[1:]), label)
+        _update(accelerator, f_optimizer, fake, loss.mean() * images[0].numel())
+
+        label, noise = _inputs(bundle, plan, draws)
+        images = _generate(generator, plan, exit_step, noise, label)
+        sigma = _karras_level(0.8 * draws.uniform())
+        noised = images + sigma.reshape(-1, 1, 1, 1) * draws.normal(*images.shape[1:])
+        fake.requires_grad_(False)
+        with accelerator.autocast():
+            target = frozen(noised, sigma, label)
+        loss = sid_loss(images, target, fake(noised, sigma, label), alpha=config.alpha)
+        _update(accelerator, g_optimizer, generator, 100 * loss.mean())
+        fake.requires_grad_(True)
+        ema.update_parameters(accelerator.unwrap_model(generator))
+        if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
+            checkpoint.save(saved, parts, step=step + 1, settings=settings)
+
+    if accelerator.is_main_process:
+        with bundle.edit() as draft:
+            save_network(draft, name, averaged(ema))
+            draft.manifest.plans[name] = PlanEntry.of(plan, network=name, solver=f"SiD generator, {config.steps} steps")
+            draft.manifest.default = name
+            draft.manifest.provenance[name] = settings
+        saved.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return Bundle.load(bundle.root)
+
+
+def _inputs(bundle: Bundle, plan: Plan, draws: Draws) -> tuple[Tensor | None, list[Tensor]]:
+    """Random labels (B,) and one unit-normal (B, C, H, W) per draw of the plan."""
+    condition: Condition = bundle.manifest.condition
+    label = draws.integers(condition.classes) if condition.kind == "labels" else None
+    return label, [draws.normal(*bundle.manifest.image.shape) for _ in range(plan.draws)]
+
+
+def _generate(generator: nn.Module, plan: Plan, exit_step: int, noise: Sequence[Tensor], label: Tensor | None) -> Tensor:
+    """The generator's output at row exit_step of its plan; the rows before it are walked without gradient."""
+
+    def denoise(x: Tensor, sigma: float) -> Any:
+        return generator(x, sigma, label)
+
+    x = float(plan.sigmas[0]) * noise[0]
+    with torch.no_grad():
+        for walked in islice(trajectory(denoise, x, plan, noise[1:]), exit_step):
+            x = walked.x
+    images: Tensor = denoise(x, float(plan.sigmas[exit_step]))
+    return images
+
+
+def _karras_level(u: Tensor) -> Tensor:
+    """sigma at position u of the Karras range, 0.002 at u = 0 and 80 at u = 1."""
+    bottom, top = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    level: Tensor = (top + (1 - u) * (bottom - top)) ** 7
+    return level
+
+
+def _update(accelerator: Accelerator, optimizer: Any, net: nn.Module, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    for parameter in net.parameters():
+        if parameter.grad is not None:
+            torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+    optimizer.step()

@@ -1,0 +1,131 @@
+"""Train a teacher: a class-conditional EDM denoiser, with the Lskip objective of S2-DMs (arXiv 2401.01520)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fewstep.bundle import Bundle, Draft, PlanEntry
+from fewstep.data import Images
+from fewstep.denoiser import save_network, unet
+from fewstep.progress import Track, silent
+from fewstep.schedule import karras
+from fewstep.solvers import heun
+from fewstep.trainer import checkpoint
+from fewstep.trainer.draws import Draws
+from fewstep.trainer.ema import average, averaged
+from fewstep.trainer.losses import lskip_loss
+
+__all__ = ["TeacherConfig", "train_teacher"]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
+
+    steps: int = 2000
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 100
+    seed: int = 0
+    channels: tuple[int, ...] = (32, 64)
+    layers: int = 1
+    patch: int = 2
+    sigma_data: float = 0.5
+    noise_mean: float = -1.2
+    noise_std: float = 1.2
+    tau: float = 0.99
+    skip: int = 9
+    drop_label: float = 0.1
+    halflife_images: float = 5e3
+    precision: str = "bf16"
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"training needs at least 1 step and 1 image a batch, got {self.steps} and {self.batch}")
+        if not 0 <= self.tau <= 1 or self.skip < 0:
+            raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
+
+
+def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Track = silent) -> Bundle:
+    """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
+
+    Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
+    Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; choose another name or remove it first")
+    accelerator = Accelerator(mixed_precision=config.precision)
+    torch.manual_seed(config.seed)
+    denoiser = unet(
+        images.image,
+        images.condition,
+        channels=config.channels,
+        layers=config.layers,
+        patch=config.patch,
+        sigma_data=config.sigma_data,
+    ).to(accelerator.device)
+    ema = average(denoiser, halflife_images=config.halflife_images, batch=config.batch)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
+    parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
+    settings = asdict(replace(config, checkpoint_every=0)) | {"data": images.source, "images": len(images)}
+    saved = checkpoint.checkpoint_path(out, "teacher")
+    start = checkpoint.load(saved, parts, settings=settings)
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+
+    for step in track(range(start, config.steps), "train teacher"):
+        draws = _draws(accelerator, config, step)
+        x0, label = _batch(images, draws, config)
+        sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
+        noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
+        loss = lskip_loss(model, x0, sigma, noise, other, label, skip=config.skip, tau=config.tau).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1, (step + 1) / config.warmup) * (1 - step / config.steps)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update_parameters(accelerator.unwrap_model(model))
+        if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
+            checkpoint.save(saved, parts, step=step + 1, settings=settings)
+
+    if accelerator.is_main_process:
+        with Draft.create(out, image=images.image, condition=images.condition) as draft:
+            save_network(draft, "teacher", averaged(ema))
+            plan = heun(karras(18, 0.002, 80.0))
+            draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
+            draft.manifest.default = "heun18"
+            draft.manifest.provenance["teacher"] = settings
+        saved.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return Bundle.load(out)
+
+
+def _draws(accelerator: Accelerator, config: Any, step: int) -> Draws:
+    return Draws(
+        config.seed,
+        step,
+        config.batch,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        device=accelerator.device,
+    )
+
+
+def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, Tensor | None]:
+    """Random images in [low, high], (B, C, H, W), and their labels with some replaced by "none", (B,)."""
+    index = draws.integers(len(images))
+    pixels, labels = images[np.asarray(index.cpu())]
+    low, high = images.image.low, images.image.high
+    x0 = low + torch.as_tensor(pixels).to(draws.device, torch.float32) * ((high - low) / 255)
+    if images.condition.kind == "none":
+        return x0, None
+    label = torch.as_tensor(labels).to(draws.device)
+    return x0, torch.where(draws.uniform() < config.drop_label, images.condition.classes, label)
