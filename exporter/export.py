@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle, GraphEntry, Precision
 from fewstep.denoiser import Denoiser, load_network
-from fewstep.exporter.graph import OPSET, Trace, trace, unroll
+from fewstep.exporter.graph import OPSET, trace, unroll, with_weights
 from fewstep.guidance import guided
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
@@ -33,10 +32,16 @@ def export_graphs(bundle: Bundle, plans: Sequence[str], precisions: Sequence[Pre
     networks = {entry.network: load_network(bundle, entry.network) for entry in entries.values()}
     golden = dict(np.load(bundle.file(GOLDEN))) if GOLDEN in bundle.manifest.files else {}
     work = [(network, precision) for network in networks for precision in precisions]
+    traces: dict[tuple[str, Precision], ir.Model] = {}
+    image, condition = bundle.manifest.image, bundle.manifest.condition
     with bundle.edit() as draft:
         for i in track(range(len(work)), "export graphs"):
             network, precision = work[i]
-            traced = _quietly_traced(bundle, networks[network], precision)
+            denoiser = networks[network]
+            key = (denoiser.architecture, precision)
+            if key not in traces:
+                traces[key] = trace(denoiser, image, condition, precision)
+            evaluated = with_weights(traces[key], denoiser, image, condition, precision)
             for name in (n for n, entry in entries.items() if entry.network == network):
                 graph = GraphEntry(
                     file=f"graphs/{name}.{precision}.onnx",
@@ -45,7 +50,7 @@ def export_graphs(bundle: Bundle, plans: Sequence[str], precisions: Sequence[Pre
                     opset=OPSET,
                     limit=LIMITS[precision],
                 )
-                ir.save(unroll(traced, bundle.plan(name)), draft.new(graph.file))
+                ir.save(unroll(evaluated, bundle.plan(name)), draft.new(graph.file))
                 draft.manifest.graphs[f"{name}.{precision}"] = graph
         for name, entry in entries.items():
             golden |= {f"{name}/{k}": v for k, v in reference(bundle, networks[entry.network], bundle.plan(name)).items()}
@@ -65,9 +70,3 @@ def reference(bundle: Bundle, denoiser: Denoiser, plan: Plan, *, batch: int = GO
         states: list[Tensor] = [step.x for step in steps]
     inputs = {"noise": noise.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     return inputs | {"states": torch.stack(states).numpy()}
-
-
-def _quietly_traced(bundle: Bundle, denoiser: Denoiser, precision: Precision) -> Trace:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export deprecations inside torch.onnx itself
-        return trace(denoiser, bundle.manifest.image, bundle.manifest.condition, precision)

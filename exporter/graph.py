@@ -8,13 +8,17 @@ preconditioning is a few numbers known beforehand, and coefficients that are zer
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from fewstep.bundle import Condition, ImageSpec, Precision
@@ -22,24 +26,22 @@ from fewstep.denoiser import Denoiser, edm
 from fewstep.guidance import guided
 from fewstep.plan import Plan, sample
 
-__all__ = ["DTYPES", "OPSET", "Trace", "trace", "unroll"]
+__all__ = ["OPSET", "Network", "trace", "unroll", "with_weights"]
 
 OPSET = 20
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Trace:
+class Network:
     """A denoiser's network as ONNX: x (B, C, H, W), timestep (), labels (B,) -> out (B, C, H, W), float32 at the edges."""
 
     model: ir.Model
     sigma_data: float
     image: ImageSpec
     condition: Condition
-    precision: Precision
 
 
-class _Network(nn.Module):
+class _Evaluation(nn.Module):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -48,30 +50,59 @@ class _Network(nn.Module):
         return self.denoiser.evaluate(x, timestep, labels)
 
 
-def trace(denoiser: Denoiser, image: ImageSpec, condition: Condition, precision: Precision) -> Trace:
-    """Trace the network in `precision`; the casts around it stand in the graph."""
-    net = copy.deepcopy(denoiser.net).to(dtype=DTYPES[precision])
-    cast = Denoiser(net, sigma_data=denoiser.sigma_data, patch=denoiser.patch).eval()
-    batch = torch.export.Dim("batch", min=1)
+def trace(denoiser: Denoiser, image: ImageSpec, condition: Condition, precision: Precision) -> ir.Model:
+    """One network evaluation in `precision`, the casts around it in the graph. Good for every network of its architecture:
+    nothing is folded yet, so its initializers are the network's weights by name.
+    """
+    batch = torch.export.Dim.DYNAMIC
     inputs = [torch.zeros(2, *image.shape), torch.tensor(1.0)]  # a batch traced at 1 would stay 1
     shapes: list[dict[int, object]] = [{0: batch}, {}]
     if condition.kind == "labels":
         inputs.append(torch.zeros(2, dtype=torch.int64))
         shapes.append({0: batch})
-    with torch.no_grad():
-        program = torch.onnx.export(
-            _Network(cast),
-            tuple(inputs),
-            dynamo=True,
+    with torch.no_grad(), _quiet():
+        module = _Evaluation(_in_precision(denoiser, precision))
+        program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(shapes))
+        converted = torch.onnx.export(
+            program,
             opset_version=OPSET,
-            dynamic_shapes=tuple(shapes),
             input_names=["x", "timestep", "labels"][: len(inputs)],
             output_names=["out"],
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # the exporter's stack traces would be most of an unrolled file
-    return Trace(program.model, denoiser.sigma_data, image, condition, precision)
+    assert converted is not None
+    ClearMetadataAndDocStringPass()(converted.model)  # the exporter's stack traces would be most of an unrolled file
+    return converted.model
+
+
+def with_weights(traced: ir.Model, denoiser: Denoiser, image: ImageSpec, condition: Condition, precision: Precision) -> Network:
+    """A traced architecture with the weights of a denoiser, constants folded."""
+    model = traced.clone()
+    weights = _Evaluation(_in_precision(denoiser, precision)).state_dict()
+    initializers = model.graph.initializers
+    assert weights.keys() <= initializers.keys(), "the traced architecture is another one"
+    for name, weight in weights.items():
+        initializers[name].const_value = ir.tensor(weight.detach().numpy(), name=name)
+    optimizer.optimize(model)
+    return Network(model, denoiser.sigma_data, image, condition)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch.onnx's remarks on packages it does not need here, and on its own use of deprecated torch."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def _in_precision(denoiser: Denoiser, precision: Precision) -> Denoiser:
+    net = copy.deepcopy(denoiser.net)
+    return Denoiser(net.half() if precision == "fp16" else net, sigma_data=denoiser.sigma_data, patch=denoiser.patch).eval()
 
 
 @dataclass
@@ -143,15 +174,15 @@ class _Symbol:
         return self._with("Mul", factor)
 
 
-def unroll(traced: Trace, plan: Plan) -> ir.Model:
+def unroll(network: Network, plan: Plan) -> ir.Model:
     """The whole plan as a straight graph.
 
     Inputs noise (B, draws, C, H, W) float32 and, with a condition, labels (B,) int64, where label `classes` means "none".
     Outputs images (B, H, W, C) uint8 and sample (B, C, H, W) float32, the same before clipping and rounding.
     """
-    writer, image = _Writer(), traced.image
+    writer, image = _Writer(), network.image
     inputs = [ir.val("noise", ir.DataType.FLOAT, ("batch", plan.draws, *image.shape))]
-    if traced.condition.kind == "labels":
+    if network.condition.kind == "labels":
         inputs.append(ir.val("labels", ir.DataType.INT64, ("batch",)))
 
     def draw(i: int) -> _Symbol:
@@ -161,14 +192,14 @@ def unroll(traced: Trace, plan: Plan) -> ir.Model:
         return _Symbol(writer, writer.op("Squeeze", sliced, axes))
 
     def denoise(x: _Symbol, sigma: float, labels: tuple[ir.Value, ...]) -> _Symbol:
-        scales = edm(sigma, traced.sigma_data)
+        scales = edm(sigma, network.sigma_data)
         inputs = [(scales.into * x).value, writer.constant(scales.timestep), *labels]
-        out = _Symbol(writer, writer.evaluate(traced.model, inputs))
+        out = _Symbol(writer, writer.evaluate(network.model, inputs))
         denoised: _Symbol = scales.skip * x + scales.out * out
         return denoised
 
     labels = tuple(inputs[1:])
-    null = (_null_labels(writer, labels[0], traced.condition),) if labels and (plan.weights != 1).any() else ()
+    null = (_null_labels(writer, labels[0], network.condition),) if labels and (plan.weights != 1).any() else ()
     x = float(plan.sigmas[0]) * draw(0)
     noise = [draw(i) for i in range(1, plan.draws)]
     result = sample(guided(denoise, labels, null), x, plan, noise)

@@ -186,9 +186,8 @@ def build(
     built = build_engines(loaded, names, targets=target, batch=(sizes[0], sizes[1], sizes[2]), track=track)
     engines = {n: built.manifest.engines[n].model_dump() for n in names}
     for name, engine in engines.items():
-        say(
-            f"{name}: {engine['file']}, computes in {engine['layers']}, {built.manifest.files[engine['file']].bytes / 1e6:.1f} MB"
-        )
+        size = _size(built.manifest.files[engine["file"]].bytes)
+        say(f"{name}: {engine['file']}, computes in {engine['layers']}, {size}")
     _finish({"bundle": str(bundle), "engines": engines}, as_json, f"fewstep check {bundle}")
 
 

@@ -147,7 +147,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
 
 
 def measure(path: Path, plan: str, judge: Judge, *, seed: int) -> dict[str, Any]:
-    """Quality and latency of a plan's fp32 graph in ONNX Runtime on the CPU; images from seeds seed * n .. (seed + 1) * n - 1."""
+    """Quality and latency of a plan's fp32 graph in ONNX Runtime on the CPU, over images seed * n .. (seed + 1) * n - 1."""
     generator = Generator.open(path, plan=plan, precision="fp32", backend="cpu")
     starts = range(0, judge.n, BATCH)
     first = seed * judge.n

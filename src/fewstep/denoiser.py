@@ -63,6 +63,12 @@ class Denoiser(nn.Module):
         return functional.pixel_shuffle(out.to(x.dtype), self.patch)
 
     @property
+    def architecture(self) -> str:
+        """Class and configuration of the network: networks for which it is equal differ in weights only."""
+        net: Any = self.net
+        return f"{net.to_json_string()} patch {self.patch}"
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
         return next(self.net.parameters()).dtype
