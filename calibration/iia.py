@@ -23,6 +23,9 @@ from fewstep.solvers import ddim
 __all__ = ["Fit", "calibrate_ddim", "fit_ddim"]
 
 
+RANK = 1e-4
+
+
 @dataclass(frozen=True)
 class Fit:
     """A fitted plan and how far each step ended from its fine target, mean square over pixels, before and after, (n,)."""
@@ -104,9 +107,17 @@ def _directions(plan: Plan, k: int, states: list[Tensor], estimates: list[Tensor
 
 
 def _least_squares(directions: list[Tensor], target: Tensor) -> tuple[float, float]:
-    """p with the smallest |target - sum_i p_i directions_i|^2 over pixels and batch, in float64."""
+    """p with the smallest |target - sum_i p_i directions_i|^2 over pixels and batch, in float64.
+
+    After a plain step the two directions are the same but for their length, eps_k - eps_{k-1} = (D_{k-1} - D_k) / sigma_k.
+    Scaled to length 1, what differs by less than about RANK^0.5 is taken for the same and shared by both coefficients; to fit
+    it would be to fit rounding, with coefficients in the thousands that fp16 and even fp32 graphs cannot follow.
+    """
     q = torch.stack([d.double().flatten() for d in directions])
-    solution = np.linalg.lstsq((q @ q.T).cpu().numpy(), (q @ target.flatten()).cpu().numpy(), rcond=None)[0]
+    length = q.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = q / length[:, None]
+    gram, projection = (unit @ unit.T).cpu().numpy(), (unit @ target.flatten()).cpu().numpy()
+    solution = np.linalg.lstsq(gram, projection, rcond=RANK)[0] / length.cpu().numpy()
     return float(solution[0]), float(solution[1])
 
 

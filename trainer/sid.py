@@ -24,7 +24,7 @@ from fewstep.schedule import uniform
 from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
 from fewstep.trainer.draws import Draws
-from fewstep.trainer.ema import average, averaged
+from fewstep.trainer.ema import average_into
 from fewstep.trainer.losses import edm_loss, sid_loss
 
 __all__ = ["SidConfig", "distill"]
@@ -63,7 +63,7 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     accelerator = Accelerator(mixed_precision=config.precision)
     frozen = load_network(bundle, teacher).requires_grad_(False).to(accelerator.device)
     generator, fake = (copy.deepcopy(frozen).requires_grad_(True) for _ in range(2))
-    ema = average(generator, halflife_images=config.halflife_images, batch=config.batch)
+    ema = copy.deepcopy(generator).requires_grad_(False)
     optimizers = [torch.optim.Adam(n.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True) for n in (generator, fake)]
     parts: checkpoint.Parts = {"generator": generator, "fake": fake, "ema": ema, "g": optimizers[0], "f": optimizers[1]}
     weights = [bundle.manifest.files[f].sha256 for f in sorted(bundle.manifest.files) if f"networks/{teacher}/" in f]
@@ -100,13 +100,14 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
         loss = sid_loss(images, target, fake(noised, sigma, label), alpha=config.alpha)
         _update(accelerator, g_optimizer, generator, 100 * loss.mean())
         fake.requires_grad_(True)
-        ema.update_parameters(accelerator.unwrap_model(generator))
+        raw = accelerator.unwrap_model(generator)
+        average_into(ema, raw, updates=step, batch=config.batch, halflife_images=config.halflife_images)
         if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
             checkpoint.save(saved, parts, step=step + 1, settings=settings)
 
     if accelerator.is_main_process:
         with bundle.edit() as draft:
-            save_network(draft, name, averaged(ema))
+            save_network(draft, name, ema)
             draft.manifest.plans[name] = PlanEntry.of(plan, network=name, solver=f"SiD generator, {config.steps} steps")
             draft.manifest.default = name
             draft.manifest.provenance[name] = settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fewstep.schedule import karras
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
 from fewstep.trainer.draws import Draws
-from fewstep.trainer.ema import average, averaged
+from fewstep.trainer.ema import average_into
 from fewstep.trainer.losses import lskip_loss
 
 __all__ = ["TeacherConfig", "train_teacher"]
@@ -29,17 +30,18 @@ __all__ = ["TeacherConfig", "train_teacher"]
 class TeacherConfig:
     """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
 
-    steps: int = 2000
-    batch: int = 64
-    lr: float = 1e-3
+    steps: int = 2600
+    batch: int = 32
+    lr: float = 3e-3
     warmup: int = 100
     seed: int = 0
     channels: tuple[int, ...] = (32, 64)
     layers: int = 1
+    attention: bool = False
     patch: int = 2
     sigma_data: float = 0.5
-    noise_mean: float = -1.2
-    noise_std: float = 1.2
+    noise_mean: float = -0.6
+    noise_std: float = 1.3
     tau: float = 0.99
     skip: int = 9
     drop_label: float = 0.1
@@ -69,10 +71,11 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
         images.condition,
         channels=config.channels,
         layers=config.layers,
+        attention=config.attention,
         patch=config.patch,
         sigma_data=config.sigma_data,
     ).to(accelerator.device)
-    ema = average(denoiser, halflife_images=config.halflife_images, batch=config.batch)
+    ema = copy.deepcopy(denoiser).requires_grad_(False)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
     settings = asdict(replace(config, checkpoint_every=0)) | {"data": images.source, "images": len(images)}
@@ -92,13 +95,13 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        ema.update_parameters(accelerator.unwrap_model(model))
+        average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
         if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
             checkpoint.save(saved, parts, step=step + 1, settings=settings)
 
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
-            save_network(draft, "teacher", averaged(ema))
+            save_network(draft, "teacher", ema)
             plan = heun(karras(18, 0.002, 80.0))
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"

@@ -84,9 +84,12 @@ class Condition(Strict):
 
 
 class NetworkEntry(Strict):
-    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser."""
+    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser.
 
-    directory: str
+    directory None: the bundle ships the network's graphs without its weights for training.
+    """
+
+    directory: str | None
     parametrisation: Literal["edm"] = "edm"
     sigma_data: float = Field(gt=0)
     patch: PositiveInt = 1
@@ -268,7 +271,9 @@ class Bundle:
 
     def network(self, name: str) -> Path:
         """The directory of a network, every file in it checked."""
-        entry = self.pick("network", name, self.manifest.networks)
+        entry: NetworkEntry = self.pick("network", name, self.manifest.networks)
+        if entry.directory is None:
+            raise ValueError(f"{self.root.name} was shipped without the network {name!r}; only its graphs can be used")
         for file in self.manifest.files:
             if file.startswith(entry.directory + "/"):
                 self.file(file)
@@ -361,9 +366,13 @@ class Draft:
         path.unlink(missing_ok=True)
         return path
 
-    def remove(self, directory: str) -> None:
-        """Remove a directory of the draft, if it is there."""
-        shutil.rmtree(_inside(self.root, directory), ignore_errors=True)
+    def remove(self, name: str) -> None:
+        """Remove a file or directory of the draft, if it is there."""
+        path = _inside(self.root, name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def seal(self) -> None:
         """Record every file, drop empty directories and write the manifest. Raises ValueError when it would be invalid."""

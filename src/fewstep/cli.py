@@ -66,9 +66,9 @@ def train(
     data: Annotated[
         str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
     ] = "mnist5k",
-    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
-    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 64,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 1e-3,
+    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2600,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
     tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
     skip: Annotated[int, typer.Option(help="Lskip: levels of 1000 that it looks ahead.")] = 9,
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
@@ -295,3 +295,7 @@ def main() -> None:
             )
         say(f"fewstep: {text}")
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,7 +65,7 @@ class DemoConfig:
 def full() -> DemoConfig:
     """At most 10 minutes on 2 cores."""
     return DemoConfig(
-        teacher=TeacherConfig(steps=1500),
+        teacher=TeacherConfig(),
         one_step=SidConfig(steps=1, iterations=250, alpha=1.2),
         two_steps=SidConfig(steps=2, iterations=250, alpha=1.0),
         judge=ClassifierConfig(),

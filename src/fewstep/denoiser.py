@@ -75,9 +75,16 @@ class Denoiser(nn.Module):
 
 
 def unet(
-    image: ImageSpec, condition: Condition, *, channels: tuple[int, ...], layers: int, patch: int, sigma_data: float
+    image: ImageSpec,
+    condition: Condition,
+    *,
+    channels: tuple[int, ...],
+    layers: int,
+    attention: bool,
+    patch: int,
+    sigma_data: float,
 ) -> Denoiser:
-    """A fresh UNet2DModel denoiser with attention in its middle; one class embedding more than classes, for "none".
+    """A fresh UNet2DModel denoiser, attention in its middle or nowhere; one class embedding more than classes, for "none".
 
     Raises ValueError when the image does not divide into patches and levels.
     """
@@ -96,7 +103,8 @@ def unet(
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),
         norm_num_groups=8,
-        attention_head_dim=32,
+        add_attention=attention,
+        attention_head_dim=min(32, channels[-1]),
         num_class_embeds=condition.classes + 1 if condition.kind == "labels" else None,
     )
     return Denoiser(net, sigma_data=sigma_data, patch=patch)

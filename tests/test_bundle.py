@@ -1,0 +1,164 @@
+"""The bundle: what was saved comes back, and nothing else gets in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep.bundle import MANIFEST, Bundle, Condition, Draft, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.guidance import Guidance
+from fewstep.schedule import karras
+from fewstep.solvers import dpmpp_2m
+
+IMAGE, CONDITION = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
+PLAN = dpmpp_2m(karras(5, 0.002, 80.0), Guidance(2.0, 0.3, 5.0))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
+        draft.new("networks/teacher/config.json").write_text('{"x": 1}')
+        draft.manifest.networks["teacher"] = NetworkEntry(directory="networks/teacher", sigma_data=0.5)
+        draft.manifest.plans["best"] = PlanEntry.of(PLAN, network="teacher", solver="DPM-Solver++ 2M")
+        draft.manifest.default = "best"
+    return Bundle.load(tmp_path / "a.bundle")
+
+
+def _rewrite(bundle: Bundle, **changes: object) -> Path:
+    path = bundle.root / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return bundle.root
+
+
+def test_plans_come_back_to_the_last_bit(bundle: Bundle) -> None:
+    bundle.verify()
+    plan = bundle.plan("best")
+    for name in ("alphas", "sigmas", "a", "b", "c", "weights"):
+        np.testing.assert_array_equal(getattr(plan, name), getattr(PLAN, name))
+    assert json.loads((bundle.root / MANIFEST).read_text())["schema"] == 1
+
+
+def test_saving_twice_gives_the_same_bytes(bundle: Bundle) -> None:
+    before = (bundle.root / MANIFEST).read_bytes()
+    with bundle.edit():
+        pass
+    assert (bundle.root / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [b"", b'{"x": 1', b'{"x": 2}', None])
+def test_a_changed_truncated_or_missing_file_is_refused(bundle: Bundle, change: bytes | None) -> None:
+    path = bundle.root / "networks/teacher/config.json"
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change)
+    with pytest.raises(ValueError, match=r"networks/teacher/config.json (has \d bytes|does not match|is missing)"):
+        bundle.verify()
+    with pytest.raises(ValueError, match=r"config.json"):
+        Bundle.load(bundle.root).network("teacher")
+
+
+def test_a_file_the_manifest_does_not_know_is_refused(bundle: Bundle) -> None:
+    (bundle.root / "networks" / "extra.py").write_text("print('hello')")
+    with pytest.raises(ValueError, match=r"does not know: \['networks/extra.py'\]"):
+        bundle.verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "schema 2, this fewstep reads up to 1; upgrade"),
+        ({"schema": None}, "schema None"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"default": "missing"}, "refers to the plan 'missing'"),
+        ({"plans": {}}, "refers to the plan 'best'"),
+        ({"networks": {}}, "refers to the network 'teacher'"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Bundle.load(_rewrite(bundle, **changes))
+
+
+def test_a_plan_that_is_not_lower_triangular_is_refused(bundle: Bundle) -> None:
+    plans = json.loads((bundle.root / MANIFEST).read_text())["plans"]
+    plans["best"]["a"][0][3] = 1.0
+    with pytest.raises(ValueError, match=r"plans.best: a plan is lower-triangular: row 0"):
+        Bundle.load(_rewrite(bundle, plans=plans))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "c:\\x", "a//../b", "./x", ""])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle: Bundle, name: str) -> None:
+    files = {name: {"sha256": "0" * 64, "bytes": 0}}
+    with pytest.raises(ValueError, match="not a plain path inside it"):
+        Bundle.load(_rewrite(bundle, files=files, networks={}, plans={}, default=None))
+
+
+@pytest.mark.parametrize("depth", ["networks/teacher/config.json", "networks"])
+def test_a_link_is_refused_wherever_it_points(bundle: Bundle, tmp_path: Path, depth: str) -> None:
+    path = bundle.root / depth
+    os.rename(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        Bundle.load(bundle.root).verify()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
+def test_a_manifest_that_is_not_json_is_refused(bundle: Bundle, content: str) -> None:
+    (bundle.root / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=r"not JSON|schema None"):
+        Bundle.load(bundle.root)
+
+
+def test_no_bundle_and_an_existing_one_are_told_apart(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a bundle"):
+        Bundle.load(tmp_path / "nothing")
+    with pytest.raises(FileExistsError, match="exists already"), Draft.create(bundle.root, image=IMAGE, condition=CONDITION):
+        pass
+
+
+def test_an_edit_that_fails_changes_nothing(bundle: Bundle) -> None:
+    before = {p: p.read_bytes() for p in bundle.root.rglob("*") if p.is_file()}
+    with pytest.raises(OSError, match="disk"), bundle.edit() as draft:
+        draft.new("graphs/new.onnx").write_bytes(b"half")
+        draft.new("networks/teacher/config.json").write_bytes(b"changed")
+        raise OSError("the disk is full")
+    assert {p: p.read_bytes() for p in bundle.root.rglob("*") if p.is_file()} == before
+    assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
+
+
+def test_an_invalid_draft_is_not_saved(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="cannot be saved: it refers to the plan 'missing'"), bundle.edit() as draft:
+        draft.manifest.default = "missing"
+    assert Bundle.load(bundle.root).manifest.default == "best"
+
+
+def test_a_kill_while_writing_leaves_the_old_bundle(bundle: Bundle) -> None:
+    code = (
+        "import os, sys; from fewstep.bundle import Bundle\n"
+        "with Bundle.load(sys.argv[1]).edit() as draft:\n"
+        "    draft.new('networks/teacher/config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, bundle.root], check=False).returncode == -9
+    Bundle.load(bundle.root).verify()
+    with bundle.edit() as draft:  # what the killed process left behind is in nobody's way
+        draft.manifest.provenance["note"] = "again"
+    Bundle.load(bundle.root).verify()
+    assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
+
+
+def test_a_kill_between_the_two_renames_is_healed(bundle: Bundle) -> None:
+    os.rename(bundle.root, bundle.root.with_name(".a.bundle.old"))
+    Bundle.load(bundle.root).verify()
+
+
+def test_what_is_missing_is_named_with_what_there_is(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="no plan 'fast'; it has: best"):
+        bundle.plan("fast")
+    with pytest.raises(ValueError, match="no network 'student'; it has: teacher"):
+        bundle.network("student")

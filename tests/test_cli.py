@@ -1,0 +1,163 @@
+"""The command: what a newcomer types, and one sentence with exit code 2 for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep.bundle import MANIFEST, Bundle
+
+ROOT = Path(__file__).parent.parent
+VERBS = ["train", "distill", "calibrate", "export", "build", "generate", "check", "inspect", "demo"]
+
+
+def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "fewstep.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def refused(*arguments: object, cwd: Path | None = None) -> str:
+    """The sentence of a refusal; there must be exactly one."""
+    lines = fewstep(*arguments, cwd=cwd, code=2).stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("fewstep: ")
+    return lines[0]
+
+
+def test_help_names_every_verb_and_each_has_its_own() -> None:
+    overview = fewstep("--help").stdout
+    for verb in VERBS:
+        assert verb in overview
+    assert "Same seed, same result" in fewstep("generate", "--help").stdout
+
+
+def test_generate_writes_the_same_png_for_the_same_seed(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        done = fewstep(
+            "generate", ROOT / "examples/digits.bundle", "--labels", "3,1,4", "--seed", 0, "--out", tmp_path / name, "--json"
+        )
+    result = json.loads(done.stdout)
+    assert (result["labels"], result["seeds"], result["nfe"]) == ([3, 1, 4], [0, 1, 2], 1)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    grid = np.asarray(Image.open(tmp_path / "a.png"))
+    assert grid.shape == (28 * 4, 3 * 28 * 4)
+    assert grid.std() > 30
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_check_passes_on_the_shipped_bundle_and_inspect_lists_it() -> None:
+    result = json.loads(fewstep("check", ROOT / "examples/digits.bundle", "--json").stdout)
+    assert all(graph["ok"] for graph in result["graphs"])
+    manifest = json.loads(fewstep("inspect", ROOT / "examples/digits.bundle", "--json").stdout)
+    assert manifest["schema"] == 1
+    assert "sid1" in fewstep("inspect", ROOT / "examples/digits.bundle").stderr
+
+
+def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -> None:
+    path = digits.root / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["graphs"]["sid1.fp16"]["limit"] = 1e-12
+    path.write_text(json.dumps(manifest))
+    assert "OUT" in fewstep("check", digits.root, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--data", "cifar"], "'cifar' is neither a known data set (mnist5k) nor a directory"),
+        (["train", "--data", "empty"], "empty is empty; put images into it"),
+        (["train", "--data", "broken"], "is not a readable image"),
+        (["train", "--steps", "0"], "needs at least 1 step"),
+        (["train", "--tau", "1.5"], "Lskip needs 0 <= tau <= 1"),
+        (["train", "--out", "digits.bundle"], "exists already"),
+        (["distill", "digits.bundle", "--steps", "5"], "take 1 to 4 steps, got 5"),
+        (["distill", "nothing.bundle"], "is not a bundle"),
+        (["calibrate", "digits.bundle", "--steps", "1"], "at least 2 steps, got 1"),
+        (["export", "digits.bundle", "--plan", "fast"], "has no plan 'fast'; it has: "),
+        (["export", "digits.bundle", "--precision", "fp8"], "precision is fp32 or fp16, got 'fp8'"),
+        (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, got 'euler'"),
+        (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
+        (["build", "digits.bundle", "--batch", "4"], "smallest,usual,largest, got '4'"),
+        (["generate", "digits.bundle", "--labels", "3,12"], "a label of this bundle is 0 to 9, got 12"),
+        (["generate", "digits.bundle", "--labels", "three"], "whole numbers with commas between"),
+        (["generate", "digits.bundle", "--seed", "-1"], "a seed is a whole number"),
+        (["generate", "digits.bundle", "--out", "no/such/grid.png"], "no/such is not a directory"),
+        (["generate", "broken.bundle"], "is truncated or altered"),
+        (["check", "newer.bundle"], "schema 2, this fewstep reads up to 1"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], sentence: str, digits: Bundle) -> None:
+    here = digits.root.parent
+    (here / "empty").mkdir()
+    (here / "broken" / "a").mkdir(parents=True)
+    (here / "broken" / "a" / "1.png").write_bytes(b"no image")
+    shutil.copytree(digits.root, here / "broken.bundle")
+    graph = here / "broken.bundle" / digits.manifest.graphs["sid1.fp32"].file
+    graph.write_bytes(graph.read_bytes()[:-1])
+    shutil.copytree(digits.root, here / "newer.bundle")
+    manifest = here / "newer.bundle" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2', 1))
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    assert sentence in refused(*arguments, cwd=here)
+    assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def test_labels_of_an_unknown_option_are_clicks_own_refusal() -> None:
+    assert "No such option" in fewstep("generate", "x", "--colour", "red", code=2).stderr
+
+
+def test_a_full_disk_gets_one_sentence_and_nothing_half_written(tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk: the write fails in the middle, as it would there."""
+    import resource
+
+    shutil.copytree(ROOT / "examples/digits.bundle", tmp_path / "digits.bundle")
+    command = [
+        sys.executable,
+        "-m",
+        "fewstep.cli",
+        "calibrate",
+        "digits.bundle",
+        "--steps",
+        "2",
+        "--samples",
+        "2",
+        "--fine",
+        "1",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("fewstep: ")
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["digits.bundle"]
+    Bundle.load(tmp_path / "digits.bundle").verify()
+    assert "iia2" not in Bundle.load(tmp_path / "digits.bundle").manifest.plans
+
+
+def test_the_verbs_work_one_after_the_other(tmp_path: Path) -> None:
+    fewstep("train", "--steps", 4, "--batch", 8, cwd=tmp_path)
+    fewstep("distill", "digits.bundle", "--steps", 2, "--iterations", 2, "--batch", 4, cwd=tmp_path)
+    fewstep("calibrate", "digits.bundle", "--steps", 2, "--samples", 4, "--fine", 2, cwd=tmp_path)
+    done = fewstep("export", "digits.bundle", "--plan", "sid2", "--plan", "iia2", "--precision", "fp32", "--json", cwd=tmp_path)
+    assert set(json.loads(done.stdout)["graphs"]) == {"sid2.fp32", "iia2.fp32"}
+    assert "next: fewstep generate digits.bundle" in done.stderr
+    fewstep("check", "digits.bundle", cwd=tmp_path)
+    fewstep("generate", "digits.bundle", "--plan", "iia2", cwd=tmp_path)
+    assert Image.open(tmp_path / "grid.png").size == (10 * 28 * 4, 28 * 4)

@@ -1,0 +1,101 @@
+"""Real data in three forms, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep.data import batches, open_images
+
+RNG = np.random.default_rng(0)
+
+
+def _folder(root: Path, classes: int = 2, per_class: int = 5, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
+    for label in range(classes):
+        directory = root / f"class{label}"
+        directory.mkdir(parents=True)
+        for i in range(per_class):
+            pixels = np.full((size[1], size[0], 3), 40 * label + i, np.uint8)
+            Image.fromarray(pixels).convert(mode).save(directory / f"{i}.png")
+    return root
+
+
+def test_mnist5k_has_balanced_disjoint_splits() -> None:
+    train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
+    assert (len(train), len(held_out)) == (4000, 1000)
+    assert np.bincount(held_out.labels).tolist() == [100] * 10
+    assert not set(train.index) & set(held_out.index)
+    assert train.image.shape == (1, 28, 28)
+    assert train.condition.classes == 10
+    pixels, labels = train[np.array([0, 3999])]
+    assert pixels.shape == (2, 1, 28, 28)
+    assert pixels.dtype == np.uint8
+    assert pixels.max() > 200
+    assert labels.tolist() == [0, 9]
+    assert len(held_out.every(4)) == 250
+
+
+def test_an_image_folder_becomes_square_images_with_labels(tmp_path: Path) -> None:
+    train = open_images(str(_folder(tmp_path / "data")))
+    assert train.image.shape == (3, 10, 10)
+    assert train.condition.classes == 2
+    pixels, labels = next(batches(train, 100))
+    assert labels.tolist() == [0] * 4 + [1] * 4
+    assert pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 40, 41, 42, 43]
+    assert open_images(str(tmp_path / "data"), resolution=6).image.shape == (3, 6, 6)
+
+
+def test_a_flat_grey_folder_has_no_condition(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data", classes=1, mode="L") / "class0"
+    images = open_images(str(folder))
+    assert (images.condition.kind, images.image.channels, len(images)) == ("none", 1, 4)
+
+
+def test_a_saved_data_set_and_parquet_read_alike(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"image": [Image.fromarray(RNG.integers(0, 255, (8, 8, 3), np.uint8)) for _ in range(10)], "label": [0, 1] * 5}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    data = datasets.Dataset.from_dict(rows, features=features)
+    data.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    data.to_parquet(tmp_path / "parquet" / "train.parquet")
+    saved, parquet = (next(batches(open_images(str(tmp_path / name)), 100)) for name in ("saved", "parquet"))
+    np.testing.assert_array_equal(saved[0], parquet[0])
+    np.testing.assert_array_equal(saved[0][0].transpose(1, 2, 0), np.asarray(rows["image"][0]))
+    assert saved[1].tolist() == parquet[1].tolist() == [0, 1] * 4
+
+
+def test_an_unknown_name_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'mnist' is neither a known data set \(mnist5k\) nor a directory"):
+        open_images("mnist")
+    with pytest.raises(ValueError, match="is empty; put images into it"):
+        open_images(str(tmp_path))
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data")
+    whole = (folder / "class1" / "3.png").read_bytes()
+    (folder / "class1" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"class1/3.png is not a readable image"):
+        open_images(str(folder))
+
+
+def test_a_data_set_without_images_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"has no image column, it has \['text'\]"):
+        open_images(str(tmp_path / "saved"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes (cannot be read as images|holds no images|has no image column)"):
+        open_images(str(tmp_path / "notes"))
+
+
+def test_too_few_images_for_a_held_out_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leaves no held-out images"):
+        open_images(str(_folder(tmp_path / "data", per_class=2)), "held-out")

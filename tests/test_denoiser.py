@@ -1,0 +1,79 @@
+"""D(x, sigma, label) around a diffusers network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.bundle import Bundle, Condition, Draft, ImageSpec
+from fewstep.denoiser import Denoiser, edm, load_network, save_network, unet
+
+IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="labels", classes=3)
+
+
+def small_unet(patch: int = 1) -> Denoiser:
+    torch.manual_seed(0)
+    return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch, sigma_data=0.5).eval()
+
+
+def test_scales_are_the_papers_for_floats_and_tensors() -> None:
+    sigma = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
+    tensors = edm(sigma, 0.5)
+    for i, s in enumerate(sigma.tolist()):
+        floats = edm(s, 0.5)
+        assert [float(t[i]) for t in tensors] == pytest.approx(list(floats), rel=1e-12)
+        # EDM, eq. 7: unit variance into the network and for its training target.
+        assert floats.into**2 * (s**2 + 0.25) == pytest.approx(1)
+        assert floats.out**2 == pytest.approx((1 - floats.skip) ** 2 * 0.25 + floats.skip**2 * s**2)
+        assert floats.timestep / 1000 == pytest.approx(torch.log(sigma[i]).item() / 4)
+
+
+def test_one_level_for_all_equals_a_level_each() -> None:
+    denoiser, x, label = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(denoiser(x, 1.3, label), denoiser(x, torch.tensor([1.3, 1.3]), label))
+
+
+def test_without_noise_an_image_is_its_own_estimate() -> None:
+    denoiser, x = small_unet(), torch.rand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        assert float((denoiser(x, 1e-4, torch.tensor([0, 1])) - x).abs().max()) < 1e-2
+
+
+def test_the_label_and_the_level_matter() -> None:
+    denoiser, x = small_unet(patch=2), torch.randn(1, 3, 8, 8).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        first, second = denoiser(x, 1.0, torch.tensor([0, 3]))
+        assert not torch.allclose(first, second)
+        assert not torch.allclose(first, denoiser(x, 2.0, torch.tensor([0, 3]))[0])
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_network_comes_back_from_a_bundle_bit_for_bit(tmp_path: Path, patch: int) -> None:
+    denoiser = small_unet(patch)
+    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
+        save_network(draft, "teacher", denoiser)
+    loaded = load_network(Bundle.load(tmp_path / "a.bundle"), "teacher")
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad():
+        assert torch.equal(denoiser(x, 0.7, label), loaded(x, 0.7, label))
+    assert loaded.architecture == denoiser.architecture
+    assert loaded.architecture != small_unet(3 - patch).architecture
+
+
+def test_a_network_of_another_class_is_refused(tmp_path: Path) -> None:
+    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
+        save_network(draft, "teacher", small_unet())
+        path = draft.root / "networks/teacher/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "os.system"}))
+    with pytest.raises(ValueError, match=r"is a os.system; this version of fewstep drives UNet2DModel"):
+        load_network(Bundle.load(tmp_path / "a.bundle"), "teacher")
+
+
+def test_images_that_do_not_divide_are_refused() -> None:
+    image = ImageSpec(channels=1, height=10, width=10)
+    with pytest.raises(ValueError, match=r"10x10 images do not divide by 4 \(patch 2, 2 levels\)"):
+        unet(image, CONDITION, channels=(8, 16), layers=1, attention=False, patch=2, sigma_data=0.5)

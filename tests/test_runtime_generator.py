@@ -1,0 +1,142 @@
+"""The runtime on the shipped digits: an image belongs to its seed and label, and bad input gets a sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from fewstep.bundle import Bundle
+from fewstep.runtime import Generator
+from fewstep.runtime.noise import noise
+
+BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
+PLANS = [("sid1", "fp32"), ("sid1", "fp16"), ("sid2", "fp32"), ("sid2", "fp16")]
+
+
+@pytest.fixture(scope="module", params=PLANS, ids="-".join)
+def generator(request: pytest.FixtureRequest) -> Generator:
+    plan, precision = request.param
+    return Generator.open(BUNDLE, plan=plan, precision=precision, backend="cpu")
+
+
+def test_an_image_does_not_depend_on_its_batch(generator: Generator) -> None:
+    labels, seeds = [3, 1, 4, 1, 5, 9, 2, 6], [7, 2**64 - 1, 0, 5, 5, 11, 12, 13]
+    together = generator(labels, seeds=seeds)
+    assert together.shape == (8, 28, 28, 1)
+    assert together.dtype == np.uint8
+    for size in (1, 3, 4):
+        parts = [generator(labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 8, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
+    np.testing.assert_array_equal(generator(labels[::-1], seeds=seeds[::-1])[::-1], together)
+
+
+def test_seed_and_label_both_matter(generator: Generator) -> None:
+    images = generator([3, 3, 4], seeds=[0, 1, 0]).astype(int)
+    assert np.abs(images[0] - images[1]).mean() > 5
+    assert np.abs(images[0] - images[2]).mean() > 5
+
+
+def test_many_threads_get_the_images_of_one(generator: Generator) -> None:
+    expected = [generator([i], seeds=[i]) for i in range(8)]
+    results: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        results[i] = generator([i], seeds=[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        np.testing.assert_array_equal(results[i], expected[i])
+
+
+def test_without_labels_the_images_have_no_class(generator: Generator) -> None:
+    assert generator(seeds=[1, 2]).shape == (2, 28, 28, 1)
+
+
+def test_the_default_plan_is_the_one_step_generator_in_fp32_on_a_cpu() -> None:
+    generator = Generator.open(BUNDLE, backend="cpu")
+    assert (generator.graph, generator.plan.nfe, generator.backend) == ("sid1.fp32", 1, "cpu")
+    assert generator.reason == "you asked for it"
+
+
+def test_the_backend_is_chosen_with_a_reason() -> None:
+    generator = Generator.open(BUNDLE)
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        assert generator.backend in generator.reason or "CUDA" in generator.reason
+    else:
+        assert generator.backend == "cpu"
+        assert "no CUDA provider" in generator.reason
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        ([], [], "at least 1 image, got 0"),
+        ([10], [0], "0 to 9, got 10"),
+        ([-1], [0], "0 to 9, got -1"),
+        ([1, 2], [0], r"one per seed \(1\), got int64 of shape \(2,\)"),
+        ([1.5], [0], r"whole numbers, one per seed \(1\), got float64"),
+        ([1], [-1], "seed is a whole number from 0"),
+        ([1], [2**64], "seed is a whole number from 0"),
+        ([1], [0.5], "seed is a whole number from 0"),
+    ],
+)
+def test_bad_input_is_refused_in_words(labels: list[int], seeds: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Generator.open(BUNDLE, backend="cpu")(labels, seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"plan": "sid9"}, "no plan 'sid9'; it has: .*sid1"),
+        ({"plan": "iia4"}, r"no graph of the plan 'iia4' .*fewstep export"),
+        ({"precision": "int8"}, r"no int8 graph .* \(it has: fp16, fp32\)"),
+        ({"backend": "tpu"}, "backend 'tpu' is not available here; there is: .*cpu"),
+    ],
+)
+def test_what_the_bundle_or_machine_lacks_is_named(choice: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Generator.open(BUNDLE, **choice)
+
+
+def test_an_altered_graph_is_never_run(digits: Bundle) -> None:
+    path = digits.root / digits.manifest.graphs["sid1.fp32"].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"sid1.fp32.onnx does not match its sha256"):
+        Generator.open(digits.root, backend="cpu")
+
+
+def test_noise_belongs_to_the_seed_and_is_normal() -> None:
+    together = noise([5, 6], (2, 64, 64))
+    np.testing.assert_array_equal(noise([6], (2, 64, 64))[0], together[1])
+    assert abs(together.mean()) < 0.03
+    assert together.std() == pytest.approx(1, abs=0.03)
+    # NumPy's Philox stream for key 5: a change here would change every user's images.
+    np.testing.assert_array_equal(
+        noise([5], (3,))[0], np.random.Generator(np.random.Philox(key=5)).standard_normal(3, np.float32)
+    )
+
+
+def test_importing_the_runtime_adds_little_to_importing_onnx_runtime() -> None:
+    """Generous against other load; benchmarks/import_time.py measures. A torch import alone would take several seconds."""
+    code = (
+        "import time, onnxruntime; start = time.perf_counter(); import fewstep.runtime; print(time.perf_counter() - start)\n"
+        "import sys; assert not {'torch', 'onnx', 'diffusers', 'rich', 'typer', 'PIL'} & set(sys.modules)"
+    )
+    runs = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) for _ in range(3)
+    ]
+    assert min(runs) < 1.5
