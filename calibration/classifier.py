@@ -9,12 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data import Images, batches
 from fewstep.progress import Track, silent
+from fewstep.tensors import save_tensors
 
 __all__ = ["Classifier", "ClassifierConfig", "classifier"]
 
@@ -70,9 +71,7 @@ def classifier(
         else:
             _train(model, images, config, track)
             cache.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".new")
-            save_file(model.state_dict(), temporary)
-            temporary.replace(path)
+            save_tensors(path, model.state_dict())
     return model.eval()
 
 

@@ -21,7 +21,8 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 class Generator:
     """Makes images with one plan of a bundle. `backend` names where it runs, `reason` why there.
 
-    An image depends on its own seed and label only, not on the batch it is made in. Calls are safe from many threads.
+    An image depends on its own seed and label only, not on the batch it is made in (in fp16, kernels that round by batch
+    size may move single pixels by one level). Calls are safe from many threads.
     """
 
     def __init__(self, bundle: Bundle, name: str, *, backend: str | None = None) -> None:

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fewstep.bundle import MANIFEST, Bundle
+from fewstep.cli import main
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "export", "build", "generate", "check", "inspect", "demo"]
 
 
 def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which saves importing torch for each call; one test starts it for real."""
+    out, err = io.StringIO(), io.StringIO()
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "fewstep.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
-    assert done.returncode == code, done.stderr
-    return done
+    with (
+        patch.object(sys, "argv", ["fewstep", *map(str, arguments)]),
+        patch.dict(os.environ, environment),
+        contextlib.chdir(cwd or ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            status: object = 0
+        except SystemExit as exit_:
+            status = exit_.code or 0
+    assert status == code, err.getvalue()
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def refused(*arguments: object, cwd: Path | None = None) -> str:
@@ -35,11 +51,18 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
     return lines[0]
 
 
+def test_the_installed_command_refuses_with_exit_code_two_and_one_line(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("fewstep"), "generate", "nothing.bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "fewstep: nothing.bundle is not a bundle: it has no bundle.json; make one with: fewstep train\n"
+
+
 def test_help_names_every_verb_and_each_has_its_own() -> None:
     overview = fewstep("--help").stdout
     for verb in VERBS:
         assert verb in overview
-    assert "Same seed, same result" in fewstep("generate", "--help").stdout
+    assert "Seed of the first image" in fewstep("generate", "--help").stdout
 
 
 def test_generate_writes_the_same_png_for_the_same_seed(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ def test_a_network_comes_back_from_a_bundle_bit_for_bit(tmp_path: Path, patch: i
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
     with torch.no_grad():
         assert torch.equal(denoiser(x, 0.7, label), loaded(x, 0.7, label))
-    assert loaded.architecture == denoiser.architecture
+    with Draft.create(tmp_path / "b.bundle", image=IMAGE, condition=CONDITION) as draft:
+        save_network(draft, "student", loaded)
+    again = load_network(Bundle.load(tmp_path / "b.bundle"), "student")
+    assert loaded.architecture == again.architecture
+    assert str(tmp_path) not in (tmp_path / "b.bundle/networks/student/config.json").read_text()
     assert loaded.architecture != small_unet(3 - patch).architecture
 
 

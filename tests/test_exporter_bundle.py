@@ -82,7 +82,7 @@ def test_a_graph_tensorrt_cannot_parse_is_refused_in_words(digits: Bundle) -> No
     pytest.importorskip("tensorrt_rtx")
     with digits.edit() as draft:
         draft.new(digits.manifest.graphs["sid1.fp32"].file).write_bytes(b"not a graph")
-    with pytest.raises(ValueError, match="refuses the graph 'sid1.fp32'"):
+    with pytest.raises(ValueError, match=r"refuses the graph 'sid1\.fp32'"):
         build_engines(Bundle.load(digits.root), ["sid1.fp32"])
 
 

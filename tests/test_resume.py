@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fewstep import tensors
 from fewstep.bundle import Bundle, Condition, Draft, ImageSpec
 from fewstep.denoiser import save_network, unet
 from fewstep.trainer import checkpoint
@@ -124,9 +126,9 @@ def test_a_failed_save_keeps_the_last_checkpoint(
     before = path.read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(path, parts, step=4, settings={})
     assert path.read_bytes() == before

@@ -26,14 +26,19 @@ def generator(request: pytest.FixtureRequest) -> Generator:
 
 
 def test_an_image_does_not_depend_on_its_batch(generator: Generator) -> None:
+    """fp32 bit for bit; in fp16 ONNX Runtime's CPU kernels round by batch size, which moves few pixels by one level."""
+    levels, share = (0, 0.0) if generator.graph.endswith("fp32") else (1, 0.01)
     labels, seeds = [3, 1, 4, 1, 5, 9, 2, 6], [7, 2**64 - 1, 0, 5, 5, 11, 12, 13]
-    together = generator(labels, seeds=seeds)
+    together = generator(labels, seeds=seeds).astype(int)
     assert together.shape == (8, 28, 28, 1)
-    assert together.dtype == np.uint8
+    others = [generator(labels[::-1], seeds=seeds[::-1])[::-1]]
     for size in (1, 3, 4):
         parts = [generator(labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 8, size)]
-        np.testing.assert_array_equal(np.concatenate(parts), together)
-    np.testing.assert_array_equal(generator(labels[::-1], seeds=seeds[::-1])[::-1], together)
+        others.append(np.concatenate(parts))
+    for other in others:
+        assert other.dtype == np.uint8
+        assert np.abs(other - together).max() <= levels
+        assert (other != together).mean() <= share
 
 
 def test_seed_and_label_both_matter(generator: Generator) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fewstep.tensors import save_tensors
 
 __all__ = ["Parts", "checkpoint_path", "load", "save"]
 
@@ -27,15 +27,7 @@ def checkpoint_path(bundle: Path, run: str) -> Path:
 def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any]) -> None:
     """Write all parts as of `step` finished updates, beside the file first, then in its place."""
     tensors = {f"{name}/{key}": t for name, part in parts.items() for key, t in _tensors(part).items()}
-    temporary = path.with_name(path.name + ".new")
-    metadata = {"step": str(step), "settings": json.dumps(settings, sort_keys=True)}
-    try:
-        save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, temporary, metadata)
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"the checkpoint {path} could not be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(path, tensors, {"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
 
 
 def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> int:

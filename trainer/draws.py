@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 __all__ = ["Draws"]
@@ -23,6 +24,12 @@ class Draws:
         self.generator = torch.Generator().manual_seed(state)
         self.batch, self.rank, self.processes, self.device = batch, rank, processes, device
         torch.manual_seed(state + rank)  # what layers draw by themselves, such as dropout
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, seed: int, step: int, batch: int) -> Draws:
+        """This process's share of a step's numbers, on its device."""
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        return cls(seed, step, batch, rank=rank, processes=processes, device=accelerator.device)
 
     def normal(self, *shape: int) -> Tensor:
         """Unit-normal numbers, (share, *shape)."""

@@ -5,29 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Denoiser
+from fewstep.plan import Denoise
 
 __all__ = ["edm_loss", "lskip_loss", "lskip_scale", "sid_loss"]
 
 LEVELS, SIGMA_MIN, SIGMA_MAX, RHO = 1000, 0.002, 80.0, 7.0  # the discretisation that "skip" counts in
 
 
-def edm_loss(denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
+def edm_loss(denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None, *, sigma_data: float) -> Tensor:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x0 + sigma noise) - x0|^2. Karras et al. 2022, table 1.
 
-    x0, noise (B, C, H, W), sigma (B,).
+    denoise is D(x, sigma, label); x0, noise (B, C, H, W), sigma (B,).
     """
-    return _weight(denoise, sigma) * _squared(noise - _eps(denoise, x0, sigma, noise, label))
+    return _weight(sigma, sigma_data) * _squared(noise - _eps(denoise, x0, sigma, noise, label))
 
 
 def lskip_loss(
-    denoise: Denoiser,
+    denoise: Denoise,
     x0: Tensor,
     sigma: Tensor,
     noise: Tensor,
     other: Tensor,
     label: Tensor | None,
     *,
+    sigma_data: float,
     skip: int = 9,
     tau: float = 0.99,
 ) -> Tensor:
@@ -40,7 +41,7 @@ def lskip_loss(
     scale = lskip_scale(sigma, skip)
     plain = _squared(noise - eps)
     skipped = _squared(other - scale.reshape(-1, 1, 1, 1) * eps)
-    return _weight(denoise, sigma) * torch.where(scale > 0, tau * plain + (1 - tau) * skipped, plain)
+    return _weight(sigma, sigma_data) * torch.where(scale > 0, tau * plain + (1 - tau) * skipped, plain)
 
 
 def lskip_scale(sigma: Tensor, skip: int) -> Tensor:
@@ -66,16 +67,15 @@ def sid_loss(generated: Tensor, teacher: Tensor, fake: Tensor, *, alpha: float) 
     return (gap * ((teacher - generated) - alpha * gap)).sum((1, 2, 3)) / scale
 
 
-def _eps(denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
+def _eps(denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
     level = sigma.reshape(-1, 1, 1, 1)
     x = x0 + level * noise
     eps: Tensor = (x - denoise(x, sigma, label)) / level
     return eps
 
 
-def _weight(denoise: Denoiser, sigma: Tensor) -> Tensor:
+def _weight(sigma: Tensor, sigma_data: float) -> Tensor:
     """EDM's loss weight for an error in eps: its weight for an error in D, times sigma^2."""
-    sigma_data: float = denoise.sigma_data
     return (sigma**2 + sigma_data**2) / sigma_data**2
 
 

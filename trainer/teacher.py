@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ __all__ = ["TeacherConfig", "train_teacher"]
 class TeacherConfig:
     """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
 
-    steps: int = 2600
+    steps: int = 2000
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100
@@ -84,11 +83,13 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     model, optimizer = accelerator.prepare(denoiser, optimizer)
 
     for step in track(range(start, config.steps), "train teacher"):
-        draws = _draws(accelerator, config, step)
+        draws = Draws.of(accelerator, config.seed, step, config.batch)
         x0, label = _batch(images, draws, config)
         sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
         noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
-        loss = lskip_loss(model, x0, sigma, noise, other, label, skip=config.skip, tau=config.tau).mean()
+        loss = lskip_loss(
+            model, x0, sigma, noise, other, label, sigma_data=config.sigma_data, skip=config.skip, tau=config.tau
+        ).mean()
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / config.warmup) * (1 - step / config.steps)
         optimizer.zero_grad()
@@ -109,17 +110,6 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
         saved.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return Bundle.load(out)
-
-
-def _draws(accelerator: Accelerator, config: Any, step: int) -> Draws:
-    return Draws(
-        config.seed,
-        step,
-        config.batch,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        device=accelerator.device,
-    )
 
 
 def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, Tensor | None]:

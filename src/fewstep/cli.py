@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -66,7 +67,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
     ] = "mnist5k",
-    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2600,
+    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
     tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
@@ -89,18 +90,24 @@ def distill(
     bundle: BundlePath,
     steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
-    iterations: Annotated[int, typer.Option(help="Updates of the generator.")] = 300,
-    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
-    alpha: Annotated[float, typer.Option(help="SiD's alpha; 1.2 for one step, 1.0 for several.")] = 1.2,
+    iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="220, or 100")] = None,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
+    alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,
+    guidance: Annotated[float, typer.Option(help="Weight the teacher is guided with; 1 is none.")] = 1.5,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Distil the teacher into a generator of 1 to 4 steps (SiD). Reads no data. Stopped, it goes on where it was."""
-    from fewstep.trainer.sid import SidConfig, distill
+    """Distil the teacher into a generator of 1 to 4 steps (SiD). Reads no data. Stopped, it goes on where it was.
+
+    Where two defaults are shown, the first is for one step and the second for several.
+    """
+    from fewstep.trainer.sid import digits_sid, distill
 
     name = name or f"sid{steps}"
-    config = SidConfig(steps=steps, iterations=iterations, batch=batch, lr=lr, alpha=alpha, seed=seed)
+    given = {"iterations": iterations, "lr": lr, "alpha": alpha}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    config = replace(digits_sid(steps), batch=batch, guidance=guidance, seed=seed, **chosen)
     distill(Bundle.load(bundle), name, config, track=track)
     _finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")
 
@@ -288,7 +295,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("FEWSTEP_TRACEBACK"):
             raise
-        text = str(error)
+        text = " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             text = (
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"

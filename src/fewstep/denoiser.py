@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.bundle import Bundle, Condition, Draft, ImageSpec, NetworkEntry
+from fewstep.tensors import os_errors
 
 __all__ = ["Denoiser", "Scales", "edm", "load_network", "save_network", "unet"]
 
@@ -115,7 +116,8 @@ def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
     directory = f"networks/{name}"
     draft.remove(directory)
     net: Any = denoiser.net
-    net.save_pretrained(draft.new(f"{directory}/config.json").parent)
+    with os_errors():
+        net.save_pretrained(draft.new(f"{directory}/config.json").parent)
     draft.manifest.networks[name] = NetworkEntry(directory=directory, sigma_data=denoiser.sigma_data, patch=denoiser.patch)
 
 
@@ -127,4 +129,5 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     if kind != "UNet2DModel":
         raise ValueError(f"network {name!r} is a {kind}; this version of fewstep drives UNet2DModel")
     net = UNet2DModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+    net.register_to_config(_name_or_path="")  # else the path of this machine goes along wherever the network is saved
     return Denoiser(net, sigma_data=entry.sigma_data, patch=entry.patch).eval()

@@ -1,0 +1,62 @@
+"""Quality and latency of every sampler of a full demo run, over three sets of seeds: python benchmarks/digits.py demo
+
+Reads the demo's bundle and classifier, writes benchmarks/results/digits.json. The bundle is trained once; the spread is over
+the noise that images start from (and, for real images, over the subset drawn), not over training runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from fewstep.calibration.classifier import classifier
+from fewstep.calibration.metrics import Judge, Score
+from fewstep.data import open_images
+from fewstep.demo import SAMPLERS, full, machine, measure
+from fewstep.runtime import Generator
+
+SEEDS = (1, 2, 3)  # sets of seeds; the demo itself used set 0
+RESULT = Path(__file__).parent / "results" / "digits.json"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": mean(values), "std": stdev(values)}
+
+
+def main(demo: Path) -> None:
+    train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
+    judge = Judge(classifier(train, demo, full().judge), held_out)
+    result = {
+        "machine": machine(),
+        "seeds": SEEDS,
+        "n": judge.n,
+        "demo_seconds": json.loads((demo / "demo.json").read_text())["seconds"],
+    }
+    floor = [judge.floor(train, seed) for seed in SEEDS]
+    held = judge.score(*held_out[np.arange(len(held_out))])
+    result["classifier_accuracy"] = held.accuracy
+    result["real_against_real"] = _row(floor)
+    result["samplers"] = {}
+    for name in SAMPLERS:
+        generator = Generator.open(demo / "digits.bundle", plan=name, precision="fp32", backend="cpu")
+        runs = [measure(generator, judge, seed=seed) for seed in SEEDS]
+        scores = [Score(r["frechet"], r["accuracy"], r["n"]) for r in runs]
+        result["samplers"][name] = {
+            "nfe": runs[0]["nfe"],
+            **_row(scores),
+            "latency_ms": spread([r["latency_ms"] for r in runs]),
+        }
+        print(name, result["samplers"][name])
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def _row(scores: list[Score]) -> dict[str, dict[str, float]]:
+    return {"frechet": spread([s.frechet for s in scores]), "accuracy": spread([s.accuracy for s in scores])}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
