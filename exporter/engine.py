@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ TARGETS = ("75", "80", "86", "89", "120", "121")  # GPU architectures (SM) that 
 
 def build_engines(
     bundle: Bundle,
-    graphs: list[str],
+    graphs: Sequence[str],
     *,
     targets: list[str] | None = None,
     batch: tuple[int, int, int] = (1, 4, 16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class Generator:
         options.log_severity_level = 3
         self._session = ort.InferenceSession(bundle.file(graph.file), options, providers=_ladder(self.backend))
         if PROVIDERS[self.backend] not in self._session.get_providers():
-            self.backend, self.reason = "cpu", f"{self.reason}, but it could not start; the CPU runs everything"
+            self.backend, self.reason = "cpu", f"{self.reason}, but CUDA could not start; the CPU runs everything"
 
     @classmethod
     def open(
@@ -66,8 +66,12 @@ class Generator:
                 f"write it with: fewstep export {path} --plan {plan}"
             )
         chosen, _ = _choose(backend)
-        preferred = ("fp16", "fp32") if chosen == "cuda" else ("fp32", "fp16")
-        return cls(bundle, graphs[precision or next(p for p in preferred if p in graphs)], backend=backend)
+        generator = cls(bundle, graphs[precision or _preferred(chosen, graphs)], backend=backend)
+        if precision is None and generator.backend != chosen:  # it fell back to a backend that prefers another precision
+            reason = generator.reason
+            generator = cls(bundle, graphs[_preferred(generator.backend, graphs)], backend=generator.backend)
+            generator.reason = reason
+        return generator
 
     def __call__(
         self, labels: Sequence[int] | npt.NDArray[np.int64] | None = None, *, seeds: Sequence[int]
@@ -110,6 +114,11 @@ def _choose(backend: str | None) -> tuple[str, str]:
     if backend not in here:
         raise ValueError(f"backend {backend!r} is not available here; there is: {', '.join(here)}")
     return backend, "you asked for it"
+
+
+def _preferred(backend: str, graphs: Collection[str]) -> str:
+    """The precision to run on a backend, of those there are: CPUs compute fp16 slowly."""
+    return next(p for p in (("fp16", "fp32") if backend == "cuda" else ("fp32", "fp16")) if p in graphs)
 
 
 def _ladder(backend: str) -> list[str]:

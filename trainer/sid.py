@@ -39,7 +39,7 @@ class SidConfig:
     """
 
     steps: int = 1
-    iterations: int = 220
+    iterations: int = 250
     batch: int = 32
     lr: float = 6e-4
     alpha: float = 1.2

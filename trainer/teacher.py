@@ -29,7 +29,7 @@ __all__ = ["TeacherConfig", "train_teacher"]
 class TeacherConfig:
     """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
 
-    steps: int = 2000
+    steps: int = 2300
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100

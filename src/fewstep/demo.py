@@ -46,6 +46,7 @@ SAMPLERS = {
     "sid1": "SiD generator, 1 step",
 }
 SHIPPED = ("iia4", "sid2", "sid1")  # these also get fp16 graphs
+ENGINES = ("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED))
 GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
 BATCH = 100
 
@@ -70,7 +71,7 @@ def full() -> DemoConfig:
         two_steps=digits_sid(2),
         judge=ClassifierConfig(),
         thin=1,
-        seconds=(35, 165, 8, 38, 85, 45, 26, 90),
+        seconds=(40, 205, 10, 40, 95, 28, 20, 100),
     )
 
 
@@ -98,7 +99,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     images, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out").every(config.thin)
 
     stages.next("train the classifier that judges")
-    model = classifier(images, out, config.judge, track=track)
+    judge = Judge(classifier(images, out, config.judge, track=track), held_out)
     stages.next("train the teacher (Lskip)")
     if not path.exists():
         train_teacher(path, images, config.teacher, track=track)
@@ -115,10 +116,30 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("export ONNX graphs")
     _export(path)
     stages.next("build TensorRT engines")
-    bundle = Bundle.load(path)
-    build_engines(bundle, [g for g in bundle.manifest.graphs if bundle.manifest.graphs[g].plan in SHIPPED], track=track)
+    build_engines(Bundle.load(path), ENGINES, track=track)
     stages.next("measure")
-    judge = Judge(model, held_out)
+    samplers = _measure_all(out, path, judge)
+    result = {
+        "machine": machine(),
+        "settings": asdict(config),
+        "judge": {
+            "images": judge.n,
+            "classifier_accuracy": judge.score(*held_out[np.arange(judge.n)]).accuracy,
+            "real_against_real": asdict(judge.floor(images, seed=0)),
+        },
+        "samplers": samplers,
+        "engines": {name: e.model_dump(mode="json") for name, e in Bundle.load(path).manifest.engines.items()},
+        "seconds": round(stages.elapsed(), 1),
+    }
+    with Bundle.load(path).edit() as draft:
+        draft.new("card.md").write_text(_card(result), "utf-8")
+    (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    _show(out, result)
+    return result
+
+
+def _measure_all(out: Path, path: Path, judge: Judge) -> dict[str, dict[str, Any]]:
+    """Measure every sampler and draw the two pictures on the way."""
     samplers, rows = {}, []
     for name in SAMPLERS:
         generator = Generator.open(path, plan=name, precision="fp32", backend="cpu")
@@ -127,32 +148,23 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     save_grid(out / "samplers.png", np.concatenate(rows), columns=10, scale=2)
     one_step = Generator.open(path, plan="sid1", backend="cpu")
     save_grid(out / "digits.png", one_step(np.repeat(range(10), 10), seeds=range(100)), columns=10, scale=2)
+    return samplers
 
-    floor = judge.floor(images, seed=0)
-    classifier_accuracy = judge.score(*held_out[np.arange(len(held_out))]).accuracy
-    result = {
-        "seconds": round(stages.elapsed(), 1),
-        "machine": machine(),
-        "settings": asdict(config),
-        "judge": {"images": judge.n, "classifier_accuracy": classifier_accuracy, "real_against_real": asdict(floor)},
-        "samplers": samplers,
-        "engines": {name: e.model_dump(mode="json") for name, e in Bundle.load(path).manifest.engines.items()},
-    }
-    with Bundle.load(path).edit() as draft:
-        draft.new("card.md").write_text(_card(result), "utf-8")
-    (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+def _show(out: Path, result: dict[str, Any]) -> None:
     lines = [
         (SAMPLERS[name], str(s["nfe"]), f"{s['frechet']:.2f}", f"{s['accuracy']:.3f}", f"{s['latency_ms']:.2f}")
-        for name, s in samplers.items()
+        for name, s in result["samplers"].items()
     ]
-    lines.append(("real training images", "", f"{floor.frechet:.2f}", f"{floor.accuracy:.3f}", ""))
+    judge = result["judge"]
+    real = judge["real_against_real"]
+    lines.append(("real training images", "", f"{real['frechet']:.2f}", f"{real['accuracy']:.3f}", ""))
     table(
-        f"network calls, Frechet distance to {judge.n} held-out digits, class accuracy, ms per image",
+        f"network calls, Frechet distance to {judge['images']} held-out digits, class accuracy, ms per image",
         ["sampler", "calls", "Frechet", "accuracy", "ms"],
         lines,
     )
     say(f"{out}/digits.png: digits from one network call each; {out}/samplers.png: all samplers; {out}/demo.json: the numbers")
-    return result
 
 
 def measure(generator: Generator, judge: Judge, *, seed: int) -> dict[str, Any]:
