@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle, PlanEntry
+from fewstep.bundle import Bundle
 from fewstep.denoiser import load_network
+from fewstep.manifest import PlanEntry
 from fewstep.plan import Denoise, Plan, advance, sample
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, karras

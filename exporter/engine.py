@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.bundle import Bundle, EngineEntry, GraphEntry
+from fewstep.bundle import Bundle
+from fewstep.manifest import EngineEntry, GraphEntry
 from fewstep.progress import Track, silent
 
 __all__ = ["TARGETS", "build_engines"]

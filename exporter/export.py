@@ -9,10 +9,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle, GraphEntry, Precision
+from fewstep.bundle import Bundle
 from fewstep.denoiser import Denoiser, load_network
 from fewstep.exporter.graph import OPSET, trace, unroll, with_weights
 from fewstep.guidance import guided
+from fewstep.manifest import GraphEntry, Precision
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 

@@ -21,9 +21,9 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from fewstep.bundle import Condition, ImageSpec, Precision
 from fewstep.denoiser import Denoiser, edm
 from fewstep.guidance import guided
+from fewstep.manifest import Condition, ImageSpec, Precision
 from fewstep.plan import Plan, sample
 
 __all__ = ["OPSET", "Network", "trace", "unroll", "with_weights"]

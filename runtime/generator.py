@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle, GraphEntry
+from fewstep.bundle import Bundle
+from fewstep.manifest import GraphEntry
 from fewstep.runtime.noise import noise
 
 __all__ = ["Generator"]

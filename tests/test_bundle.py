@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.bundle import MANIFEST, Bundle, Condition, Draft, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.bundle import MANIFEST, Bundle, Draft
 from fewstep.guidance import Guidance
+from fewstep.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.schedule import karras
 from fewstep.solvers import dpmpp_2m
 

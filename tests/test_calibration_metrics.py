@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.bundle import Condition, ImageSpec
 from fewstep.calibration.classifier import Classifier, ClassifierConfig, classifier
 from fewstep.calibration.metrics import Judge
 from fewstep.data import Images, open_images
+from fewstep.manifest import Condition, ImageSpec
 
 
 class TwoPixels(torch.nn.Module):

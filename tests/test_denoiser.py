@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.bundle import Bundle, Condition, Draft, ImageSpec
+from fewstep.bundle import Bundle, Draft
 from fewstep.denoiser import Denoiser, edm, load_network, save_network, unet
+from fewstep.manifest import Condition, ImageSpec
 
 IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="labels", classes=3)
 

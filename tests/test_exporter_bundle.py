@@ -9,10 +9,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from fewstep.bundle import MANIFEST, Bundle, PlanEntry
+from fewstep.bundle import MANIFEST, Bundle
 from fewstep.exporter.engine import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
+from fewstep.manifest import PlanEntry
 from fewstep.schedule import karras
 from fewstep.solvers import ddim
 

@@ -12,10 +12,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fewstep.bundle import Condition, ImageSpec
 from fewstep.denoiser import Denoiser, unet
 from fewstep.exporter.graph import Network, trace, unroll, with_weights
 from fewstep.guidance import Guidance, guided
+from fewstep.manifest import Condition, ImageSpec
 from fewstep.plan import Plan, sample
 from fewstep.schedule import karras, uniform
 from fewstep.solvers import ddim, dpmpp_2m, few_step, heun

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 SCRIPT = """
 import sys; from pathlib import Path
 import numpy as np, torch
-from fewstep.bundle import Condition, ImageSpec
+from fewstep.manifest import Condition, ImageSpec
 from fewstep.data import Images
 from fewstep.trainer.sid import SidConfig, distill
 from fewstep.trainer.teacher import TeacherConfig, train_teacher

@@ -14,13 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fewstep import tensors
-from fewstep.bundle import Bundle, Condition, Draft, ImageSpec
+from fewstep.bundle import Bundle, Draft
 from fewstep.denoiser import save_network, unet
+from fewstep.manifest import Condition, ImageSpec
 from fewstep.trainer import checkpoint
 
 COMMON = (
     "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-    "import numpy as np; from fewstep.data import Images; from fewstep.bundle import Bundle, Condition, ImageSpec\n"
+    "import numpy as np; from fewstep.data import Images; from fewstep.bundle import Bundle\n"
+    "from fewstep.manifest import Condition, ImageSpec\n"
 )
 TRAIN = (
     "from fewstep.trainer.teacher import TeacherConfig, train_teacher\n"

@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fewstep.bundle import Bundle, Condition, PlanEntry
+from fewstep.bundle import Bundle
 from fewstep.denoiser import load_network, save_network
 from fewstep.guidance import guided
+from fewstep.manifest import Condition, PlanEntry
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.schedule import uniform
@@ -39,7 +40,7 @@ class SidConfig:
     """
 
     steps: int = 1
-    iterations: int = 250
+    iterations: int = 220
     batch: int = 32
     lr: float = 6e-4
     alpha: float = 1.2

@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.bundle import Bundle, Draft, PlanEntry
+from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
 from fewstep.denoiser import save_network, unet
+from fewstep.manifest import PlanEntry
 from fewstep.progress import Track, silent
 from fewstep.schedule import karras
 from fewstep.solvers import heun
@@ -29,7 +30,7 @@ __all__ = ["TeacherConfig", "train_teacher"]
 class TeacherConfig:
     """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
 
-    steps: int = 2300
+    steps: int = 2000
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100

@@ -18,9 +18,10 @@ except ImportError:
 
 import fewstep
 from fewstep import solvers
-from fewstep.bundle import Bundle, PlanEntry, Precision
+from fewstep.bundle import Bundle
 from fewstep.console import say, table, track
 from fewstep.guidance import Guidance
+from fewstep.manifest import PlanEntry, Precision
 from fewstep.schedule import karras
 
 __all__ = ["app", "main"]
@@ -67,7 +68,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
     ] = "mnist5k",
-    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2300,
+    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
     tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
@@ -90,7 +91,7 @@ def distill(
     bundle: BundlePath,
     steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="250, or 100")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="220, or 100")] = None,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
     alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.bundle import Condition, ImageSpec
+from fewstep.manifest import Condition, ImageSpec
 
 __all__ = ["Images", "batches", "open_images"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.bundle import Bundle, PlanEntry
+from fewstep.bundle import Bundle
 from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.iia import calibrate_ddim
 from fewstep.calibration.metrics import Judge
@@ -24,6 +24,7 @@ from fewstep.data import open_images
 from fewstep.exporter.engine import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import Guidance
+from fewstep.manifest import PlanEntry
 from fewstep.picture import save_grid
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
@@ -71,7 +72,7 @@ def full() -> DemoConfig:
         two_steps=digits_sid(2),
         judge=ClassifierConfig(),
         thin=1,
-        seconds=(40, 205, 10, 40, 95, 28, 20, 100),
+        seconds=(40, 190, 8, 40, 90, 28, 20, 105),
     )
 
 

@@ -12,7 +12,8 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.bundle import Bundle, Condition, Draft, ImageSpec, NetworkEntry
+from fewstep.bundle import Bundle, Draft
+from fewstep.manifest import Condition, ImageSpec, NetworkEntry
 from fewstep.tensors import os_errors
 
 __all__ = ["Denoiser", "Scales", "edm", "load_network", "save_network", "unet"]

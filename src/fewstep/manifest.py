@@ -1,0 +1,156 @@
+"""bundle.json: what a bundle's manifest may say. Unknown keys are refused, and every name it uses must be in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from fewstep.plan import Plan
+
+__all__ = [
+    "Condition",
+    "EngineEntry",
+    "FileEntry",
+    "GraphEntry",
+    "ImageSpec",
+    "Manifest",
+    "NetworkEntry",
+    "PlanEntry",
+    "Precision",
+]
+
+Precision = Literal["fp32", "fp16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ImageSpec(Strict):
+    """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
+
+    channels: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    low: float = -1.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+
+class Condition(Strict):
+    """What an image is made from: nothing, or a label 0 .. classes - 1; the label `classes` means "none"."""
+
+    kind: Literal["none", "labels"]
+    classes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _classes_match_kind(self) -> Condition:
+        if (self.kind == "labels") != (self.classes > 0):
+            raise ValueError(f"condition {self.kind!r} does not go with {self.classes} classes")
+        return self
+
+
+class NetworkEntry(Strict):
+    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser.
+
+    directory None: the bundle ships the network's graphs without its weights for training.
+    """
+
+    directory: str | None
+    parametrisation: Literal["edm"] = "edm"
+    sigma_data: float = Field(gt=0)
+    patch: PositiveInt = 1
+
+
+class PlanEntry(Strict):
+    """A Plan for one network. solver says in words how its numbers came about."""
+
+    network: Name
+    solver: str
+    alphas: list[float]
+    sigmas: list[float]
+    a: list[list[float]]
+    b: list[list[float]]
+    c: list[float]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
+        tables = {name: getattr(plan, name).tolist() for name in ("alphas", "sigmas", "a", "b", "c", "weights")}
+        return cls(network=network, solver=solver, **tables)
+
+    def plan(self) -> Plan:
+        return Plan(*(np.array(t) for t in (self.alphas, self.sigmas, self.a, self.b, self.c, self.weights)))
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> PlanEntry:
+        self.plan()
+        return self
+
+
+class GraphEntry(Strict):
+    """An ONNX file: inputs noise (B, draws, C, H, W) and labels (B,); outputs images (B, H, W, C) uint8, sample float32."""
+
+    file: str
+    plan: Name
+    precision: Precision
+    layout: Literal["unrolled"] = "unrolled"
+    opset: PositiveInt
+    limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
+
+
+class EngineEntry(Strict):
+    """A TensorRT engine and everything its validity depends on."""
+
+    file: str
+    graph: Name
+    graph_sha256: str
+    flavour: Literal["tensorrt_rtx", "tensorrt"]
+    version: str
+    targets: list[str]
+    precision: Precision
+    batch: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="smallest, usual and largest batch")
+    layers: dict[str, int] = Field(description="layers that compute, counted by the precision the engine gives them")
+
+
+class FileEntry(Strict):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Strict):
+    """bundle.json."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    name: Name
+    image: ImageSpec
+    condition: Condition
+    networks: dict[Name, NetworkEntry] = {}
+    plans: dict[Name, PlanEntry] = {}
+    default: Name | None = None
+    graphs: dict[Name, GraphEntry] = {}
+    engines: dict[Name, EngineEntry] = {}
+    provenance: dict[str, Any] = {}
+    files: dict[str, FileEntry] = {}
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Manifest:
+        wanted: list[tuple[str, str, Collection[str]]] = []
+        wanted += [("network", plan.network, self.networks) for plan in self.plans.values()]
+        wanted += [("plan", self.default, self.plans)] if self.default else []
+        for graph in self.graphs.values():
+            wanted += [("plan", graph.plan, self.plans), ("file", graph.file, self.files)]
+        for engine in self.engines.values():
+            wanted += [("graph", engine.graph, self.graphs), ("file", engine.file, self.files)]
+        for kind, name, known in wanted:
+            if name not in known:
+                raise ValueError(f"it refers to the {kind} {name!r}, which it does not hold")
+        return self
