@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.manifest import GraphEntry
+from fewstep.manifest import GraphEntry, Precision
 from fewstep.runtime.noise import noise
 
 __all__ = ["Generator"]
@@ -54,6 +55,8 @@ class Generator:
 
         Raises ValueError or FileNotFoundError when there is no such bundle, plan, graph or backend.
         """
+        if precision not in (None, *get_args(Precision)):
+            raise ValueError(f"precision is {' or '.join(get_args(Precision))}, got {precision!r}")
         bundle = Bundle.load(path)
         plan = plan or bundle.manifest.default
         if plan is None:
@@ -81,6 +84,8 @@ class Generator:
 
         Raises ValueError for an empty batch, a label out of range, or labels and seeds of unequal length.
         """
+        if not isinstance(seeds, (Sequence, np.ndarray)) or isinstance(seeds, str):
+            raise ValueError(f"seeds are a list of whole numbers, one per image, got {type(seeds).__name__}")
         if len(seeds) == 0:
             raise ValueError("a batch needs at least 1 image, got 0 seeds")
         feeds = {"noise": noise(seeds, (self.plan.draws, *self.image.shape))} | self._labels(labels, len(seeds))

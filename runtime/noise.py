@@ -19,7 +19,7 @@ def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.float3
     """
     out = np.empty((len(seeds), *shape), dtype=np.float32)
     for i, seed in enumerate(seeds):
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}")
         np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(dtype=np.float32, out=out[i])
     return out

@@ -156,6 +156,11 @@ def export(
     if unknown := [p for p in precisions if p not in get_args(Precision)]:
         raise ValueError(f"precision is fp32 or fp16, got {unknown[0]!r}")
     plans = plan or []
+    described = (steps, guidance, lo, hi) != (10, 1.0, 0.0, inf)
+    if (plans and solver) or (described and not solver):
+        raise ValueError(
+            "--plan names a plan there is; --steps, --guidance, --lo and --hi describe a new one and need --solver alone"
+        )
     if solver:
         if solver not in SOLVERS:
             raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -214,14 +219,13 @@ def generate(
     """Make images and write them as one PNG. Uses ONNX Runtime only."""
     import time
 
-    from fewstep.picture import save_grid
+    from fewstep.picture import refuse_path, save_grid
     from fewstep.runtime import Generator
 
     generator = Generator.open(bundle, plan=plan, precision=precision, backend=backend)
     classes = generator.condition.classes
     wanted = _whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is not a directory; create it first or choose another --out")
+    refuse_path(out)
     seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
     start = time.perf_counter()
     images = generator(wanted, seeds=seeds)
@@ -235,7 +239,10 @@ def generate(
 
 @app.command()
 def check(bundle: BundlePath, as_json: Json = False) -> None:
-    """Verify every file of a bundle and compare its graphs with torch's reference; exit code 1 when one is off."""
+    """Verify every file of a bundle and compare its graphs with torch's reference.
+
+    Exit code 1 when a graph is off its limit, 2 when a file is not what was saved.
+    """
     from fewstep.exporter.parity import check_graphs
 
     loaded = Bundle.load(bundle)

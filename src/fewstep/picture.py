@@ -9,18 +9,32 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["save_grid"]
+__all__ = ["refuse_path", "save_grid"]
+
+
+def refuse_path(path: Path) -> None:
+    """Raise ValueError where no file can be written: in no directory, or over a directory or device."""
+    target = path.resolve()
+    if not target.parent.is_dir():
+        raise ValueError(f"{path.parent} is not a directory; create it first or choose another file")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{path} is not a file that can be replaced; name a new file, such as grid.png")
 
 
 def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
-    """Write images (B, H, W, C) uint8 as one PNG, row by row, each pixel `scale` pixels wide; beside first, then in place."""
+    """Write images (B, H, W, C) uint8 as one PNG, row by row, each pixel `scale` pixels wide; beside first, then in place.
+
+    Raises ValueError as refuse_path does.
+    """
+    refuse_path(path)
+    path = path.resolve()
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)
     padded[:count] = images
     grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
     grid = grid.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary, format="PNG")
         os.replace(temporary, path)

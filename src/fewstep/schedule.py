@@ -15,6 +15,9 @@ from fewstep.plan import Floats
 __all__ = ["Grid", "flow", "karras", "to_edm", "to_flow", "to_vp", "uniform", "vp", "vp_signal"]
 
 
+MAX_STEPS = 1000  # a plan's tables have n^2 numbers
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """alphas, sigmas (n + 1,) float64; the noise level sigma / alpha falls strictly.
@@ -49,8 +52,8 @@ class Grid:
 
 
 def _count(n: int) -> int:
-    if n < 1:
-        raise ValueError(f"a grid needs at least 1 step, got {n}")
+    if not 1 <= n <= MAX_STEPS:
+        raise ValueError(f"a grid needs 1 to {MAX_STEPS} steps, got {n}")
     return n
 
 
