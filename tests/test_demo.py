@@ -11,7 +11,7 @@ from PIL import Image
 from test_cli import fewstep, refused
 
 from fewstep.bundle import Bundle
-from fewstep.demo import ENGINES, SAMPLERS
+from fewstep.demo import SAMPLERS, small
 
 
 def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
     bundle = Bundle.load(tmp_path / "demo/digits.bundle")
     bundle.verify()
     assert {g.plan for g in bundle.manifest.graphs.values()} == set(SAMPLERS)
-    assert set(bundle.manifest.engines) == set(ENGINES)
+    assert set(bundle.manifest.engines) == set(small().engines)
     assert all(set(e.layers) == {e.precision} for e in bundle.manifest.engines.values())
     assert Image.open(tmp_path / "demo/digits.png").size == (560, 560)
     fewstep("check", "demo/digits.bundle", cwd=tmp_path)

@@ -47,20 +47,24 @@ SAMPLERS = {
     "sid1": "SiD generator, 1 step",
 }
 SHIPPED = ("iia4", "sid2", "sid1")  # these also get fp16 graphs
-ENGINES = ("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED))
 GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
 BATCH = 100
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the demo's parts. thin: judge on every thin-th held-out image. seconds: what each stage is expected to take."""
+    """Sizes of the demo's parts.
+
+    thin: judge on every thin-th held-out image. engines: graphs to build. seconds: what each stage is expected to take.
+    """
 
     teacher: TeacherConfig
     one_step: SidConfig
     two_steps: SidConfig
     judge: ClassifierConfig
     thin: int
+    fit_samples: int
+    engines: tuple[str, ...]
     seconds: tuple[int, ...]
 
 
@@ -72,6 +76,8 @@ def full() -> DemoConfig:
         two_steps=digits_sid(2),
         judge=ClassifierConfig(),
         thin=1,
+        fit_samples=64,
+        engines=("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED)),
         seconds=(40, 190, 8, 40, 90, 28, 20, 105),
     )
 
@@ -79,12 +85,14 @@ def full() -> DemoConfig:
 def small() -> DemoConfig:
     """The same path in under 2 minutes; the images are poor."""
     return DemoConfig(
-        teacher=TeacherConfig(steps=60),
+        teacher=TeacherConfig(steps=40),
         one_step=replace(digits_sid(1), iterations=6),
         two_steps=replace(digits_sid(2), iterations=6),
         judge=ClassifierConfig(epochs=1),
         thin=10,
-        seconds=(5, 10, 5, 5, 5, 40, 20, 10),
+        fit_samples=16,
+        engines=("sid1.fp32", "sid1.fp16"),
+        seconds=(8, 7, 4, 4, 4, 32, 8, 36),
     )
 
 
@@ -107,7 +115,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("fit IIA-DDIM")
     for steps in (4, 6):
         if not _has_plan(path, f"iia{steps}"):
-            calibrate_ddim(Bundle.load(path), steps, track=track)
+            calibrate_ddim(Bundle.load(path), steps, samples=config.fit_samples, track=track)
     stages.next("distil a two-step generator (SiD)")
     if not _has_plan(path, "sid2"):
         distill(Bundle.load(path), "sid2", config.two_steps, track=track)
@@ -117,7 +125,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("export ONNX graphs")
     _export(path)
     stages.next("build TensorRT engines")
-    build_engines(Bundle.load(path), ENGINES, track=track)
+    build_engines(Bundle.load(path), config.engines, track=track)
     stages.next("measure")
     samplers = _measure_all(out, path, judge)
     result = {
