@@ -155,7 +155,10 @@ def test_a_kill_while_writing_leaves_the_old_bundle(bundle: Bundle) -> None:
 
 def test_a_kill_between_the_two_renames_is_healed(bundle: Bundle) -> None:
     os.rename(bundle.root, bundle.root.with_name(".a.bundle.old"))
-    Bundle.load(bundle.root).verify()
+    healed = Bundle.load(bundle.root)
+    healed.verify()
+    assert healed.manifest == bundle.manifest
+    assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
 
 
 def test_what_is_missing_is_named_with_what_there_is(bundle: Bundle) -> None:
