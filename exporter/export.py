@@ -20,7 +20,7 @@ from fewstep.progress import Track, silent
 __all__ = ["GOLDEN", "LIMITS", "export_graphs", "reference"]
 
 GOLDEN = "golden.npz"
-LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2}  # largest |sample - torch fp32|, images in [-1, 1]
+LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 0.2, "int8": 0.5, "int8-fp16": 0.5, "fp8": 0.5}  # largest |sample - torch fp32|, images in [-1, 1]
 GOLDEN_BATCH = 4
 
 
@@ -46,8 +46,10 @@ def export_graphs(bundle: Bundle, plans: Sequence[str], precisions: Sequence[Pre
             for name in (n for n, entry in entries.items() if entry.network == network):
                 graph = GraphEntry(
                     file=f"graphs/{name}.{precision}.onnx",
+                    network=network,
                     plan=name,
                     precision=precision,
+                    layout="unrolled",
                     opset=OPSET,
                     limit=LIMITS[precision],
                 )

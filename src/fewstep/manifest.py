@@ -16,13 +16,17 @@ __all__ = [
     "FileEntry",
     "GraphEntry",
     "ImageSpec",
+    "Layout",
     "Manifest",
     "NetworkEntry",
     "PlanEntry",
     "Precision",
 ]
 
-Precision = Literal["fp32", "fp16"]
+# What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
+# fp8 leave it in fp16 (GPUs).
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
+Layout = Literal["unrolled", "loop", "step"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
 
 
@@ -97,14 +101,29 @@ class PlanEntry(Strict):
 
 
 class GraphEntry(Strict):
-    """An ONNX file: inputs noise (B, draws, C, H, W) and labels (B,); outputs images (B, H, W, C) uint8, sample float32."""
+    """An ONNX file, the network's weights in it or, where they are large, beside it in `data`.
+
+    unrolled and loop hold a whole plan: inputs noise (B, draws, C, H, W) and the condition; outputs images (B, H, W, C)
+    uint8 and sample (B, C, H, W) float32. step is one guided evaluation for whoever walks a plan: inputs x (B, C, H, W),
+    scales (4,), weight () and the condition; output denoised (B, C, H, W); its `finish` turns a last state into images.
+    """
 
     file: str
-    plan: Name
+    data: str | None = None
+    finish: str | None = None
+    network: Name
+    plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its network")
     precision: Precision
-    layout: Literal["unrolled"] = "unrolled"
+    layout: Layout
     opset: PositiveInt
+    doubled: bool = Field(default=False, description="guided rows evaluate both conditions as one batch of twice the size")
+    kept: list[str] = Field(default=[], description="layers left in higher precision because they hurt the image")
     limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file of the graph."""
+        return [path for path in (self.file, self.data, self.finish) if path]
 
 
 class EngineEntry(Strict):
@@ -147,7 +166,8 @@ class Manifest(Strict):
         wanted += [("network", plan.network, self.networks) for plan in self.plans.values()]
         wanted += [("plan", self.default, self.plans)] if self.default else []
         for graph in self.graphs.values():
-            wanted += [("plan", graph.plan, self.plans), ("file", graph.file, self.files)]
+            wanted += [("network", graph.network, self.networks)] + [("file", path, self.files) for path in graph.paths]
+            wanted += [("plan", graph.plan, self.plans)] if graph.plan else []
         for engine in self.engines.values():
             wanted += [("graph", engine.graph, self.graphs), ("file", engine.file, self.files)]
         for kind, name, known in wanted:
