@@ -1,0 +1,165 @@
+"""Network evaluations written into a graph: each copies the traced nodes, all share the weights and whatever can be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.specialise import TIMESTEP, Folded
+from fewstep.exporter.traced import BATCH, Traced
+from fewstep.exporter.writer import Writer
+from fewstep.manifest import Condition
+from fewstep.parametrisation import Scales
+
+__all__ = ["At", "Evaluations", "Kind", "Network", "write"]
+
+# Which condition an evaluation sees: the given one, the one that means "none", or both in one batch of twice the size.
+Kind = Literal["given", "null", "both"]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A denoiser's network, traced: x (B, C, H, W), timestep (), condition -> out (B, C, H, W), fp32 at the edges.
+
+    weights by the names of the trace; scales(sigma) how its output becomes D; state (C, H, W) what it works on.
+    """
+
+    traced: Traced
+    weights: Mapping[str, Tensor]
+    scales: Callable[[float], Scales]
+    state: tuple[int, int, int]
+    condition: Condition
+
+
+def write(
+    writer: Writer,
+    traced: Traced,
+    weights: Mapping[str, Tensor],
+    known: dict[ir.Value, ir.Value],
+    prefix: str,
+    *,
+    outputs: Sequence[ir.Value] = (),
+    quantiser: Quantiser | None = None,
+    row: int | None = None,
+) -> ir.Value:
+    """Copy the nodes that lead from the known values to the outputs (by default the traced one) into a graph.
+
+    known: values of the trace that the graph has already; it gains those that are written. Returns the last output's value.
+    """
+    outputs = outputs or [traced.output]
+    for node in traced.needed(outputs, known):
+        inputs: list[ir.Value | None] = []
+        for value in node.inputs:
+            if value is not None and value not in known:
+                name = str(value.name)
+                known[value] = writer.weight(name, traced.tensor(name, weights))
+            inputs.append(known[value] if value is not None else None)
+        if quantiser is not None and quantiser.takes(traced, node):
+            known[node.outputs[0]] = quantiser.write(writer, traced, node, inputs, weights, row)
+        else:
+            copies = writer.copy(node, inputs, f"{prefix}/{node.outputs[0].name}")
+            known |= zip(node.outputs, copies, strict=True)
+    return known[outputs[-1]]
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """Where in a plan an evaluation stands. row: a number in a straight graph, a value () in a Loop, None where the timestep
+    is an input; name: what its nodes are called after.
+    """
+
+    name: str
+    row: int | ir.Value | None
+    timestep: ir.Value | None = None
+
+
+class Evaluations:
+    """The evaluations of one network in one graph.
+
+    What depends on the condition alone (its embedding, the keys and values of cross-attention) is written once, in the
+    outermost graph; what depends on the noise level alone comes folded.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        root: Writer,
+        x: ir.Value,
+        given: Sequence[ir.Value],
+        null: Sequence[ir.Value] | None,
+        *,
+        folded: Folded,
+        quantiser: Quantiser | None = None,
+    ) -> None:
+        """x: a state of the outermost graph, for its batch size. null: the condition that means "none", None for labels."""
+        self.network, self.folded, self.quantiser = network, folded, quantiser
+        self._root, self._x, self._given, self._null = root, x, given, null
+        self._shared: dict[Kind, dict[ir.Value, ir.Value]] = {}
+
+    def evaluate(self, writer: Writer, x: ir.Value, kind: Kind, at: At) -> ir.Value:
+        """F(x) for one kind of condition; x holds the images twice for "both"."""
+        name = f"{at.name}.{kind}"
+        known = dict(self._sharing(kind)) | self._tabled(writer, kind, at.row)
+        known[self.network.traced.inputs["x"]] = x
+        if at.timestep is not None:
+            known[self.network.traced.inputs[TIMESTEP]] = at.timestep
+        row = at.row if isinstance(at.row, int) else None
+        return write(
+            writer, self.network.traced, self.network.weights, known, name, quantiser=self.quantiser, row=row
+        )
+
+    def _sharing(self, kind: Kind) -> dict[ir.Value, ir.Value]:
+        """What all evaluations of a kind share: the condition and everything that depends on nothing else."""
+        if kind not in self._shared:
+            traced = self.network.traced
+            names = [name for name in traced.inputs if name not in ("x", TIMESTEP)]
+            known = dict(zip((traced.inputs[n] for n in names), self.condition(kind), strict=True))
+            folded = dict.fromkeys([*self.folded.rows, *self.folded.labels])
+            free = frozenset((*names, BATCH))
+            nodes = traced.needed([traced.output], folded)
+            shared = [v for n in nodes for v in n.outputs if traced.depends[v] <= free and v not in folded]
+            if any("Shape" == n.op_type and n.inputs[0] is traced.inputs["x"] for n in traced.needed(shared, {})):
+                known[traced.inputs["x"]] = self._x if kind != "both" else self._root.op("Concat", self._x, self._x, axis=0)
+            if shared:
+                write(self._root, traced, self.network.weights, known, f"shared.{kind}", outputs=shared, quantiser=self.quantiser)
+            self._shared[kind] = known
+        return self._shared[kind]
+
+    def condition(self, kind: Kind) -> Sequence[ir.Value]:
+        """The condition's tensors for a kind of evaluation."""
+        if kind == "given":
+            return self._given
+        if kind == "both":
+            pairs = zip(self._given, self.condition("null"), strict=True)
+            return [self._root.op("Concat", a, b, axis=0) for a, b in pairs]
+        if self._null is None:
+            classes = self._root.constant([self.network.condition.classes])
+            self._null = [self._root.op("Expand", classes, self._root.op("Shape", self._given[0]))]
+        return self._null
+
+    def _tabled(self, writer: Writer, kind: Kind, row: int | ir.Value | None) -> dict[ir.Value, ir.Value]:
+        """The folded values of a row."""
+        known: dict[ir.Value, ir.Value] = {}
+        none = slice(self.network.condition.classes, None)
+        for value, table in self.folded.rows.items():
+            known[value] = self._line(writer, table, f"{value.name}/rows", row)
+        for value, table in self.folded.labels.items():
+            if kind == "null":
+                known[value] = self._line(writer, table[:, none], f"{value.name}/none", row)
+            else:
+                lines = self._line(writer, table, f"{value.name}/labels", row)
+                labels = self._sharing(kind)[self.network.traced.inputs["labels"]]
+                known[value] = writer.op("Gather", lines, labels, axis=0)
+        return known
+
+    @staticmethod
+    def _line(writer: Writer, table: np.ndarray, name: str, row: int | ir.Value | None) -> ir.Value:
+        if isinstance(row, int):
+            return writer.constant(table[row], f"{name}.{row}")
+        return writer.op("Gather", writer.constant(table, name), row, axis=0)

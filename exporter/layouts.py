@@ -1,0 +1,196 @@
+"""A plan and a network as one graph, in three layouts that give the same images.
+
+unrolled: the whole plan as straight nodes; every row is specialised. loop: one ONNX Loop over the plan's tables, the network's
+nodes once (twice with guidance); for networks whose unrolled nodes would be too many. step: one guided evaluation, for
+whoever walks a plan, and a second graph that finishes the last state.
+
+unrolled and loop take noise (B, draws, C, H, W) float32 and the condition (labels (B,) int64, where label `classes` means
+"none", or embeddings) and end in images (B, H, W, C) uint8 and sample (B, C, H, W) float32, the same before rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from fewstep.exporter.evaluation import At, Evaluations, Network, write
+from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.specialise import Folded, fold
+from fewstep.exporter.traced import Traced
+from fewstep.exporter.writer import Symbol, Writer
+from fewstep.guidance import mix
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.plan import Plan, trajectory
+
+__all__ = ["Decoder", "Sampler", "finish", "guided_output", "guided_where", "scaled", "step", "unroll"]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What turns the last state of a latent model into an image (B, C, H, W), traced."""
+
+    traced: Traced
+    weights: Mapping[str, Tensor]
+
+
+class Sampler:
+    """The outermost graph of a whole plan: its inputs, the noise it draws, the network's evaluations, its outputs."""
+
+    def __init__(self, network: Network, plan: Plan, quantiser: Quantiser | None) -> None:
+        """Raises ValueError for a plan with guidance where the network has no condition."""
+        self.root, self.network, self.plan = Writer(), network, plan
+        guided = bool((plan.weights != 1).any())
+        if guided and network.condition.kind == "none":
+            raise ValueError("this plan is guided but its network has no condition to guide by; use a plan with all weights 1")
+        given, null = condition_inputs(network.condition, guided=guided)
+        self.noise = ir.val("noise", ir.DataType.FLOAT, ("batch", plan.draws, *network.state))
+        self.inputs = [self.noise, *given, *(null or [])]
+        folded = fold(network.traced, network.weights, network.condition, self.timesteps())
+        self.start = self.draw(0)
+        self.evaluations = Evaluations(
+            network, self.root, self.start.value, given, null, folded=folded, quantiser=quantiser
+        )
+
+    def timesteps(self) -> list[float]:
+        return [float(self.network.scales(float(sigma)).timestep) for sigma in self.plan.sigmas[:-1]]
+
+    def draw(self, i: int) -> Symbol:
+        """The i-th noise tensor of every image, (B, C, H, W)."""
+        return Symbol(self.root, self.root.op("Gather", self.noise, self.root.constant(i), axis=1))
+
+    def model(self, x: Symbol, image: ImageSpec, decoder: Decoder | None) -> ir.Model:
+        """The finished graph, from the last state."""
+        return self.root.model("sampler", self.inputs, write_images(self.root, x.value, image, decoder))
+
+
+def unroll(
+    network: Network,
+    plan: Plan,
+    image: ImageSpec,
+    *,
+    decoder: Decoder | None = None,
+    doubled: bool = False,
+    quantiser: Quantiser | None = None,
+) -> ir.Model:
+    """The whole plan as a straight graph. doubled: guided rows evaluate both conditions as one batch of twice the size.
+
+    Raises ValueError for a plan that does not fit the network.
+    """
+    graph = Sampler(network, plan, quantiser)
+    rows = iter(range(plan.rows))
+
+    def denoise(x: Symbol, sigma: float, weight: float = 1.0) -> Symbol:
+        scales, row = network.scales(sigma), next(rows)
+        at = At(f"row_{row}", row)
+        out = guided_output(graph.evaluations, graph.root, scaled(scales.into, x), weight, at, doubled=doubled)
+        return scaled(scales.skip, x) + scaled(scales.out, out)
+
+    x = scaled(float(plan.sigmas[0]), graph.start)
+    for made in trajectory(denoise, x, plan, [graph.draw(i) for i in range(1, plan.draws)]):
+        x = made.x
+        x.value.name = f"state_{made.row + 1}"  # parity is checked state by state under these names
+    return graph.model(x, image, decoder)
+
+
+def guided_output(
+    evaluations: Evaluations, writer: Writer, x: Symbol, weight: float | Symbol, at: At, *, doubled: bool
+) -> Symbol:
+    """F(x), guided unless weight is the number 1. D is linear in F, so mixing outputs of F is mixing estimates."""
+    if isinstance(weight, float) and weight == 1:
+        return Symbol(writer, evaluations.evaluate(writer, x.value, "given", at))
+    if doubled:
+        both = evaluations.evaluate(writer, writer.op("Concat", x.value, x.value, axis=0), "both", at)
+        conditional, unconditional = writer.outputs("Split", 2, both, axis=0, num_outputs=2)
+    else:
+        conditional, unconditional = (evaluations.evaluate(writer, x.value, kind, at) for kind in ("given", "null"))
+    return mix(Symbol(writer, conditional), Symbol(writer, unconditional), weight)
+
+
+def guided_where(
+    evaluations: Evaluations, writer: Writer, x: Symbol, weight: Symbol, where: ir.Value, at: At, *, doubled: bool
+) -> Symbol:
+    """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run."""
+    then, otherwise = Writer(writer), Writer(writer)
+    if doubled:
+        inside = Symbol(then, x.value)
+        guided = guided_output(evaluations, then, inside, weight, at, doubled=True)
+        plain = evaluations.evaluate(otherwise, x.value, "given", at)
+    else:
+        conditional = evaluations.evaluate(writer, x.value, "given", at)
+        unconditional = evaluations.evaluate(then, x.value, "null", at)
+        guided = mix(Symbol(then, conditional), Symbol(then, unconditional), weight)
+        plain = otherwise.op("Identity", conditional)
+    branches = {"then_branch": then.graph("guided", [], [guided.value]), "else_branch": otherwise.graph("plain", [], [plain])}
+    return Symbol(writer, writer.op("If", where, **branches))
+
+
+def step(network: Network, *, doubled: bool = False) -> ir.Model:
+    """One evaluation of any row of any plan: x (B, C, H, W), scales (4,), weight () and the condition -> denoised.
+
+    scales are the four numbers of `network.scales(sigma)`; where weight is 1 the unconditional evaluation does not run.
+    """
+    writer, conditional = Writer(), network.condition.kind != "none"
+    given, null = condition_inputs(network.condition, guided=conditional)
+    x = ir.val("x", ir.DataType.FLOAT, ("batch", *network.state))
+    scales = ir.val("scales", ir.DataType.FLOAT, (4,))
+    weight = ir.val("weight", ir.DataType.FLOAT, ())
+    skip, out, into, timestep = (Symbol(writer, v) for v in writer.outputs("Split", 4, scales, axis=0, num_outputs=4))
+    at = At("step", None, writer.op("Reshape", timestep.value, writer.constant([])))
+    evaluations = Evaluations(network, writer, x, given, null, folded=Folded({}, {}))
+    scaled_x = into * Symbol(writer, x)
+    if conditional:
+        on = writer.op("Not", writer.op("Equal", weight, writer.constant(1.0)))
+        output = guided_where(evaluations, writer, scaled_x, Symbol(writer, weight), on, at, doubled=doubled)
+    else:
+        output = guided_output(evaluations, writer, scaled_x, 1.0, at, doubled=False)
+    denoised = (skip * Symbol(writer, x) + out * output).value
+    denoised.dtype, denoised.shape = ir.DataType.FLOAT, ir.Shape(("batch", *network.state))
+    inputs = [x, scales, *([weight] if conditional else []), *given, *(null or [])]
+    return writer.model("step", inputs, {"denoised": denoised})
+
+
+def finish(state: tuple[int, int, int], image: ImageSpec, decoder: Decoder | None = None) -> ir.Model:
+    """The last state x (B, C, H, W) of a plan -> images and sample: what the step layout leaves to do."""
+    writer = Writer()
+    x = ir.val("x", ir.DataType.FLOAT, ("batch", *state))
+    return writer.model("finish", [x], write_images(writer, x, image, decoder))
+
+
+def scaled(factor: float, x: Symbol) -> Symbol:
+    """factor x, without a node where the factor is 1."""
+    return x if factor == 1 else factor * x
+
+
+def condition_inputs(condition: Condition, *, guided: bool) -> tuple[list[ir.Value], list[ir.Value] | None]:
+    """A graph's inputs for the condition and for the one that means "none"; None where that is a constant label."""
+
+    def values(prefix: str) -> list[ir.Value]:
+        return [
+            ir.val(prefix + spec.name, ir.DataType.from_numpy(np.dtype(spec.dtype)), ("batch", *spec.shape))
+            for spec in condition.inputs()
+        ]
+
+    null = values("null_") if guided and condition.kind == "embeddings" else None
+    return values(""), null
+
+
+def write_images(writer: Writer, x: ir.Value, image: ImageSpec, decoder: Decoder | None) -> dict[str, ir.Value]:
+    """The outputs images (B, H, W, C) uint8, rounded half to even like numpy, and sample (B, C, H, W), from a last state.
+
+    The cast comes last: TensorRT knows uint8 only as the type of an output.
+    """
+    if decoder is not None:
+        (name,) = decoder.traced.inputs
+        x = write(writer, decoder.traced, decoder.weights, {decoder.traced.inputs[name]: x}, "decoder")
+    sample = writer.op("Identity", x)
+    moved = writer.op("Sub", x, writer.constant(image.low)) if image.low else x
+    scaled = writer.op("Mul", moved, writer.constant(255 / (image.high - image.low)))
+    clipped = writer.op("Clip", writer.op("Round", scaled), writer.constant(0.0), writer.constant(255.0))
+    images = writer.op("Cast", writer.op("Transpose", clipped, perm=[0, 2, 3, 1]), to=ir.DataType.UINT8)
+    images.dtype, images.shape = ir.DataType.UINT8, ir.Shape(("batch", image.height, image.width, image.channels))
+    sample.dtype, sample.shape = ir.DataType.FLOAT, ir.Shape(("batch", *image.shape))
+    return {"images": images, "sample": sample}

@@ -1,0 +1,123 @@
+"""The loop layout: one ONNX Loop over a plan's tables. The network's nodes stand in it once, its weights outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fewstep.exporter.evaluation import At
+from fewstep.exporter.layouts import Decoder, Sampler, guided_output, guided_where, scaled
+from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.evaluation import Network
+from fewstep.exporter.writer import Symbol, Writer
+from fewstep.manifest import ImageSpec
+from fewstep.plan import Floats, Plan
+
+__all__ = ["loop"]
+
+
+def loop(
+    network: Network,
+    plan: Plan,
+    image: ImageSpec,
+    *,
+    decoder: Decoder | None = None,
+    doubled: bool = False,
+    quantiser: Quantiser | None = None,
+) -> ir.Model:
+    """The whole plan as one Loop that carries the states and estimates which later rows read.
+
+    Rows without guidance skip the unconditional evaluation by an If inside. Raises ValueError for a plan that does not fit.
+    """
+    graph = Sampler(network, plan, quantiser)
+    body = _Body(graph, doubled=doubled)
+    x = scaled(float(plan.sigmas[0]), graph.start).value
+    empty = graph.root.op("Mul", x, graph.root.constant(0.0))
+    start = [*[empty] * (len(body.states) - 1), x, *[empty] * len(body.estimates)]
+    written = body.write()
+    ends = graph.root.outputs("Loop", len(start), graph.root.constant(plan.rows), None, *start, body=written)
+    return graph.model(Symbol(graph.root, ends[len(body.states) - 1]), image, decoder)
+
+
+class _Body:
+    """What happens in one turn: row `i` of the tables, applied to the last states and estimates (oldest first)."""
+
+    def __init__(self, graph: Sampler, *, doubled: bool) -> None:
+        self.graph, self.plan, self.doubled = graph, graph.plan, doubled
+        self.writer = Writer(graph.root)
+        self.i = ir.val("i", ir.DataType.INT64, ())
+        self.states = [self._carried(f"state.{lag}") for lag in reversed(range(_depth(self.plan.a)))]
+        self.estimates = [self._carried(f"estimate.{lag}") for lag in reversed(range(1, _depth(self.plan.b)))]
+
+    def _carried(self, name: str) -> Symbol:
+        return Symbol(self.writer, ir.val(name, ir.DataType.FLOAT, ("batch", *self.graph.network.state)))
+
+    def write(self) -> ir.Graph:
+        writer, x = self.writer, self.states[-1]
+        going = ir.val("going", ir.DataType.BOOL, ())
+        scales = [self.graph.network.scales(float(sigma)) for sigma in self.plan.sigmas[:-1]]
+        skip, out, into = (self.number([s[j] for s in scales]) for j in range(3))
+        timestep = writer.op("Gather", self.table(np.array(self.graph.timesteps(), np.float32)), self.i, axis=0)
+        estimate = self._times(skip, x) + self._times(out, self._output(self._times(into, x), timestep))
+        estimates = [*self.estimates, estimate]
+        state = self._state(estimates)
+        carried = [*self.states, state][1:] + (estimates[1:] if self.estimates else [])
+        outputs = [writer.op("Identity", v) for v in (going, *(symbol.value for symbol in carried))]
+        inputs = [self.i, going, *(symbol.value for symbol in (*self.states, *self.estimates))]
+        return writer.graph("row", inputs, outputs)
+
+    def _output(self, x: Symbol, timestep: ir.Value) -> Symbol:
+        """F of this row, guided where the row is."""
+        at, evaluations, weights = At("row", self.i, timestep), self.graph.evaluations, self.plan.weights
+        if (weights == 1).all():
+            return guided_output(evaluations, self.writer, x, 1.0, at, doubled=False)
+        weight = Symbol(self.writer, self.writer.op("Gather", self.table(weights.astype(np.float32)), self.i, axis=0))
+        if (weights != 1).all():
+            return guided_output(evaluations, self.writer, x, weight, at, doubled=self.doubled)
+        on = self.writer.op("Gather", self.table(weights != 1), self.i, axis=0)
+        return guided_where(evaluations, self.writer, x, weight, on, at, doubled=self.doubled)
+
+    def _state(self, estimates: Sequence[Symbol]) -> Symbol:
+        """x_{k+1}, its terms in the order of `advance`."""
+        terms = [(_lagged(self.plan.a, lag), x) for lag, x in _lags(self.states)]
+        terms += [(_lagged(self.plan.b, lag), d) for lag, d in _lags(estimates)]
+        if self.plan.c.any():
+            draws = np.where(self.plan.c != 0, np.cumsum(self.plan.c != 0), 0)  # draw 0 is the start; c is 0 in rows without
+            index = self.writer.op("Gather", self.table(draws.astype(np.int64)), self.i, axis=0)
+            terms.append((self.plan.c, Symbol(self.writer, self.writer.op("Gather", self.graph.noise, index, axis=1))))
+        written = [self._times(self.number(list(column)), value) for column, value in terms if column.any()]
+        total = written[0]
+        for term in written[1:]:
+            total = total + term
+        return total
+
+    def number(self, column: Sequence[float]) -> float | Symbol:
+        """This row's number: a constant where all rows have the same."""
+        if len(set(column)) == 1:
+            return float(column[0])
+        return Symbol(self.writer, self.writer.op("Gather", self.table(np.array(column, np.float32)), self.i, axis=0))
+
+    def table(self, column: np.ndarray) -> ir.Value:
+        return self.writer.constant(column)
+
+    @staticmethod
+    def _times(factor: float | Symbol, x: Symbol) -> Symbol:
+        return scaled(factor, x) if isinstance(factor, float) else factor * x
+
+
+def _depth(table: Floats) -> int:
+    """How many of the last arrays the rows of a triangular table read."""
+    rows, columns = np.nonzero(table)
+    return 1 + int((rows - columns).max(initial=0))
+
+
+def _lagged(table: Floats, lag: int) -> Floats:
+    """table[k, k - lag] for every row k, 0 where there is no such column."""
+    return np.concatenate([np.zeros(lag), np.diagonal(table, -lag)])
+
+
+def _lags(last: Sequence[Symbol]) -> list[tuple[int, Symbol]]:
+    return [(len(last) - 1 - i, value) for i, value in enumerate(last)]

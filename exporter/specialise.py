@@ -1,0 +1,138 @@
+"""What depends on the noise level alone is computed at export: a constant for every row of a plan, a table where a label enters.
+
+Noise embeddings, the layers behind them and the scales and shifts they end in leave the graph this way; a class-conditional
+network gathers its row of a small table by label instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from fewstep.exporter.traced import BATCH, OPSET, Traced
+from fewstep.manifest import Condition
+
+__all__ = ["Folded", "fold"]
+
+TIMESTEP = "timestep"
+# A folded value has batch size 1 where no label enters, so everything that reads it must broadcast.
+BROADCASTS = ("Add", "Sub", "Mul", "Div")
+# Tables of labels may add this much to the weights; beyond it only what no label enters is folded.
+MAX_TABLE_SHARE = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Values known at export: `rows` (rows, 1, ...) and, one line for each label and "none", `labels` (rows, classes + 1, ...)."""
+
+    rows: Mapping[ir.Value, npt.NDArray[np.generic]]
+    labels: Mapping[ir.Value, npt.NDArray[np.generic]]
+
+
+def fold(traced: Traced, weights: Mapping[str, Tensor], condition: Condition, timesteps: Sequence[float]) -> Folded:
+    """The values of a traced network that depend on nothing but the timestep, or the timestep and a label, for each timestep."""
+    alone = frozenset((TIMESTEP, BATCH))
+    chosen = _frontier(traced, alone)
+    if condition.kind == "labels":
+        with_labels = _frontier(traced, alone | {"labels"})
+        tabled = [v for v in with_labels if "labels" in traced.depends[v]]
+        count = len(timesteps) * (condition.classes + 1) * sum(_numbers(v) for v in tabled)
+        itemsize = np.dtype(tabled[0].dtype.numpy()).itemsize if tabled and tabled[0].dtype else 0
+        if count * itemsize <= MAX_TABLE_SHARE * traced.bytes(weights):
+            chosen = with_labels
+    values = _evaluate(traced, weights, condition, chosen, timesteps)
+    labelled = {v for v in chosen if "labels" in traced.depends[v]}
+    return Folded(
+        rows={v: array for v, array in values.items() if v not in labelled},
+        labels={v: array for v, array in values.items() if v in labelled},
+    )
+
+
+def _frontier(traced: Traced, allowed: frozenset[str]) -> list[ir.Value]:
+    """The last values that depend on the timestep and otherwise on `allowed` only, and that broadcast into what reads them."""
+    inside = {v for v, names in traced.depends.items() if TIMESTEP in names and names <= allowed and v.producer() is not None}
+    settled = False
+    while not settled:
+        readers = {v: [u.node for u in v.uses() if u.node.outputs[0] not in inside] for v in inside}
+        wrong = {v for v, nodes in readers.items() if any(n.op_type not in BROADCASTS for n in nodes)}
+        settled = not wrong
+        inside -= wrong
+    return [v for v, nodes in readers.items() if nodes]
+
+
+def _numbers(value: ir.Value) -> int:
+    """Numbers of one image in a value whose first dimension is the batch."""
+    assert value.shape is not None
+    return prod(d for d in list(value.shape)[1:] if isinstance(d, int))
+
+
+def _evaluate(
+    traced: Traced, weights: Mapping[str, Tensor], condition: Condition, outputs: Sequence[ir.Value], timesteps: Sequence[float]
+) -> dict[ir.Value, npt.NDArray[np.generic]]:
+    """Run the part of a network that leads to `outputs`, in fp32 whatever its precision, for every label at once."""
+    if not outputs:
+        return {}
+    batch = condition.classes + 1 if condition.kind == "labels" else 1
+    session = ort.InferenceSession(_model(traced, weights, outputs), providers=["CPUExecutionProvider"])
+    feeds: dict[str, npt.NDArray[np.generic]] = {}
+    for given in session.get_inputs():
+        if given.name == "labels":
+            feeds["labels"] = np.arange(batch)
+        elif given.name != TIMESTEP:
+            feeds[given.name] = np.zeros((batch, *given.shape[1:]), np.float32)
+    names = [str(v.name) for v in outputs]
+    rows = [session.run(names, feeds | {TIMESTEP: np.array(t, np.float32)}) for t in timesteps]
+    values = {}
+    for i, value in enumerate(outputs):
+        assert value.dtype is not None
+        stacked = np.stack([row[i] for row in rows]).astype(value.dtype.numpy())
+        values[value] = stacked if "labels" in traced.depends[value] else stacked[:, :1]
+    return values
+
+
+def _model(traced: Traced, weights: Mapping[str, Tensor], outputs: Sequence[ir.Value]) -> bytes:
+    nodes = traced.needed(outputs, {})
+    wanted = {str(i.name) for node in nodes for i in node.inputs if i is not None}
+    mapping: dict[ir.Value, ir.Value] = {}
+    inputs, initializers = [], []
+    for name, value in traced.inputs.items():
+        if name in wanted:
+            mapping[value] = ir.val(name, value.dtype, value.shape)
+            inputs.append(mapping[value])
+    for name, value in traced.constants.items():
+        if name in wanted:
+            tensor = _promoted(traced.tensor(name, weights))
+            mapping[value] = ir.val(name, const_value=tensor)
+            initializers.append(mapping[value])
+    copies = []
+    for node in nodes:
+        attributes = dict(node.attributes)
+        if node.op_type == "Cast" and ir.DataType(attributes["to"].as_int()).is_floating_point():
+            attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        copy = ir.Node(
+            node.domain, node.op_type, [mapping[i] if i is not None else None for i in node.inputs], attributes,
+            num_outputs=len(node.outputs),
+        )  # fmt: skip
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, mapping[old] = old.name, new
+        copies.append(copy)
+    results = [mapping[v] for v in outputs]
+    for result in results:
+        result.dtype = ir.DataType.FLOAT
+    graph = ir.Graph(inputs, results, nodes=copies, initializers=initializers, opset_imports={"": OPSET}, name="folded")
+    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+
+
+def _promoted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Half-precision numbers as fp32: the embedding of a large timestep must not be rounded."""
+    array = tensor.numpy()
+    return ir.tensor(array.astype(np.float32)) if array.dtype in (np.float16, ml_dtypes.bfloat16) else tensor

@@ -1,0 +1,191 @@
+"""A torch module as ONNX nodes: traced once per architecture without its weights, which are attached by name and never copied.
+
+Every value knows what it depends on (the image, the timestep, the condition), which is what specialisation lives on.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+__all__ = ["BATCH", "OPSET", "Traced", "lazy", "trace"]
+
+OPSET = 20
+BATCH = "batch"  # what a value depends on that only needs to know how many images there are
+View = tuple[str, Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """Nodes in order. `inputs` by name; `constants` are the initializers by name, weights among them without a value.
+
+    views: initializers that are another view (name, function) of a weight, such as its transpose.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    inputs: Mapping[str, ir.Value]
+    constants: Mapping[str, ir.Value]
+    views: Mapping[str, View]
+    output: ir.Value
+
+    @cached_property
+    def depends(self) -> dict[ir.Value, frozenset[str]]:
+        """The inputs that each value depends on; BATCH where only their number of images matters."""
+        found = {value: frozenset((name,)) for name, value in self.inputs.items()}
+        given = frozenset(found)
+        for node in self.nodes:
+            sources = [i for i in node.inputs if i is not None]
+            if node.op_type == "Shape" and sources[0] in given:
+                union = frozenset((BATCH,))
+            else:
+                union = frozenset().union(*(found.get(i, frozenset()) for i in sources))
+            found |= dict.fromkeys(node.outputs, union)
+        return found
+
+    def needed(self, outputs: Sequence[ir.Value], known: Mapping[ir.Value, object]) -> list[ir.Node]:
+        """The nodes that compute the outputs where the values in `known` are there already, in order."""
+        wanted = {v for v in outputs if v not in known}
+        chosen = []
+        for node in reversed(self.nodes):
+            if not wanted.isdisjoint(node.outputs):
+                chosen.append(node)
+                wanted |= {i for i in node.inputs if i is not None and i not in known}
+        return chosen[::-1]
+
+    def tensor(self, name: str, weights: Mapping[str, Tensor]) -> ir.TensorProtocol:
+        """The value of a constant: its own, or the weight of that name in the precision of the trace."""
+        value = self.constants[name]
+        if value.const_value is not None:
+            return value.const_value
+        base, view = self.views.get(name, (name, lambda t: t))
+        assert value.dtype is not None
+        return lazy(name, weights[base], value.dtype, view)
+
+    def bytes(self, weights: Mapping[str, Tensor]) -> int:
+        """What all constants together take."""
+        return sum(self.tensor(name, weights).nbytes for name in self.constants)
+
+
+def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor], Tensor] = lambda t: t) -> ir.TensorProtocol:
+    """A weight as a tensor of the graph, converted when it is written and not before: memory holds one copy of a network."""
+    shape = ir.Shape(view(weight).shape)
+    return ir.LazyTensor(
+        lambda: TorchTensor(view(weight.detach()).to(to_torch_dtype(dtype)).contiguous(), name=name), dtype, shape, name=name
+    )
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str] = ()) -> Traced:
+    """Trace a module with forward(*inputs) on torch's meta device; dimension 0 of every input is the batch, except those in `static`.
+
+    inputs: example tensors, batch 2 (a batch traced at 1 would stay 1).
+    """
+    batch = torch.export.Dim.DYNAMIC
+    shapes = tuple({} if name in static else {0: batch} for name in inputs)
+    with torch.no_grad(), torch.device("meta"), _quiet():
+        examples = tuple(value.to("meta") for value in inputs.values())
+        program = torch.export.export(module, examples, dynamic_shapes=(shapes,))
+        converted = torch.onnx.export(
+            program, opset_version=OPSET, input_names=list(inputs), output_names=["out"], optimize=False, verbose=False
+        )
+        assert converted is not None
+        model = converted.model
+        weights = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        for name in weights & model.graph.initializers.keys():
+            model.graph.initializers[name].const_value = None
+        ClearMetadataAndDocStringPass()(model)  # the exporter's stack traces would be most of an unrolled file
+        optimizer.optimize(model)
+    _fix_reshapes(model)
+    views = _fold_views(model.graph)
+    (output,) = model.graph.outputs
+    graph_inputs = {str(value.name): value for value in model.graph.inputs}
+    return Traced(tuple(model.graph), graph_inputs, dict(model.graph.initializers), views, output)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without remarks on packages torch.onnx does not need here, on its own use of deprecated torch, on absent weights."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def _fix_reshapes(model: ir.Model) -> None:
+    """Reshapes whose target is computed from shapes get it as a constant, where all of it but the batch is known."""
+    graph = model.graph
+    for node in list(graph):
+        target = node.inputs[1] if node.op_type == "Reshape" else None
+        if target is None or target.const_value is not None:
+            continue
+        source = target.producer()
+        like = source.inputs[0] if source is not None and source.op_type == "Shape" and "end" not in source.attributes else None
+        shape = node.outputs[0].shape if like is None else like.shape
+        if shape is None:
+            continue
+        dims = [d if isinstance(d, int) else -1 for d in shape]
+        if dims.count(-1) == 1 and 0 not in dims:
+            name = f"{node.outputs[0].name}/shape"
+            constant = ir.val(name, const_value=ir.tensor(np.array(dims, np.int64), name=name))
+            graph.initializers[name] = constant
+            node.replace_input_with(1, constant)
+    RemoveUnusedNodesPass()(model)
+
+
+def _fold_views(graph: ir.Graph) -> dict[str, View]:
+    """Nodes that only turn a weight become initializers of their own; their values are views of the weight."""
+    views: dict[str, View] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        view = _view(node)
+        if view is None or source is None or not source.is_initializer() or source.const_value is not None:
+            continue
+        base, before = views.get(str(source.name), (str(source.name), lambda t: t))
+        (output,) = node.outputs
+        name = f"{source.name}/{output.name}"
+        folded = ir.val(name, source.dtype, output.shape)
+        graph.initializers[name] = folded
+        views[name] = (base, lambda t, view=view, before=before: view(before(t)))
+        ir.convenience.replace_all_uses_with(output, folded)
+        graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+    return views
+
+
+def _view(node: ir.Node) -> Callable[[Tensor], Tensor] | None:
+    """What a node does to a weight, if that only rearranges it."""
+    if node.op_type == "Transpose":
+        perm = node.attributes["perm"].as_ints()
+        return lambda t: t.permute(*perm)
+    argument = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) == 2 and node.inputs[1] else None
+    if node.op_type not in ("Unsqueeze", "Reshape") or argument is None:
+        return None
+    numbers = [int(n) for n in argument.numpy().reshape(-1)]
+    if node.op_type == "Reshape":
+        return (lambda t: t.reshape(numbers)) if 0 not in numbers and prod(numbers) else None
+
+    def unsqueeze(t: Tensor) -> Tensor:
+        for axis in sorted(n % (t.ndim + len(numbers)) for n in numbers):
+            t = t.unsqueeze(axis)
+        return t
+
+    return unsqueeze

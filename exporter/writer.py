@@ -1,0 +1,106 @@
+"""An ONNX graph under construction, and arrays that write into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fewstep.exporter.traced import OPSET
+
+__all__ = ["Symbol", "Writer"]
+
+
+class Writer:
+    """The nodes of a graph or of the body of a Loop or If inside it; constants belong to the outermost graph."""
+
+    def __init__(self, outer: Writer | None = None) -> None:
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = outer.initializers if outer else {}
+        self._numbers: count[int] = outer._numbers if outer else count()
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int] | ir.Graph) -> ir.Value:
+        (output,) = self.outputs(kind, 1, *inputs, **attributes)
+        return output
+
+    def outputs(
+        self, kind: str, number: int, *inputs: ir.Value | None, **attributes: int | float | Sequence[int] | ir.Graph
+    ) -> Sequence[ir.Value]:
+        node = ir.node(kind, inputs, attributes, num_outputs=number)
+        self.append(node, f"{kind.lower()}_{self.number()}")
+        return node.outputs
+
+    def number(self) -> int:
+        """A number that no other name in the graph has."""
+        return next(self._numbers)
+
+    def append(self, node: ir.Node, name: str) -> None:
+        """Add a node; its outputs are called `name`, counted where there are several."""
+        node.name = name
+        for i, output in enumerate(node.outputs):
+            output.name = f"{name}.{i}" if i else name
+        self.nodes.append(node)
+
+    def constant(self, value: float | Sequence[int] | npt.NDArray[np.generic], name: str = "") -> ir.Value:
+        """A constant: floats as float32, whole numbers as int64, arrays as they are."""
+        array = value if isinstance(value, np.ndarray) else np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        name = name or f"constant_{array.dtype.name}_{array.tolist()}"
+        return self.weight(name, ir.tensor(array, name=name))
+
+    def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """The graph's value for a named tensor, one for everything that uses it."""
+        if name not in self.initializers:
+            self.initializers[name] = ir.val(name, const_value=tensor)
+        return self.initializers[name]
+
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str) -> Sequence[ir.Value]:
+        """Append a copy of another graph's node with inputs of this one."""
+        new = ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
+        self.append(new, name)
+        return new.outputs
+
+    def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
+        """What was written so far, as the body of a Loop or If."""
+        return ir.Graph(inputs, outputs, nodes=self.nodes, name=name)
+
+    def model(self, name: str, inputs: Sequence[ir.Value], outputs: Mapping[str, ir.Value]) -> ir.Model:
+        """What was written, as a model; outputs by name, their type and shape already set."""
+        for key, value in outputs.items():
+            value.name = key
+        graph = ir.Graph(
+            inputs,
+            list(outputs.values()),
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            name=name,
+            opset_imports={"": OPSET},
+        )
+        return ir.Model(graph, ir_version=10, producer_name="fewstep")
+
+
+class Symbol:
+    """An array that writes ONNX where numpy would compute; what a plan does with arrays, and no more."""
+
+    __array_ufunc__ = None  # numpy scalars leave the product to __rmul__
+
+    def __init__(self, writer: Writer, value: ir.Value) -> None:
+        self.writer, self.value = writer, value
+
+    def _with(self, kind: str, other: Symbol | float) -> Symbol:
+        value = other.value if isinstance(other, Symbol) else self.writer.constant(float(other))
+        return Symbol(self.writer, self.writer.op(kind, self.value, value))
+
+    def __add__(self, other: Symbol) -> Symbol:
+        return self._with("Add", other)
+
+    def __sub__(self, other: Symbol) -> Symbol:
+        return self._with("Sub", other)
+
+    def __mul__(self, factor: Symbol) -> Symbol:
+        return self._with("Mul", factor)
+
+    def __rmul__(self, factor: Symbol | float) -> Symbol:
+        return self._with("Mul", factor)
