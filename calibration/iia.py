@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.denoiser import load_network
+from fewstep.guidance import guided
 from fewstep.manifest import PlanEntry
 from fewstep.plan import Denoise, Plan, advance, sample
 from fewstep.progress import Track, silent
-from fewstep.schedule import Grid, karras
+from fewstep.schedule import Grid, to_edm
 from fewstep.solvers import ddim
 
 __all__ = ["Fit", "calibrate_ddim", "fit_ddim"]
@@ -36,12 +37,21 @@ class Fit:
     after: list[float]
 
 
-def fit_ddim(denoise: Denoise, grid: Grid, x: Tensor, *, fine: int = 10, track: Track = silent) -> Fit:
+def fit_ddim(
+    denoise: Denoise,
+    grid: Grid,
+    x: Tensor,
+    *,
+    fine: int = 10,
+    coordinates: Callable[[Grid], Grid] = to_edm,
+    track: Track = silent,
+) -> Fit:
     """IIA-DDIM: x' = DDIM + p0 (D_k - D_{k-1}) + p1 (eps_k - eps_{k-1}) for k >= 1, p0 and p1 in closed form, eq. 14.
 
     x: states sigma_0 * noise, (B, C, H, W). The target of a step is `fine` DDIM steps, uniform in sigma, from the same
     state. Each step is fitted on the trajectory that the corrections before it already produce; fitting on the plain one
-    diverges. Without guidance only: the paper's guided form is another one.
+    diverges. Without guidance only: the paper's guided form is another one. coordinates brings a grid into those of the
+    model, where `grid` is already: to_edm, to_vp or to_flow.
     """
     plan = ddim(grid)
     states, estimates = [x], []
@@ -49,7 +59,7 @@ def fit_ddim(denoise: Denoise, grid: Grid, x: Tensor, *, fine: int = 10, track: 
     with torch.no_grad():
         for k in track(range(plan.rows), "fit IIA-DDIM"):
             estimates.append(denoise(states[k], float(plan.sigmas[k])))
-            target = sample(denoise, states[k], ddim(_between(grid, k, fine)))
+            target = sample(denoise, states[k], ddim(coordinates(_between(grid, k, fine))))
             missing = (target - advance(plan, k, states, estimates)).double()
             before.append(float(missing.square().mean()))
             if k:
@@ -70,20 +80,24 @@ def calibrate_ddim(
     seed: int = 0,
     track: Track = silent,
 ) -> tuple[Bundle, Fit]:
-    """Fit IIA-DDIM on the Karras grid for a network of the bundle and add the plan `name` (iia4 for 4 steps) to it.
+    """Fit IIA-DDIM on the usual grid of a network of the bundle and add the plan `name` (iia4 for 4 steps) to it.
 
-    Needs no data: noise and labels are drawn. Raises ValueError when the bundle has no such network or steps < 2.
+    Needs no data: noise and labels are drawn. Raises ValueError when the bundle has no such network, steps < 2, or images are
+    made from embeddings.
     """
     if steps < 2:
         raise ValueError(f"IIA corrects a step by the one before it and needs at least 2 steps, got {steps}")
     name = name or f"iia{steps}"
-    denoiser, condition = load_network(bundle, network), bundle.manifest.condition
+    condition = bundle.manifest.condition
+    if condition.kind == "embeddings":
+        raise ValueError("the fit draws its conditions at random, which embeddings do not allow; choose a plan of a solver")
+    denoiser = load_network(bundle, network)
     generator = torch.Generator().manual_seed(seed)
-    grid = karras(steps, 0.002, 80.0)
-    x = float(grid.sigmas[0]) * torch.randn(samples, *bundle.manifest.image.shape, generator=generator)
-    label = torch.arange(samples) % condition.classes if condition.kind == "labels" else None
-    denoise: Callable[[Tensor, float], Tensor] = lambda x, sigma: denoiser(x, sigma, label)  # noqa: E731
-    fit = fit_ddim(denoise, grid, x, fine=fine, track=track)
+    grid = denoiser.parametrisation.grid(steps)
+    x = float(grid.sigmas[0]) * torch.randn(samples, *bundle.manifest.state_shape, generator=generator)
+    labels = (torch.arange(samples) % condition.classes,) if condition.kind == "labels" else ()
+    denoise = guided(denoiser, labels, ())
+    fit = fit_ddim(denoise, grid, x, fine=fine, coordinates=denoiser.parametrisation.coordinates, track=track)
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(fit.plan, network=network, solver=f"IIA-DDIM, {steps} steps")
         draft.manifest.provenance[name] = {

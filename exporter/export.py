@@ -66,10 +66,11 @@ def reference(bundle: Bundle, denoiser: Denoiser, plan: Plan, *, batch: int = GO
     image, condition = bundle.manifest.image, bundle.manifest.condition
     noise = torch.randn(batch, plan.draws, *image.shape, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(batch) % condition.classes if condition.kind == "labels" else None
-    null = None if labels is None else torch.full_like(labels, condition.classes)
+    given = () if labels is None else (labels,)
+    null = tuple(torch.full_like(label, condition.classes) for label in given)
     with torch.no_grad():
         x = float(plan.sigmas[0]) * noise[:, 0]
-        steps = trajectory(guided(denoiser, labels, null), x, plan, list(noise[:, 1:].unbind(1)))
+        steps = trajectory(guided(denoiser, given, null), x, plan, list(noise[:, 1:].unbind(1)))
         states: list[Tensor] = [step.x for step in steps]
     inputs = {"noise": noise.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
     return inputs | {"states": torch.stack(states).numpy()}

@@ -21,9 +21,10 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser, edm
+from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec, Precision
+from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan, sample
 
 __all__ = ["OPSET", "Network", "trace", "unroll", "with_weights"]
@@ -36,7 +37,7 @@ class Network:
     """A denoiser's network as ONNX: x (B, C, H, W), timestep (), labels (B,) -> out (B, C, H, W), float32 at the edges."""
 
     model: ir.Model
-    sigma_data: float
+    parametrisation: Parametrisation
     image: ImageSpec
     condition: Condition
 
@@ -47,7 +48,7 @@ class _Evaluation(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, x: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoiser.evaluate(x, timestep, labels)
+        return self.denoiser.evaluate(x, timestep, *(() if labels is None else (labels,)))
 
 
 def trace(denoiser: Denoiser, image: ImageSpec, condition: Condition, precision: Precision) -> ir.Model:
@@ -85,7 +86,7 @@ def with_weights(traced: ir.Model, denoiser: Denoiser, image: ImageSpec, conditi
     for name, weight in weights.items():
         initializers[name].const_value = ir.tensor(weight.detach().numpy(), name=name)
     optimizer.optimize(model)
-    return Network(model, denoiser.sigma_data, image, condition)
+    return Network(model, denoiser.parametrisation, image, condition)
 
 
 @contextmanager
@@ -102,7 +103,8 @@ def _quiet() -> Iterator[None]:
 
 def _in_precision(denoiser: Denoiser, precision: Precision) -> Denoiser:
     net = copy.deepcopy(denoiser.net)
-    return Denoiser(net.half() if precision == "fp16" else net, sigma_data=denoiser.sigma_data, patch=denoiser.patch).eval()
+    cast = net.half() if precision == "fp16" else net
+    return Denoiser(cast, parametrisation=denoiser.parametrisation, patch=denoiser.patch).eval()
 
 
 @dataclass
@@ -191,8 +193,8 @@ def unroll(network: Network, plan: Plan) -> ir.Model:
         sliced = writer.op("Slice", inputs[0], index, writer.constant([i + 1]), axes)
         return _Symbol(writer, writer.op("Squeeze", sliced, axes))
 
-    def denoise(x: _Symbol, sigma: float, labels: tuple[ir.Value, ...]) -> _Symbol:
-        scales = edm(sigma, network.sigma_data)
+    def denoise(x: _Symbol, sigma: float, *labels: ir.Value) -> _Symbol:
+        scales = network.parametrisation.scales(sigma)
         inputs = [(scales.into * x).value, writer.constant(scales.timestep), *labels]
         out = _Symbol(writer, writer.evaluate(network.model, inputs))
         denoised: _Symbol = scales.skip * x + scales.out * out

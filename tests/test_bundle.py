@@ -14,6 +14,7 @@ import pytest
 from fewstep.bundle import MANIFEST, Bundle, Draft
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.parametrisation import Edm
 from fewstep.schedule import karras
 from fewstep.solvers import dpmpp_2m
 
@@ -25,7 +26,7 @@ PLAN = dpmpp_2m(karras(5, 0.002, 80.0), Guidance(2.0, 0.3, 5.0))
 def bundle(tmp_path: Path) -> Bundle:
     with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
         draft.new("networks/teacher/config.json").write_text('{"x": 1}')
-        draft.manifest.networks["teacher"] = NetworkEntry(directory="networks/teacher", sigma_data=0.5)
+        draft.manifest.networks["teacher"] = NetworkEntry(directory="networks/teacher", parametrisation=Edm(sigma_data=0.5))
         draft.manifest.plans["best"] = PlanEntry.of(PLAN, network="teacher", solver="DPM-Solver++ 2M")
         draft.manifest.default = "best"
     return Bundle.load(tmp_path / "a.bundle")

@@ -54,7 +54,7 @@ def test_each_fit_lowers_its_residual_and_the_first_step_stays_plain() -> None:
 def test_the_correction_is_the_papers_two_terms() -> None:
     """Row k of the fitted table, walked by hand as DDIM + p0 (D_k - D_{k-1}) + p1 (eps_k - eps_{k-1})."""
     grid, denoise = to_vp(karras(4, 0.01, 20.0)), Mixture().denoise
-    plan, plain = fit_ddim(denoise, grid, grid.sigmas[0] * _noise(0)).plan, ddim(grid)
+    plan, plain = fit_ddim(denoise, grid, grid.sigmas[0] * _noise(0), coordinates=to_vp).plan, ddim(grid)
     x = grid.sigmas[0] * _noise(2)
     steps = list(trajectory(denoise, x, plan))
     states, d = [x, *(s.x for s in steps)], [s.denoised for s in steps]

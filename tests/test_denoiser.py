@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.denoiser import Denoiser, edm, load_network, save_network, unet
+from fewstep.denoiser import Denoiser, load_network, save_network, unet
 from fewstep.manifest import Condition, ImageSpec
 
 IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="labels", classes=3)
@@ -18,18 +18,6 @@ IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="lab
 def small_unet(patch: int = 1) -> Denoiser:
     torch.manual_seed(0)
     return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch, sigma_data=0.5).eval()
-
-
-def test_scales_are_the_papers_for_floats_and_tensors() -> None:
-    sigma = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
-    tensors = edm(sigma, 0.5)
-    for i, s in enumerate(sigma.tolist()):
-        floats = edm(s, 0.5)
-        assert [float(t[i]) for t in tensors] == pytest.approx(list(floats), rel=1e-12)
-        # EDM, eq. 7: unit variance into the network and for its training target.
-        assert floats.into**2 * (s**2 + 0.25) == pytest.approx(1)
-        assert floats.out**2 == pytest.approx((1 - floats.skip) ** 2 * 0.25 + floats.skip**2 * s**2)
-        assert floats.timestep / 1000 == pytest.approx(torch.log(sigma[i]).item() / 4)
 
 
 def test_one_level_for_all_equals_a_level_each() -> None:

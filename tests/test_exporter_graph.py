@@ -55,7 +55,7 @@ def _save(network: Network, plan: Plan, directory: Path) -> Path:
 
 def _torch(plan: Plan, noise: np.ndarray, labels: np.ndarray) -> np.ndarray:
     draws = [torch.tensor(noise[:, i]) for i in range(plan.draws)]
-    denoise = guided(_denoiser(1), torch.tensor(labels), torch.full((len(labels),), 3))
+    denoise = guided(_denoiser(1), (torch.tensor(labels),), (torch.full((len(labels),), 3),))
     with torch.no_grad():
         return sample(denoise, float(plan.sigmas[0]) * draws[0], plan, draws[1:]).numpy()
 

@@ -34,7 +34,7 @@ def _run(guidance: Guidance) -> tuple[np.ndarray, list[str]]:
         return (0.9 if condition == "cat" else 0.4) * x / (1 + sigma)
 
     plan = heun(karras(8, 0.002, 80.0), guidance)
-    return sample(guided(denoise, "cat", "none"), np.full(3, 80.0), plan), calls
+    return sample(guided(denoise, ("cat",), ("none",)), np.full(3, 80.0), plan), calls
 
 
 def test_the_full_interval_is_plain_guidance_bit_for_bit() -> None:

@@ -20,7 +20,7 @@ class Linear(nn.Module):
         super().__init__()
         self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x - self.theta * sigma.reshape(-1, 1, 1, 1) * x
 
 
@@ -33,15 +33,15 @@ def test_edm_loss_is_the_weighted_error_of_the_estimate() -> None:
     model = Linear()
     x = x0 + sigma.reshape(-1, 1, 1, 1) * noise
     weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
-    expected = weight * (model(x, sigma, None) - x0).square().mean((1, 2, 3))
-    torch.testing.assert_close(edm_loss(model, x0, sigma, noise, None, sigma_data=0.5), expected)
+    expected = weight * (model(x, sigma) - x0).square().mean((1, 2, 3))
+    torch.testing.assert_close(edm_loss(model, x0, sigma, noise, (), sigma_data=0.5), expected)
 
 
 def test_lskip_with_tau_one_is_the_plain_loss() -> None:
     x0, noise, sigma = _draw(3, 1, 6, 6), _draw(3, 1, 6, 6), torch.tensor([0.01, 0.5, 30.0], dtype=torch.float64)
     args = (Linear(), x0, sigma, noise)
     torch.testing.assert_close(
-        lskip_loss(*args, _draw(3, 1, 6, 6), None, sigma_data=0.5, tau=1.0), edm_loss(*args, None, sigma_data=0.5)
+        lskip_loss(*args, _draw(3, 1, 6, 6), (), sigma_data=0.5, tau=1.0), edm_loss(*args, (), sigma_data=0.5)
     )
 
 
@@ -69,7 +69,7 @@ def test_lskip_in_expectation_is_a_ridge_on_the_output() -> None:
     model, sigma = Linear(), torch.full((20000,), 10.0, dtype=torch.float64)
     x0, noise = _draw(1, 1, 4, 4).expand(20000, -1, -1, -1), _draw(1, 1, 4, 4).expand(20000, -1, -1, -1)
     weight = (10.0**2 + 0.25) / 0.25
-    value = lskip_loss(model, x0, sigma, noise, _draw(20000, 1, 4, 4), None, sigma_data=0.5, skip=49, tau=0.0).mean() / weight
+    value = lskip_loss(model, x0, sigma, noise, _draw(20000, 1, 4, 4), (), sigma_data=0.5, skip=49, tau=0.0).mean() / weight
     eps = model.theta * (x0[0] + 10.0 * noise[0])
     expected = 1 + lskip_scale(sigma[:1], 49) ** 2 * eps.square().mean()
     assert float(value) == pytest.approx(float(expected), rel=0.01)
@@ -82,7 +82,7 @@ def test_the_optimum_under_lskip_is_the_papers_shrunk_one() -> None:
     best = []
     for weight in (1.0, tau):
         model = Linear(0.0)
-        loss = lambda m=model, w=weight: lskip_loss(m, x0, sigma, noise, other, None, sigma_data=0.5, skip=49, tau=w).mean()  # noqa: E731
+        loss = lambda m=model, w=weight: lskip_loss(m, x0, sigma, noise, other, (), sigma_data=0.5, skip=49, tau=w).mean()  # noqa: E731
         slope = torch.autograd.grad(loss(), model.theta, create_graph=True)[0]
         model.theta.data += 1.0
         curvature = torch.autograd.grad(loss(), model.theta)[0] - slope.detach()

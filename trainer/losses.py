@@ -12,12 +12,14 @@ __all__ = ["edm_loss", "lskip_loss", "lskip_scale", "sid_loss"]
 LEVELS, SIGMA_MIN, SIGMA_MAX, RHO = 1000, 0.002, 80.0, 7.0  # the discretisation that "skip" counts in
 
 
-def edm_loss(denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None, *, sigma_data: float) -> Tensor:
+def edm_loss(
+    denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, condition: tuple[Tensor, ...], *, sigma_data: float
+) -> Tensor:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x0 + sigma noise) - x0|^2. Karras et al. 2022, table 1.
 
-    denoise is D(x, sigma, label); x0, noise (B, C, H, W), sigma (B,).
+    denoise is D(x, sigma, *condition); x0, noise (B, C, H, W), sigma (B,).
     """
-    return _weight(sigma, sigma_data) * _squared(noise - _eps(denoise, x0, sigma, noise, label))
+    return _weight(sigma, sigma_data) * _squared(noise - _eps(denoise, x0, sigma, noise, condition))
 
 
 def lskip_loss(
@@ -26,7 +28,7 @@ def lskip_loss(
     sigma: Tensor,
     noise: Tensor,
     other: Tensor,
-    label: Tensor | None,
+    condition: tuple[Tensor, ...],
     *,
     sigma_data: float,
     skip: int = 9,
@@ -37,7 +39,7 @@ def lskip_loss(
     eps is the network's noise estimate at sigma and c = lskip_scale(sigma, skip). other (B, C, H, W) is noise drawn anew
     (the authors' code); pass `noise` itself for the shared reading. Levels less than `skip` above the lowest use L0 alone.
     """
-    eps = _eps(denoise, x0, sigma, noise, label)
+    eps = _eps(denoise, x0, sigma, noise, condition)
     scale = lskip_scale(sigma, skip)
     plain = _squared(noise - eps)
     skipped = _squared(other - scale.reshape(-1, 1, 1, 1) * eps)
@@ -67,10 +69,10 @@ def sid_loss(generated: Tensor, teacher: Tensor, fake: Tensor, *, alpha: float) 
     return (gap * ((teacher - generated) - alpha * gap)).sum((1, 2, 3)) / scale
 
 
-def _eps(denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
+def _eps(denoise: Denoise, x0: Tensor, sigma: Tensor, noise: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
     level = sigma.reshape(-1, 1, 1, 1)
     x = x0 + level * noise
-    eps: Tensor = (x - denoise(x, sigma, label)) / level
+    eps: Tensor = (x - denoise(x, sigma, *condition)) / level
     return eps
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fewstep.bundle import Bundle
 from fewstep.denoiser import load_network, save_network
 from fewstep.guidance import guided
-from fewstep.manifest import Condition, PlanEntry
+from fewstep.manifest import Condition, NetworkEntry, PlanEntry
+from fewstep.parametrisation import Edm
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.schedule import uniform
@@ -71,7 +72,10 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
 
     Each iteration draws one exit step for all and matches its output, a uniform mixture over the K outputs. Killed and
     started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
+
+    Raises ValueError for a teacher that is not an EDM network, or a condition that cannot be drawn at random.
     """
+    sigma_data = _sigma_data(bundle, teacher)
     accelerator = Accelerator(mixed_precision=config.precision)
     frozen = load_network(bundle, teacher).requires_grad_(False).to(accelerator.device)
     generator, fake = (copy.deepcopy(frozen).requires_grad_(True) for _ in range(2))
@@ -89,25 +93,25 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     for step in track(range(start, config.iterations), f"distil {name}"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
         exit_step = draws.one(config.steps)
-        label, noise = _inputs(bundle, plan, draws)
+        condition, noise = _inputs(bundle, plan, draws)
         with torch.no_grad(), accelerator.autocast():
-            x, level = _walk(generator, plan, exit_step, noise, label)
-            images = generator(x, level, label)
+            x, level = _walk(generator, plan, exit_step, noise, condition)
+            images = generator(x, level, *condition)
         sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
-        loss = edm_loss(f_model, images, sigma, draws.normal(*images.shape[1:]), label, sigma_data=frozen.sigma_data)
+        loss = edm_loss(f_model, images, sigma, draws.normal(*images.shape[1:]), condition, sigma_data=sigma_data)
         _update(accelerator, f_optimizer, fake, loss.mean() * images[0].numel())
 
-        label, noise = _inputs(bundle, plan, draws)
-        null = None if label is None else torch.full_like(label, bundle.manifest.condition.classes)
+        condition, noise = _inputs(bundle, plan, draws)
+        null = tuple(torch.full_like(label, bundle.manifest.condition.classes) for label in condition)
         with accelerator.autocast():
-            x, level = _walk(generator, plan, exit_step, noise, label)
-        images = g_model(x, level, label)
+            x, level = _walk(generator, plan, exit_step, noise, condition)
+        images = g_model(x, level, *condition)
         sigma = _karras_level(0.8 * draws.uniform())
         noised = images + sigma.reshape(-1, 1, 1, 1) * draws.normal(*images.shape[1:])
         fake.requires_grad_(False)
         with accelerator.autocast():
-            target = guided(frozen, label, null)(noised, sigma, 1.0 if label is None else config.guidance)
-            estimate = fake(noised, sigma, label)
+            target = guided(frozen, condition, null)(noised, sigma, config.guidance if condition else 1.0)
+            estimate = fake(noised, sigma, *condition)
         loss = sid_loss(images, target, estimate, alpha=config.alpha)
         _update(accelerator, g_optimizer, generator, 100 * loss.mean())
         fake.requires_grad_(True)
@@ -126,20 +130,33 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     return Bundle.load(bundle.root)
 
 
-def _inputs(bundle: Bundle, plan: Plan, draws: Draws) -> tuple[Tensor | None, list[Tensor]]:
+def _sigma_data(bundle: Bundle, teacher: str) -> float:
+    entry: NetworkEntry = bundle.pick("network", teacher, bundle.manifest.networks)
+    if not isinstance(entry.parametrisation, Edm):
+        raise ValueError(
+            f"SiD distils EDM networks, {teacher!r} is one of {entry.parametrisation.kind}; train a teacher for it"
+        )
+    if bundle.manifest.condition.kind == "embeddings":
+        raise ValueError(
+            "SiD draws its conditions at random, which embeddings do not allow; distil a network of labels or none"
+        )
+    return entry.parametrisation.sigma_data
+
+
+def _inputs(bundle: Bundle, plan: Plan, draws: Draws) -> tuple[tuple[Tensor, ...], list[Tensor]]:
     """Random labels (B,) and one unit-normal (B, C, H, W) per draw of the plan."""
     condition: Condition = bundle.manifest.condition
-    label = draws.integers(condition.classes) if condition.kind == "labels" else None
-    return label, [draws.normal(*bundle.manifest.image.shape) for _ in range(plan.draws)]
+    labels = (draws.integers(condition.classes),) if condition.kind == "labels" else ()
+    return labels, [draws.normal(*bundle.manifest.state_shape) for _ in range(plan.draws)]
 
 
 def _walk(
-    generator: nn.Module, plan: Plan, exit_step: int, noise: Sequence[Tensor], label: Tensor | None
+    generator: nn.Module, plan: Plan, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]
 ) -> tuple[Tensor, float]:
     """The state and noise level at row exit_step of the generator's plan, walked without gradient."""
     x = float(plan.sigmas[0]) * noise[0]
     with torch.no_grad():
-        walk = trajectory(lambda x, sigma: generator(x, sigma, label), x, plan, noise[1:])
+        walk = trajectory(lambda x, sigma: generator(x, sigma, *condition), x, plan, noise[1:])
         for step in islice(walk, exit_step):
             x = step.x
     return x, float(plan.sigmas[exit_step])

@@ -85,11 +85,11 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
 
     for step in track(range(start, config.steps), "train teacher"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
-        x0, label = _batch(images, draws, config)
+        x0, condition = _batch(images, draws, config)
         sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
         noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
         loss = lskip_loss(
-            model, x0, sigma, noise, other, label, sigma_data=config.sigma_data, skip=config.skip, tau=config.tau
+            model, x0, sigma, noise, other, condition, sigma_data=config.sigma_data, skip=config.skip, tau=config.tau
         ).mean()
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / config.warmup) * (1 - step / config.steps)
@@ -113,13 +113,13 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     return Bundle.load(out)
 
 
-def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, Tensor | None]:
+def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Random images in [low, high], (B, C, H, W), and their labels with some replaced by "none", (B,)."""
     index = draws.integers(len(images))
     pixels, labels = images[np.asarray(index.cpu())]
     low, high = images.image.low, images.image.high
     x0 = low + torch.as_tensor(pixels).to(draws.device, torch.float32) * ((high - low) / 255)
     if images.condition.kind == "none":
-        return x0, None
+        return x0, ()
     label = torch.as_tensor(labels).to(draws.device)
-    return x0, torch.where(draws.uniform() < config.drop_label, images.condition.classes, label)
+    return x0, (torch.where(draws.uniform() < config.drop_label, images.condition.classes, label),)

@@ -3,6 +3,7 @@
     digits.bundle/
       bundle.json      the manifest (fewstep.manifest), with the size and sha256 of every other file
       networks/NAME/   diffusers layout: config.json + *.safetensors
+      decoder/         the autoencoder of a latent model, in the same layout
       graphs/*.onnx    one file per plan and precision
       engines/*        built from graphs; always rebuildable
       golden.npz       inputs and reference outputs, the parity check that also runs where torch does not
@@ -128,10 +129,14 @@ class Bundle:
         entry: NetworkEntry = self.pick("network", name, self.manifest.networks)
         if entry.directory is None:
             raise ValueError(f"{self.root.name} was shipped without the network {name!r}; only its graphs can be used")
+        return self.directory(entry.directory)
+
+    def directory(self, name: str) -> Path:
+        """The path of a directory, every file in it checked."""
         for file in self.manifest.files:
-            if file.startswith(entry.directory + "/"):
+            if file.startswith(name + "/"):
                 self.file(file)
-        return _inside(self.root, entry.directory)
+        return _inside(self.root, name)
 
     def plan(self, name: str) -> Plan:
         entry: PlanEntry = self.pick("plan", name, self.manifest.plans)

@@ -3,77 +3,92 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry
+from fewstep.networks import NETWORKS, check_fit, network_class
+from fewstep.parametrisation import Edm, Parametrisation, Scales
 from fewstep.tensors import os_errors
 
-__all__ = ["Denoiser", "Scales", "edm", "load_network", "save_network", "unet"]
-
-
-class Scales(NamedTuple):
-    """D = skip x + out F(into x, timestep)."""
-
-    skip: Any
-    out: Any
-    into: Any
-    timestep: Any
-
-
-def edm(sigma: Tensor | float, sigma_data: float) -> Scales:
-    """EDM preconditioning, for one float or a tensor of noise levels. Karras et al. 2022, table 1.
-
-    The timestep 250 ln sigma (EDM's ln(sigma) / 4 in thousandths) is what diffusers' EDM-style UNet2DModel checkpoints take.
-    """
-    variance = sigma**2 + sigma_data**2
-    log = sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)
-    return Scales(sigma_data**2 / variance, sigma * sigma_data / variance**0.5, variance**-0.5, 250 * log)
+__all__ = ["Denoiser", "load_network", "on_meta", "save_network", "unet", "weights"]
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma, label) around a network F.
+    """D(x, sigma, *condition) around a network F; condition are the tensors of Condition.inputs(), with a batch.
 
     patch > 1 folds patch x patch pixels into channels before F and back after it, so that F works on a smaller image.
-    Arithmetic in sigma stays in the dtype of x; only F runs in the dtype of its weights.
+    time_ids: constants of an SDXL network, see NetworkEntry. Arithmetic in sigma stays in the dtype of x; only F runs in the
+    dtype of its weights.
+
+    Raises ValueError for a network of a class that is not in fewstep.networks.NETWORKS.
     """
 
-    def __init__(self, net: nn.Module, *, sigma_data: float, patch: int = 1) -> None:
+    time_ids: Tensor | None
+
+    def __init__(
+        self, net: nn.Module, *, parametrisation: Parametrisation, patch: int = 1, time_ids: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         self.net = net
-        self.sigma_data = sigma_data
+        self.parametrisation = parametrisation
         self.patch = patch
+        self.call = NETWORKS[network_class(type(net).__name__).__name__].call
+        self.register_buffer("time_ids", torch.tensor(time_ids, dtype=torch.float32) if time_ids else None, persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor | float, label: Tensor | None = None) -> Tensor:
-        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,); label (B,) int64."""
-        scales = edm(sigma, self.sigma_data)
+    def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor) -> Tensor:
+        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,)."""
+        scales = self.scales(sigma)
         timestep = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
         skip, out, into = (s.reshape(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in scales[:3])
-        return skip * x + out * self.evaluate(into * x, timestep, label)
+        return (skip * x + out * self.evaluate(into * x, timestep, *condition)).to(x.dtype)
 
-    def evaluate(self, x: Tensor, timestep: Tensor, label: Tensor | None = None) -> Tensor:
-        """F(x, timestep, label) alone, (B, C, H, W) in the dtype of x; timestep () or (B,) float32."""
-        folded = functional.pixel_unshuffle(x, self.patch)  # (B, C, H, W) -> (B, C p p, H/p, W/p)
-        out = self.net(folded.to(self.dtype), timestep, class_labels=label, return_dict=False)[0]
-        return functional.pixel_shuffle(out.to(x.dtype), self.patch)
+    def evaluate(self, x: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
+        """F(x, timestep, *condition) alone, (B, C, H, W) in the dtype of x; timestep () or (B,) float32."""
+        # (B, C, H, W) -> (B, C p p, H/p, W/p)
+        folded = functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        # One timestep for all stays (1,), so that what depends on it alone is computed once and folds to constants in graphs.
+        inputs = [c.to(self.dtype) if c.is_floating_point() else c for c in condition]
+        out = self.call(self.net, folded.to(self.dtype), timestep.reshape(-1), inputs, self.time_ids)
+        out = out[:, : folded.shape[1]].to(x.dtype)  # without the variance that some networks learned besides
+        return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+
+    def scales(self, sigma: Tensor | float) -> Scales:
+        """The numbers that turn F into D at a noise level."""
+        return self.parametrisation.scales(sigma)
 
     @property
     def architecture(self) -> str:
         """Class and configuration of the network: networks for which it is equal differ in weights only."""
         net: Any = self.net
-        return f"{net.to_json_string()} patch {self.patch}"
+        config = {key: value for key, value in net.config.items() if not key.startswith("_")}
+        time_ids = 0 if self.time_ids is None else self.time_ids.numel()
+        return f"{type(net).__name__} {json.dumps(config, sort_keys=True)} patch {self.patch} time_ids {time_ids}"
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
         return next(self.net.parameters()).dtype
+
+
+def on_meta(denoiser: Denoiser) -> Denoiser:
+    """The same architecture in the same dtype on torch's meta device: shapes without weights, in eval mode."""
+    with torch.device("meta"):
+        net: Any = type(denoiser.net)
+        copy = net.from_config(denoiser.net.config).to(denoiser.dtype)
+        time_ids = [] if denoiser.time_ids is None else [0.0] * denoiser.time_ids.numel()
+        return Denoiser(copy, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids).eval()
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by its qualified name, also the buffers that a state_dict leaves out (position tables)."""
+    return {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
 
 
 def unet(
@@ -86,7 +101,7 @@ def unet(
     patch: int,
     sigma_data: float,
 ) -> Denoiser:
-    """A fresh UNet2DModel denoiser, attention in its middle or nowhere; one class embedding more than classes, for "none".
+    """A fresh EDM UNet2DModel, attention in its middle or nowhere; one class embedding more than classes, for "none".
 
     Raises ValueError when the image does not divide into patches and levels.
     """
@@ -96,7 +111,7 @@ def unet(
             f"{image.height}x{image.width} images do not divide by {divisor} (patch {patch}, {len(channels)} levels); "
             "resize them or choose fewer levels"
         )
-    net = UNet2DModel(
+    net = network_class("UNet2DModel")(
         sample_size=(image.height // patch, image.width // patch),
         in_channels=image.channels * patch**2,
         out_channels=image.channels * patch**2,
@@ -109,26 +124,45 @@ def unet(
         attention_head_dim=min(32, channels[-1]),
         num_class_embeds=condition.classes + 1 if condition.kind == "labels" else None,
     )
-    return Denoiser(net, sigma_data=sigma_data, patch=patch)
+    return Denoiser(net, parametrisation=Edm(sigma_data=sigma_data), patch=patch)
 
 
 def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
-    """Write a denoiser's network into a bundle draft, in diffusers layout."""
+    """Write a denoiser's network into a bundle draft, in diffusers layout.
+
+    Raises ValueError when it does not fit the draft's image, latent or condition.
+    """
+    time_ids = [] if denoiser.time_ids is None else denoiser.time_ids.tolist()
+    net: Any = denoiser.net
+    manifest = draft.manifest
+    check_fit(net, manifest.state_shape, manifest.condition, patch=denoiser.patch, time_ids=len(time_ids))
     directory = f"networks/{name}"
     draft.remove(directory)
-    net: Any = denoiser.net
+    net.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
     with os_errors():
         net.save_pretrained(draft.new(f"{directory}/config.json").parent)
-    draft.manifest.networks[name] = NetworkEntry(directory=directory, sigma_data=denoiser.sigma_data, patch=denoiser.patch)
+    manifest.networks[name] = NetworkEntry(
+        directory=directory, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids
+    )
 
 
 def load_network(bundle: Bundle, name: str) -> Denoiser:
-    """A bundle's network as a denoiser, fp32, in eval mode. Raises ValueError for a network class fewstep does not know."""
+    """A bundle's network as a denoiser, fp32, in eval mode.
+
+    Raises ValueError for a class fewstep does not know, weights that lack a tensor, or a network that does not fit the bundle.
+    """
     directory = bundle.network(name)
     entry = bundle.manifest.networks[name]
     kind = json.loads(Path(directory, "config.json").read_text("utf-8")).get("_class_name")
-    if kind != "UNet2DModel":
-        raise ValueError(f"network {name!r} is a {kind}; this version of fewstep drives UNet2DModel")
-    net = UNet2DModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    net.register_to_config(_name_or_path="")  # else the path of this machine goes along wherever the network is saved
-    return Denoiser(net, sigma_data=entry.sigma_data, patch=entry.patch).eval()
+    net, report = network_class(kind).from_pretrained(
+        directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
+        raise ValueError(
+            f"the weights of network {name!r} do not match its config.json in {len(wrong)} tensors, the first is {wrong[0]}; "
+            "copy the bundle again from its source"
+        )
+    net.register_to_config(_name_or_path="")
+    manifest = bundle.manifest
+    check_fit(net, manifest.state_shape, manifest.condition, patch=entry.patch, time_ids=len(entry.time_ids))
+    return Denoiser(net, parametrisation=entry.parametrisation, patch=entry.patch, time_ids=entry.time_ids).eval()

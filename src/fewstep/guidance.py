@@ -34,17 +34,17 @@ class Guidance:
         return np.where((levels > self.lo) & (levels <= self.hi), self.weight, 1.0)
 
 
-def guided(denoise: Denoise, condition: Array, null: Array) -> Denoise:
+def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ...]) -> Denoise:
     """Bind a condition: D(x, sigma, weight) = D_null + weight (D_condition - D_null), one evaluation where weight is 1.
 
-    denoise is D(x, sigma, condition); null is the condition that means "none".
+    denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the weight is not 1.
     """
 
     def guided_denoise(x: Array, sigma: float, weight: float = 1.0) -> Array:
-        conditional = denoise(x, sigma, condition)
+        conditional = denoise(x, sigma, *condition)
         if weight == 1:
             return conditional
-        unconditional = denoise(x, sigma, null)
+        unconditional = denoise(x, sigma, *null)
         return unconditional + weight * (conditional - unconditional)
 
     return guided_denoise

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan
+from fewstep.spec import Condition, ImageSpec, InputSpec, LatentSpec, Strict
 
 __all__ = [
     "Condition",
@@ -16,6 +18,8 @@ __all__ = [
     "FileEntry",
     "GraphEntry",
     "ImageSpec",
+    "InputSpec",
+    "LatentSpec",
     "Layout",
     "Manifest",
     "NetworkEntry",
@@ -27,51 +31,21 @@ __all__ = [
 # fp8 leave it in fp16 (GPUs).
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 Layout = Literal["unrolled", "loop", "step"]
+COORDINATES_TOLERANCE = 1e-6
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ImageSpec(Strict):
-    """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
-
-    channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
-    low: float = -1.0
-    high: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return self.channels, self.height, self.width
-
-
-class Condition(Strict):
-    """What an image is made from: nothing, or a label 0 .. classes - 1; the label `classes` means "none"."""
-
-    kind: Literal["none", "labels"]
-    classes: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _classes_match_kind(self) -> Condition:
-        if (self.kind == "labels") != (self.classes > 0):
-            raise ValueError(f"condition {self.kind!r} does not go with {self.classes} classes")
-        return self
 
 
 class NetworkEntry(Strict):
     """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser.
 
-    directory None: the bundle ships the network's graphs without its weights for training.
+    directory None: the bundle ships the network's graphs without its weights for training. time_ids: constants of an
+    SDXL network (original height and width, crop top and left, target height and width in pixels).
     """
 
     directory: str | None
-    parametrisation: Literal["edm"] = "edm"
-    sigma_data: float = Field(gt=0)
+    parametrisation: Parametrisation
     patch: PositiveInt = 1
+    time_ids: list[float] = Field(default=[])
 
 
 class PlanEntry(Strict):
@@ -152,13 +126,19 @@ class Manifest(Strict):
     name: Name
     image: ImageSpec
     condition: Condition
-    networks: dict[Name, NetworkEntry] = {}
-    plans: dict[Name, PlanEntry] = {}
+    latent: LatentSpec | None = None
+    networks: dict[Name, NetworkEntry] = Field(default={})
+    plans: dict[Name, PlanEntry] = Field(default={})
     default: Name | None = None
-    graphs: dict[Name, GraphEntry] = {}
-    engines: dict[Name, EngineEntry] = {}
-    provenance: dict[str, Any] = {}
-    files: dict[str, FileEntry] = {}
+    graphs: dict[Name, GraphEntry] = Field(default={})
+    engines: dict[Name, EngineEntry] = Field(default={})
+    provenance: dict[str, Any] = Field(default={})
+    files: dict[str, FileEntry] = Field(default={})
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the sampler works on: the image itself, or the latent."""
+        return self.latent.shape if self.latent else self.image.shape
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Manifest:
@@ -173,4 +153,24 @@ class Manifest(Strict):
         for kind, name, known in wanted:
             if name not in known:
                 raise ValueError(f"it refers to the {kind} {name!r}, which it does not hold")
+        return self
+
+    @model_validator(mode="after")
+    def _plans_are_in_the_coordinates_of_their_networks(self) -> Manifest:
+        for name, plan in self.plans.items():
+            parametrisation = self.networks[plan.network].parametrisation
+            for alpha, sigma in zip(plan.alphas, plan.sigmas, strict=True):
+                if abs(alpha - parametrisation.alpha(sigma)) > COORDINATES_TOLERANCE:
+                    raise ValueError(
+                        f"the plan {name!r} has alpha {alpha:g} at sigma {sigma:g}, which is not in the {parametrisation.kind} "
+                        f"coordinates of its network {plan.network!r}; write it on a grid of that network's parametrisation"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _decoded_images_have_the_range_of_decoders(self) -> Manifest:
+        if self.latent and (self.image.low, self.image.high) != (-1.0, 1.0):
+            raise ValueError(
+                f"a decoder makes images in [-1, 1], not [{self.image.low:g}, {self.image.high:g}]; use low -1, high 1"
+            )
         return self

@@ -70,9 +70,11 @@ def uniform(n: int, sigma_max: float) -> Grid:
     return Grid(np.ones(n + 1), np.linspace(sigma_max, 0.0, _count(n) + 1))
 
 
-def vp_signal(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Floats:
-    """abar_t of the linear beta schedule, (steps,). Ho et al. 2020."""
-    return np.cumprod(1 - np.linspace(beta_start, beta_end, steps), dtype=np.float64)
+def vp_signal(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, scaled: bool = False) -> Floats:
+    """abar_t of the linear beta schedule, (steps,). Ho et al. 2020. scaled: linear in sqrt(beta), as Stable Diffusion's."""
+    power = 2 if scaled else 1
+    betas = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps) ** power
+    return np.cumprod(1 - betas, dtype=np.float64)
 
 
 def vp(n: int, signal: Floats | None = None) -> Grid:

@@ -1,0 +1,127 @@
+"""How the network classes of diffusers are called, and what their configurations must agree on with a bundle.
+
+Every class takes the same: a state, a timestep and the tensors of a Condition in their order. Needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from fewstep.spec import Condition
+
+__all__ = ["NETWORKS", "Family", "check_fit", "network_class"]
+
+Facts: TypeAlias = dict[str, tuple[Any, Any]]  # key of the configuration -> (what it is, what the bundle needs)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One network class: `call` is F(net, x, timestep, condition, time_ids), timestep (1,) or (B,); `facts` what must hold."""
+
+    conditions: tuple[str, ...]
+    call: Callable[[Any, Tensor, Tensor, Sequence[Tensor], Tensor | None], Tensor]
+    facts: Callable[[Any, Condition, int], Facts]
+
+
+def _call_unet(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[Tensor], _: Tensor | None) -> Tensor:
+    out: Tensor = net(x, timestep, class_labels=condition[0] if condition else None, return_dict=False)[0]
+    return out
+
+
+def _unet_facts(config: Any, condition: Condition, _: int) -> Facts:
+    embeds = condition.classes + 1 if condition.kind == "labels" else None  # one more, for "none"
+    return {"num_class_embeds": (config.num_class_embeds, embeds), "class_embed_type": (config.class_embed_type, None)}
+
+
+def _call_dit(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[Tensor], _: Tensor | None) -> Tensor:
+    out: Tensor = net(x, timestep, class_labels=condition[0], return_dict=False)[0]
+    return out
+
+
+def _dit_facts(config: Any, condition: Condition, _: int) -> Facts:
+    return {"num_embeds_ada_norm": (config.num_embeds_ada_norm, condition.classes)}  # it adds the one for "none" itself
+
+
+def _call_text_unet(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[Tensor], time_ids: Tensor | None) -> Tensor:
+    embeddings, *pooled = condition
+    added = None
+    if time_ids is not None:
+        added = {"text_embeds": pooled[0], "time_ids": time_ids.expand(x.shape[0], -1)}
+    out: Tensor = net(x, timestep, embeddings, added_cond_kwargs=added, return_dict=False)[0]
+    return out
+
+
+def _text_unet_facts(config: Any, condition: Condition, time_ids: int) -> Facts:
+    facts: Facts = {
+        "cross_attention_dim": (_single(config.cross_attention_dim), condition.width),
+        "addition_embed_type": (config.addition_embed_type, "text_time" if condition.pooled else None),
+    }
+    for key in ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type"):
+        facts[key] = (config[key], None)
+    if condition.pooled:
+        width = condition.pooled + time_ids * (config.addition_time_embed_dim or 0)
+        facts["projection_class_embeddings_input_dim"] = (config.projection_class_embeddings_input_dim, width)
+    return facts
+
+
+def _call_sd3(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[Tensor], _: Tensor | None) -> Tensor:
+    embeddings, pooled = condition
+    out: Tensor = net(x, embeddings, pooled, timestep, return_dict=False)[0]
+    return out
+
+
+def _sd3_facts(config: Any, condition: Condition, _: int) -> Facts:
+    return {
+        "joint_attention_dim": (config.joint_attention_dim, condition.width),
+        "pooled_projection_dim": (config.pooled_projection_dim, condition.pooled),
+    }
+
+
+NETWORKS = {
+    "UNet2DModel": Family(("none", "labels"), _call_unet, _unet_facts),
+    "DiTTransformer2DModel": Family(("labels",), _call_dit, _dit_facts),
+    "UNet2DConditionModel": Family(("embeddings",), _call_text_unet, _text_unet_facts),
+    "SD3Transformer2DModel": Family(("embeddings",), _call_sd3, _sd3_facts),
+}
+
+
+def network_class(name: str) -> Any:
+    """The diffusers class of this name. Raises ValueError for one that is not in NETWORKS; nothing else is imported."""
+    if name not in NETWORKS:
+        raise ValueError(f"the network is a {name}; this version of fewstep drives {', '.join(NETWORKS)}")
+    return getattr(importlib.import_module("diffusers"), name)
+
+
+def check_fit(net: Any, state: tuple[int, int, int], condition: Condition, *, patch: int, time_ids: int) -> None:
+    """Raises ValueError unless a network can work on states (C, H, W), folded by patch, under this condition."""
+    name = type(net).__name__
+    family = NETWORKS[network_class(name).__name__]
+    if condition.kind not in family.conditions:
+        raise ValueError(
+            f"a {name} takes {' or '.join(family.conditions)} as condition, the bundle has {condition.kind}; "
+            "choose a network of another class or another condition"
+        )
+    channels, height, width = state[0] * patch**2, state[1] / patch, state[2] / patch
+    size = net.config.sample_size if net.config.sample_size is not None else (height, width)
+    facts: Facts = {
+        "in_channels": (net.config.in_channels, channels),
+        "sample_size": (tuple(size) if isinstance(size, list | tuple) else (size, size), (height, width)),
+    }
+    out = net.config.out_channels or channels  # twice as many where it learned its variance, too, which samplers leave aside
+    facts["out_channels"] = (out, 2 * channels if out == 2 * channels else channels)
+    for key, (found, wanted) in (facts | family.facts(net.config, condition, time_ids)).items():
+        if found != wanted:
+            raise ValueError(
+                f"this {name} has {key} {found}, the bundle needs {wanted}; "
+                "choose a network made for it or change the bundle's image and condition"
+            )
+
+
+def _single(width: Any) -> Any:
+    """One width where all levels have the same."""
+    return width[0] if isinstance(width, list | tuple) and len(set(width)) == 1 else width

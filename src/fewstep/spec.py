@@ -1,0 +1,96 @@
+"""What a model makes images of, and from what: the parts of a manifest that networks and samplers must agree on."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+__all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Strict"]
+
+
+class Strict(BaseModel):
+    """Unknown keys, infinities and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ImageSpec(Strict):
+    """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
+
+    channels: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    low: float = -1.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+
+class LatentSpec(Strict):
+    """What the sampler of a latent model works on, and the autoencoder whose decoder turns it into images.
+
+    image = decode(latent / scaling_factor + shift_factor) in [-1, 1]. directory None: the bundle ships the decoder in its
+    graphs only.
+    """
+
+    channels: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    scaling_factor: float = Field(gt=0)
+    shift_factor: float = 0.0
+    decoder: Literal["AutoencoderKL", "AutoencoderTiny"]
+    directory: str | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.channels, self.height, self.width
+
+
+class InputSpec(NamedTuple):
+    """One tensor of a condition: its name, and its shape for one image, without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["int64", "float32"]
+
+
+class Condition(Strict):
+    """What an image is made from.
+
+    labels: 0 .. classes - 1, and `classes` means "none". embeddings: (tokens, width) of a text and, where pooled > 0, one
+    vector (pooled,) for the whole of it; what means "none" is given with them, as the embeddings of a negative prompt.
+    """
+
+    kind: Literal["none", "labels", "embeddings"]
+    classes: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0)
+    width: int = Field(default=0, ge=0)
+    pooled: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _sizes_match_kind(self) -> Condition:
+        needed = {"none": (), "labels": ("classes",), "embeddings": ("tokens", "width")}[self.kind]
+        optional = ("pooled",) if self.kind == "embeddings" else ()
+        for name in ("classes", "tokens", "width", "pooled"):
+            size = getattr(self, name)
+            if (name in needed and size == 0) or (name not in needed and name not in optional and size > 0):
+                raise ValueError(f"condition {self.kind!r} does not go with {size} {name}")
+        return self
+
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The tensors of the condition, in the order in which networks and graphs take them."""
+        if self.kind == "labels":
+            return (InputSpec("labels", (), "int64"),)
+        if self.kind == "embeddings":
+            pooled = (InputSpec("pooled", (self.pooled,), "float32"),) if self.pooled else ()
+            return (InputSpec("embeddings", (self.tokens, self.width), "float32"), *pooled)
+        return ()
+
+    def null_inputs(self) -> tuple[InputSpec, ...]:
+        """What guided graphs take besides, for the condition that means "none"; labels need nothing, see the class."""
+        return tuple(i._replace(name=f"null_{i.name}") for i in self.inputs()) if self.kind == "embeddings" else ()
