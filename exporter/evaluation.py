@@ -110,9 +110,7 @@ class Evaluations:
         if at.timestep is not None:
             known[self.network.traced.inputs[TIMESTEP]] = at.timestep
         row = at.row if isinstance(at.row, int) else None
-        return write(
-            writer, self.network.traced, self.network.weights, known, name, quantiser=self.quantiser, row=row
-        )
+        return write(writer, self.network.traced, self.network.weights, known, name, quantiser=self.quantiser, row=row)
 
     def _sharing(self, kind: Kind) -> dict[ir.Value, ir.Value]:
         """What all evaluations of a kind share: the condition and everything that depends on nothing else."""
@@ -124,10 +122,12 @@ class Evaluations:
             free = frozenset((*names, BATCH))
             nodes = traced.needed([traced.output], folded)
             shared = [v for n in nodes for v in n.outputs if traced.depends[v] <= free and v not in folded]
-            if any("Shape" == n.op_type and n.inputs[0] is traced.inputs["x"] for n in traced.needed(shared, {})):
+            if any(n.op_type == "Shape" and n.inputs[0] is traced.inputs["x"] for n in traced.needed(shared, {})):
                 known[traced.inputs["x"]] = self._x if kind != "both" else self._root.op("Concat", self._x, self._x, axis=0)
             if shared:
-                write(self._root, traced, self.network.weights, known, f"shared.{kind}", outputs=shared, quantiser=self.quantiser)
+                write(
+                    self._root, traced, self.network.weights, known, f"shared.{kind}", outputs=shared, quantiser=self.quantiser
+                )
             self._shared[kind] = known
         return self._shared[kind]
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
+from fewstep.exporter.graph import OPSET, trace, unroll, with_weights
 from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.denoiser import Denoiser, load_network
-from fewstep.exporter.graph import OPSET, trace, unroll, with_weights
 from fewstep.guidance import guided
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.plan import Plan, trajectory
@@ -20,7 +20,14 @@ from fewstep.progress import Track, silent
 __all__ = ["GOLDEN", "LIMITS", "export_graphs", "reference"]
 
 GOLDEN = "golden.npz"
-LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 0.2, "int8": 0.5, "int8-fp16": 0.5, "fp8": 0.5}  # largest |sample - torch fp32|, images in [-1, 1]
+LIMITS: dict[Precision, float] = {
+    "fp32": 1e-4,
+    "fp16": 3e-2,
+    "bf16": 0.2,
+    "int8": 0.5,
+    "int8-fp16": 0.5,
+    "fp8": 0.5,
+}  # largest |sample - torch fp32|, images in [-1, 1]
 GOLDEN_BATCH = 4
 
 

@@ -23,7 +23,7 @@ from fewstep.exporter.specialise import Folded, fold
 from fewstep.exporter.traced import Traced
 from fewstep.exporter.writer import Symbol, Writer
 from fewstep.guidance import mix
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.manifest import Condition, ImageSpec, InputSpec
 from fewstep.plan import Plan, trajectory
 
 __all__ = ["Decoder", "Sampler", "finish", "guided_output", "guided_where", "scaled", "step", "unroll"]
@@ -51,9 +51,7 @@ class Sampler:
         self.inputs = [self.noise, *given, *(null or [])]
         folded = fold(network.traced, network.weights, network.condition, self.timesteps())
         self.start = self.draw(0)
-        self.evaluations = Evaluations(
-            network, self.root, self.start.value, given, null, folded=folded, quantiser=quantiser
-        )
+        self.evaluations = Evaluations(network, self.root, self.start.value, given, null, folded=folded, quantiser=quantiser)
 
     def timesteps(self) -> list[float]:
         return [float(self.network.scales(float(sigma)).timestep) for sigma in self.plan.sigmas[:-1]]
@@ -115,6 +113,7 @@ def guided_where(
 ) -> Symbol:
     """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run."""
     then, otherwise = Writer(writer), Writer(writer)
+    weight = Symbol(then, weight.value)
     if doubled:
         inside = Symbol(then, x.value)
         guided = guided_output(evaluations, then, inside, weight, at, doubled=True)
@@ -168,14 +167,11 @@ def scaled(factor: float, x: Symbol) -> Symbol:
 def condition_inputs(condition: Condition, *, guided: bool) -> tuple[list[ir.Value], list[ir.Value] | None]:
     """A graph's inputs for the condition and for the one that means "none"; None where that is a constant label."""
 
-    def values(prefix: str) -> list[ir.Value]:
-        return [
-            ir.val(prefix + spec.name, ir.DataType.from_numpy(np.dtype(spec.dtype)), ("batch", *spec.shape))
-            for spec in condition.inputs()
-        ]
+    def value(spec: InputSpec) -> ir.Value:
+        return ir.val(spec.name, ir.DataType.from_numpy(np.dtype(spec.dtype)), ("batch", *spec.shape))
 
-    null = values("null_") if guided and condition.kind == "embeddings" else None
-    return values(""), null
+    null = [value(spec) for spec in condition.null_inputs()] if guided else []
+    return [value(spec) for spec in condition.inputs()], null or None
 
 
 def write_images(writer: Writer, x: ir.Value, image: ImageSpec, decoder: Decoder | None) -> dict[str, ir.Value]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from fewstep.exporter.evaluation import At
+from fewstep.exporter.evaluation import At, Network
 from fewstep.exporter.layouts import Decoder, Sampler, guided_output, guided_where, scaled
 from fewstep.exporter.quantise import Quantiser
-from fewstep.exporter.evaluation import Network
 from fewstep.exporter.writer import Symbol, Writer
 from fewstep.manifest import ImageSpec
 from fewstep.plan import Floats, Plan

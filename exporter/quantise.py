@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from fewstep.exporter.traced import Traced
 from fewstep.exporter.writer import Writer
-from fewstep.ranges import EightBit, Interval, Ranges
+from fewstep.ranges import Interval, Ranges
 
 __all__ = ["Quantiser"]
 
+EightBit: TypeAlias = Literal["int8", "fp8"]
 LAYERS = ("Conv", "Gemm", "MatMul")
 CODES: dict[EightBit, type[np.generic]] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
 LARGEST: dict[EightBit, float] = {"int8": 127.0, "fp8": 448.0}  # integers kept symmetric; float8 E4M3
@@ -54,11 +55,15 @@ class Quantiser:
         """Write a layer in quantised form and return its output. inputs: its own, in the graph; row None: the widest of all."""
         layer = self.ranges.layers[_layer(traced, node)]
         x, value = inputs[0], node.inputs[1]
-        assert x is not None and value is not None and value.dtype is not None
+        assert x is not None
+        assert value is not None
+        assert value.dtype is not None
         name, dtype = str(value.name), value.dtype.numpy()
         array = traced.tensor(name, weights).numpy().astype(np.float32)
         axis = array.ndim - 1 if node.op_type == "MatMul" else 0  # Conv and Gemm keep outputs first
-        scales = np.maximum(np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis)), 1e-12) / LARGEST[self.kind]
+        scales = (
+            np.maximum(np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis)), 1e-12) / LARGEST[self.kind]
+        )
         interval = _widest(layer.input, row)
         quantised = [self._activation(writer, x, interval, dtype), self._weight(writer, name, array, scales, axis, dtype)]
         if len(inputs) > 2 and inputs[2] is not None:

@@ -1,4 +1,4 @@
-"""What depends on the noise level alone is computed at export: a constant for every row of a plan, a table where a label enters.
+"""What depends on the noise level alone is computed at export: a constant for every row of a plan, a table by label else.
 
 Noise embeddings, the layers behind them and the scales and shifts they end in leave the graph this way; a class-conditional
 network gathers its row of a small table by label instead.
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
-import torch
 from torch import Tensor
 
 from fewstep.exporter.traced import BATCH, OPSET, Traced
@@ -32,14 +31,14 @@ MAX_TABLE_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """Values known at export: `rows` (rows, 1, ...) and, one line for each label and "none", `labels` (rows, classes + 1, ...)."""
+    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...) with a line for each and "none"."""
 
     rows: Mapping[ir.Value, npt.NDArray[np.generic]]
     labels: Mapping[ir.Value, npt.NDArray[np.generic]]
 
 
 def fold(traced: Traced, weights: Mapping[str, Tensor], condition: Condition, timesteps: Sequence[float]) -> Folded:
-    """The values of a traced network that depend on nothing but the timestep, or the timestep and a label, for each timestep."""
+    """The values of a traced network that depend on nothing but the timestep, or on it and a label, for each timestep."""
     alone = frozenset((TIMESTEP, BATCH))
     chosen = _frontier(traced, alone)
     if condition.kind == "labels":

@@ -88,9 +88,9 @@ def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor],
 
 
 def trace(module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str] = ()) -> Traced:
-    """Trace a module with forward(*inputs) on torch's meta device; dimension 0 of every input is the batch, except those in `static`.
+    """Trace a module with forward(*inputs) on torch's meta device.
 
-    inputs: example tensors, batch 2 (a batch traced at 1 would stay 1).
+    inputs: example tensors, batch 2 (a batch traced at 1 would stay 1), which is dynamic except in those that are `static`.
     """
     batch = torch.export.Dim.DYNAMIC
     shapes = tuple({} if name in static else {0: batch} for name in inputs)

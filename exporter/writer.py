@@ -46,7 +46,9 @@ class Writer:
 
     def constant(self, value: float | Sequence[int] | npt.NDArray[np.generic], name: str = "") -> ir.Value:
         """A constant: floats as float32, whole numbers as int64, arrays as they are."""
-        array = value if isinstance(value, np.ndarray) else np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        array = (
+            value if isinstance(value, np.ndarray) else np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        )
         name = name or f"constant_{array.dtype.name}_{array.tolist()}"
         return self.weight(name, ir.tensor(array, name=name))
 

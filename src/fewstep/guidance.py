@@ -9,7 +9,7 @@ import numpy as np
 
 from fewstep.plan import Array, Denoise, Floats
 
-__all__ = ["Guidance", "guided"]
+__all__ = ["Guidance", "guided", "mix"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ..
         conditional = denoise(x, sigma, *condition)
         if weight == 1:
             return conditional
-        unconditional = denoise(x, sigma, *null)
-        return unconditional + weight * (conditional - unconditional)
+        return mix(conditional, denoise(x, sigma, *null), weight)
 
     return guided_denoise
+
+
+def mix(conditional: Array, unconditional: Array, weight: Array) -> Array:
+    """unconditional + weight (conditional - unconditional). Ho and Salimans 2022, eq. 6 with 1 + w = weight."""
+    return unconditional + weight * (conditional - unconditional)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan
-from fewstep.spec import Condition, ImageSpec, InputSpec, LatentSpec, Strict
+from fewstep.spec import Condition, ImageSpec, InputSpec, LatentSpec, Precision, Strict
 
 __all__ = [
     "Condition",
@@ -25,11 +25,9 @@ __all__ = [
     "NetworkEntry",
     "PlanEntry",
     "Precision",
+    "RangesEntry",
 ]
 
-# What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
-# fp8 leave it in fp16 (GPUs).
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 Layout = Literal["unrolled", "loop", "step"]
 COORDINATES_TOLERANCE = 1e-6
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
@@ -74,6 +72,12 @@ class PlanEntry(Strict):
         return self
 
 
+class RangesEntry(Strict):
+    """What the layers of a plan's network see, for precisions that need it; see fewstep.ranges."""
+
+    file: str
+
+
 class GraphEntry(Strict):
     """An ONNX file, the network's weights in it or, where they are large, beside it in `data`.
 
@@ -93,6 +97,7 @@ class GraphEntry(Strict):
     doubled: bool = Field(default=False, description="guided rows evaluate both conditions as one batch of twice the size")
     kept: list[str] = Field(default=[], description="layers left in higher precision because they hurt the image")
     limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
+    min_psnr_db: float = Field(default=0, description="smallest allowed PSNR of sample against the reference there")
 
     @property
     def paths(self) -> list[str]:
@@ -130,6 +135,7 @@ class Manifest(Strict):
     networks: dict[Name, NetworkEntry] = Field(default={})
     plans: dict[Name, PlanEntry] = Field(default={})
     default: Name | None = None
+    ranges: dict[Name, RangesEntry] = Field(default={})
     graphs: dict[Name, GraphEntry] = Field(default={})
     engines: dict[Name, EngineEntry] = Field(default={})
     provenance: dict[str, Any] = Field(default={})
@@ -148,6 +154,8 @@ class Manifest(Strict):
         for graph in self.graphs.values():
             wanted += [("network", graph.network, self.networks)] + [("file", path, self.files) for path in graph.paths]
             wanted += [("plan", graph.plan, self.plans)] if graph.plan else []
+        for plan, ranges in self.ranges.items():
+            wanted += [("plan", plan, self.plans), ("file", ranges.file, self.files)]
         for engine in self.engines.values():
             wanted += [("graph", engine.graph, self.graphs), ("file", engine.file, self.files)]
         for kind, name, known in wanted:

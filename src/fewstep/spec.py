@@ -6,7 +6,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-__all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Strict"]
+__all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "Strict"]
+
+# What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
+# fp8 leave it in fp16 (GPUs).
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 
 
 class Strict(BaseModel):

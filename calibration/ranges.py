@@ -1,0 +1,240 @@
+"""What the layers of a network see while a plan runs, and which of them must not be rounded to eight (or sixteen) bits.
+
+Ranges are collected on the plan's own trajectory, row by row, from noise alone: no data set is read. A layer's sensitivity is
+the change of the final image when this layer alone is rounded; the worst are left out until the image is close enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log10
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.bundle import Bundle
+from fewstep.denoiser import Denoiser, load_network
+from fewstep.guidance import guided
+from fewstep.manifest import Precision, RangesEntry
+from fewstep.plan import Plan, trajectory
+from fewstep.progress import Track, silent
+from fewstep.ranges import Interval, LayerRanges, Ranges
+
+__all__ = ["MIN_PSNR_DB", "Inputs", "calibrate_ranges", "collect", "kept_layers", "rounded"]
+
+MIN_PSNR_DB = 30.0
+MAX_PSNR_DB = 200.0  # of an exact image
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a plan starts from: noise (B, draws, C, H, W), the condition and the one that means "none"."""
+
+    noise: Tensor
+    condition: tuple[Tensor, ...]
+    null: tuple[Tensor, ...]
+
+
+def calibrate_ranges(
+    bundle: Bundle,
+    name: str,
+    precisions: Sequence[Precision],
+    *,
+    samples: int = 32,
+    min_psnr_db: float = MIN_PSNR_DB,
+    seed: int = 0,
+    track: Track = silent,
+) -> Bundle:
+    """Collect the ranges of a plan's layers and find the layers to keep, for each precision; write ranges/NAME.json.
+
+    Raises ValueError for a plan the bundle does not have, or conditions that cannot be drawn at random (embeddings).
+    """
+    plan = bundle.plan(name)
+    denoiser = load_network(bundle, bundle.manifest.plans[name].network)
+    inputs = _inputs(bundle, plan, samples, seed)
+    span = bundle.manifest.image.high - bundle.manifest.image.low
+    ranges = collect(denoiser, plan, inputs, name=name)
+    for precision in precisions:
+        kept, psnr = kept_layers(denoiser, plan, inputs, ranges, precision, span=span, min_psnr_db=min_psnr_db, track=track)
+        ranges.kept[precision], ranges.psnr_db[precision] = kept, psnr
+    with bundle.edit() as draft:
+        entry = RangesEntry(file=f"ranges/{name}.json")
+        draft.new(entry.file).write_text(ranges.model_dump_json(indent=1) + "\n", "utf-8")
+        draft.manifest.ranges[name] = entry
+    return Bundle.load(bundle.root)
+
+
+def collect(denoiser: Denoiser, plan: Plan, inputs: Inputs, *, name: str) -> Ranges:
+    """Smallest and largest input and output of every convolution and linear layer, for every row of the plan."""
+    seen: dict[str, dict[int, tuple[Interval, Interval]]] = {}
+    position = _Position()
+
+    def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            rows = seen.setdefault(layer, {})
+            now = _interval(args[0]), _interval(out)
+            before = rows.get(position.row, now)
+            rows[position.row] = _union(before[0], now[0]), _union(before[1], now[1])
+
+        return hook
+
+    layers = _layers(denoiser)
+    handles = [module.register_forward_hook(watch(layer)) for layer, module in layers.items()]
+    try:
+        _run(denoiser, plan, inputs, position)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {
+        layer: LayerRanges(input=[rows[k][0] for k in range(plan.rows)], output=[rows[k][1] for k in range(plan.rows)])
+        for layer, rows in seen.items()
+        if len(rows) == plan.rows
+    }
+    return Ranges(plan=name, samples=len(inputs.noise), layers=found)
+
+
+def kept_layers(
+    denoiser: Denoiser,
+    plan: Plan,
+    inputs: Inputs,
+    ranges: Ranges,
+    precision: Precision,
+    *,
+    span: float,
+    min_psnr_db: float = MIN_PSNR_DB,
+    track: Track = silent,
+) -> tuple[list[str], tuple[float, float]]:
+    """The fewest layers to leave out, worst first, for a PSNR of at least min_psnr_db against fp32; PSNR without and with them.
+
+    span: from the darkest to the brightest value of an image, the peak of the PSNR.
+    """
+    exact = _run(denoiser, plan, inputs, _Position())
+
+    def error(names: Collection[str]) -> float:
+        position = _Position()
+        with rounded(denoiser, ranges, names, precision, position):
+            made = _run(denoiser, plan, inputs, position)
+        value = float((made - exact).square().mean())
+        return value if value == value else float("inf")  # what overflowed hurts most
+
+    names = list(ranges.layers)
+    alone: dict[str, float] = {}
+    for i in track(range(len(names)), f"sensitivity of layers to {precision}"):
+        alone[names[i]] = error(names[i : i + 1])
+    ranked = sorted(names, key=lambda name: -alone[name])
+    limit = span**2 / 10 ** (min_psnr_db / 10)
+    low, high = 0, len(ranked)  # the error falls as layers are left out: the smallest number is found by halving
+    while low < high:
+        middle = (low + high) // 2
+        if error(ranked[middle:]) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    psnr = tuple(_psnr(error(ranked[k:]), span) for k in (0, low))
+    return sorted(ranked[:low]), (psnr[0], psnr[1])
+
+
+@contextmanager
+def rounded(
+    denoiser: Denoiser, ranges: Ranges, names: Collection[str], precision: Precision, position: _Position
+) -> Iterator[None]:
+    """While it lasts, the named layers compute with rounded weights and activations, as an engine of this precision would."""
+    layers = _layers(denoiser)
+    handles, weights = [], {name: layers[name].weight.detach().clone() for name in names}
+
+    def before(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        intervals = ranges.layers[name].input
+        return lambda _, args: (_round(args[0], precision, intervals[position.row]), *args[1:])
+
+    def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        intervals = ranges.layers[name].output
+        return lambda _, __, out: _round(out, precision, intervals[position.row])
+
+    for name in names:
+        handles.append(layers[name].register_forward_pre_hook(before(name)))
+        if precision == "int8":  # the form for CPUs rounds what comes out, too
+            handles.append(layers[name].register_forward_hook(after(name)))
+        layers[name].weight.data = _round_weight(weights[name], precision)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, weight in weights.items():
+            layers[name].weight.data = weight
+
+
+@dataclass
+class _Position:
+    """The row of the plan that is being computed."""
+
+    row: int = 0
+
+
+def _run(denoiser: Denoiser, plan: Plan, inputs: Inputs, position: _Position) -> Tensor:
+    """The plan's last state; `position` says at any time which row the network is in."""
+    position.row = 0
+    x = float(plan.sigmas[0]) * inputs.noise[:, 0]
+    with torch.no_grad():
+        denoise = guided(denoiser, inputs.condition, inputs.null)
+        for step in trajectory(denoise, x, plan, list(inputs.noise[:, 1:].unbind(1))):
+            x, position.row = step.x, step.row + 1
+    return x
+
+
+def _inputs(bundle: Bundle, plan: Plan, samples: int, seed: int) -> Inputs:
+    if bundle.manifest.condition.kind == "embeddings":
+        raise ValueError(
+            "ranges are collected from conditions drawn at random, which embeddings do not allow; use fp16 or bf16"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(samples, plan.draws, *bundle.manifest.state_shape, generator=generator)
+    classes = bundle.manifest.condition.classes
+    labels = (torch.arange(samples) % classes,) if classes else ()
+    return Inputs(noise, labels, tuple(torch.full_like(label, classes) for label in labels))
+
+
+def _layers(denoiser: Denoiser) -> dict[str, nn.Conv2d | nn.Linear]:
+    return {name: m for name, m in denoiser.net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def _interval(x: Tensor) -> Interval:
+    return float(x.min()), float(x.max())
+
+
+def _union(a: Interval, b: Interval) -> Interval:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _round(x: Tensor, precision: Precision, interval: Interval) -> Tensor:
+    """An activation through a precision and back."""
+    if precision in ("fp16", "bf16"):
+        return x.to(torch.float16 if precision == "fp16" else torch.bfloat16).to(x.dtype)
+    low, high = min(interval[0], 0.0), max(interval[1], 0.0)
+    if precision == "int8":
+        scale = max(high - low, 1e-12) / 255
+        zero = round(-low / scale)
+        return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+    return _symmetric(x, torch.tensor(max(-low, high, 1e-12)), precision)
+
+
+def _round_weight(weight: Tensor, precision: Precision) -> Tensor:
+    """A weight through a precision and back, a scale for each output channel in eight bits."""
+    if precision in ("fp16", "bf16"):
+        return _round(weight, precision, (0.0, 0.0))
+    largest = weight.flatten(1).abs().amax(1).clamp(min=1e-12)
+    return _symmetric(weight, largest.reshape(-1, *[1] * (weight.ndim - 1)), precision)
+
+
+def _symmetric(x: Tensor, largest: Tensor, precision: Precision) -> Tensor:
+    if precision == "fp8":
+        scale = largest / torch.finfo(torch.float8_e4m3fn).max
+        return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
+    scale = largest / 127
+    return (x / scale).round().clamp(-127, 127) * scale
+
+
+def _psnr(error: float, span: float) -> float:
+    return min(10 * log10(span**2 / error), MAX_PSNR_DB) if error else MAX_PSNR_DB

@@ -1,0 +1,70 @@
+"""From a denoiser or decoder in torch to its traced form, in a precision."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.decoder import Decoder as TorchDecoder
+from fewstep.denoiser import Denoiser, on_meta, weights
+from fewstep.exporter.evaluation import Network
+from fewstep.exporter.layouts import Decoder
+from fewstep.exporter.traced import Traced, trace
+from fewstep.manifest import Manifest, Precision
+
+__all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]
+
+# What the layers that are not quantised compute in.
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+    "int8-fp16": torch.float16,
+    "fp8": torch.float16,
+}
+
+
+class _Evaluation(nn.Module):
+    """One network evaluation; the weights are called denoiser.net.*, the timestep and the condition are inputs."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.denoiser.evaluate(*inputs)
+
+
+class _Decoding(nn.Module):
+    def __init__(self, decoder: TorchDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        image: Tensor = self.decoder(*inputs)
+        return image
+
+
+def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
+    """One evaluation of a denoiser's network with its casts around it. Good for every network of its architecture."""
+    inputs = {"x": torch.zeros(2, *manifest.state_shape), "timestep": torch.tensor(1.0)}
+    for spec in manifest.condition.inputs():
+        inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
+    module = _Evaluation(on_meta(denoiser)).to(DTYPES[precision])
+    return trace(module, inputs, static=["timestep"])
+
+
+def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:
+    """A traced architecture with a denoiser's weights."""
+    named = weights(_Evaluation(denoiser))
+    return Network(traced, named, denoiser.scales, manifest.state_shape, manifest.condition)
+
+
+def trace_decoder(decoder: TorchDecoder, manifest: Manifest, precision: Precision) -> Decoder:
+    """A decoder, traced, with its weights."""
+    module = _Decoding(copy.deepcopy(decoder)).to(device="meta", dtype=DTYPES[precision])
+    traced = trace(module, {"latent": torch.zeros(2, *manifest.state_shape)})
+    return Decoder(traced, weights(_Decoding(decoder)))
