@@ -51,7 +51,8 @@ def _call_text_unet(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[T
     embeddings, *pooled = condition
     added = None
     if time_ids is not None:
-        added = {"text_embeds": pooled[0], "time_ids": time_ids.expand(x.shape[0], -1)}
+        # float: the network joins it with sines in fp32 and casts after, and ONNX joins like with like only.
+        added = {"text_embeds": pooled[0].float(), "time_ids": time_ids.expand(x.shape[0], -1)}
     out: Tensor = net(x, timestep, embeddings, added_cond_kwargs=added, return_dict=False)[0]
     return out
 
