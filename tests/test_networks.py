@@ -1,4 +1,4 @@
-"""Every network class: the images of diffusers' own schedulers, back from a bundle bit for bit, refused where it does not fit."""
+"""Every network class: the images of diffusers' schedulers, back from a bundle bit for bit, refused where it does not fit."""
 
 from __future__ import annotations
 
@@ -197,7 +197,8 @@ def test_weights_hold_the_position_table_that_state_dicts_leave_out() -> None:
         ("dit", {}, Condition(kind="labels", classes=4), "num_embeds_ada_norm 3, the bundle needs 4"),
         ("dit", {}, Condition(kind="none"), "DiTTransformer2DModel takes labels as condition, the bundle has none"),
         ("text", {}, TEXT.model_copy(update={"width": 13}), "cross_attention_dim 12, the bundle needs 13"),
-        ("text", {}, POOLED, "addition_embed_type None, the bundle needs text_time"),
+        ("text", {}, POOLED, "time_ids 0, the bundle needs 6"),
+        ("sdxl", {}, TEXT, "time_ids 6, the bundle needs 0"),
         ("sdxl", {}, POOLED.model_copy(update={"pooled": 7}), "projection_class_embeddings_input_dim 30, the bundle needs 31"),
         ("sd3", {}, TEXT, "pooled_projection_dim 6, the bundle needs 0"),
         ("sd3", {}, LABELS, "SD3Transformer2DModel takes embeddings as condition, the bundle has labels"),
@@ -224,6 +225,6 @@ def test_a_module_of_another_class_is_refused() -> None:
 @pytest.mark.parametrize(("ours", "other"), [("sd3", Eps()), ("dit", Edm(sigma_data=0.5)), ("unet", Flow())])
 def test_a_plan_in_other_coordinates_is_refused(ours: str, other: Any, save: Callable[..., Bundle]) -> None:
     bundle = save(*small(ours))
-    with pytest.raises(ValueError, match=r"the plan 'wrong' has alpha .* not in the (edm|eps|flow) coordinates of its network"):
-        with bundle.edit() as draft:
-            draft.manifest.plans["wrong"] = PlanEntry.of(ddim(other.grid(3)), network="teacher", solver="ddim")
+    message = r"the plan 'wrong' has alpha .* not in the (edm|eps|flow) coordinates of its network"
+    with pytest.raises(ValueError, match=message), bundle.edit() as draft:
+        draft.manifest.plans["wrong"] = PlanEntry.of(ddim(other.grid(3)), network="teacher", solver="ddim")
