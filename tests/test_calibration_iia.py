@@ -9,8 +9,10 @@ import pytest
 import torch
 from truth import Gaussian
 
-from fewstep.bundle import Bundle
+from fewstep.bundle import Bundle, Draft
 from fewstep.calibration.iia import calibrate_ddim, fit_ddim
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.parametrisation import Eps, Flow
 from fewstep.plan import sample, trajectory
 from fewstep.schedule import karras, to_vp
 from fewstep.solvers import ddim
@@ -71,6 +73,25 @@ def test_on_gaussian_data_two_scalars_suffice_to_land_exactly() -> None:
     data = Gaussian(mean=0.0)
     fit = fit_ddim(data.denoise, karras(5, 0.1, 10.0), 10.0 * _noise(0))
     assert max(fit.after[1:]) < 1e-12 * max(fit.before[1:])
+
+
+@pytest.mark.parametrize("parametrisation", [Eps(), Flow()], ids=lambda p: p.kind)
+def test_in_other_coordinates_the_fine_steps_stay_in_them(parametrisation: Eps | Flow) -> None:
+    """The exact denoiser of these coordinates is asked at their levels only, and the fit ends nearer to the exact solution."""
+    data, grid = Gaussian(alpha_of=parametrisation.alpha), parametrisation.coordinates(karras(5, 0.05, 20.0))
+    levels = (grid.alphas[0], grid.sigmas[0]), (grid.alphas[-1], grid.sigmas[-1])
+    fitted = fit_ddim(data.denoise, grid, grid.sigmas[0] * _noise(0), coordinates=parametrisation.coordinates, fine=50).plan
+    x = grid.sigmas[0] * _noise(1)
+    errors = [float((sample(data.denoise, x, p) - data.solve(x, *levels)).abs().max()) for p in (ddim(grid), fitted)]
+    assert errors[1] < 0.3 * errors[0]
+
+
+def test_embeddings_cannot_be_drawn(tmp_path: Path) -> None:
+    image, condition = ImageSpec(channels=4, height=8, width=8), Condition(kind="embeddings", tokens=2, width=3)
+    with Draft.create(tmp_path / "text.bundle", image=image, condition=condition):
+        pass
+    with pytest.raises(ValueError, match="draws its conditions at random, which embeddings do not allow"):
+        calibrate_ddim(Bundle.load(tmp_path / "text.bundle"), 3)
 
 
 def test_a_bundle_gains_the_plan_and_its_residuals(digits: Bundle) -> None:

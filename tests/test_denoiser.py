@@ -20,6 +20,18 @@ def small_unet(patch: int = 1) -> Denoiser:
     return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch, sigma_data=0.5).eval()
 
 
+def test_the_dtype_of_the_estimate_is_that_of_the_state_whatever_that_of_the_level_and_the_weights() -> None:
+    denoiser, x, label = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    with torch.no_grad():
+        exact = denoiser(x, 1.3, label)
+        found = denoiser(x, torch.tensor([1.3, 1.3], dtype=torch.float64), label)
+        torch.testing.assert_close(found, exact)
+        denoiser.net.half()
+        rounded = denoiser(x, 1.3, label)
+    assert found.dtype == rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).abs().max()) < 1e-2
+
+
 def test_one_level_for_all_equals_a_level_each() -> None:
     denoiser, x, label = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
     with torch.no_grad():

@@ -51,20 +51,23 @@ def _call_text_unet(net: Any, x: Tensor, timestep: Tensor, condition: Sequence[T
     embeddings, *pooled = condition
     added = None
     if time_ids is not None:
-        added = {"text_embeds": pooled[0], "time_ids": time_ids.expand(x.shape[0], -1)}
+        # float: the network joins it with sines in fp32 and casts after, and ONNX joins like with like only.
+        added = {"text_embeds": pooled[0].float(), "time_ids": time_ids.expand(x.shape[0], -1)}
     out: Tensor = net(x, timestep, embeddings, added_cond_kwargs=added, return_dict=False)[0]
     return out
 
 
 def _text_unet_facts(config: Any, condition: Condition, time_ids: int) -> Facts:
+    wanted_ids = (time_ids or 6) if condition.pooled else 0  # 6 in SDXL, 5 in its refiner
     facts: Facts = {
+        "time_ids": (time_ids, wanted_ids),
         "cross_attention_dim": (_single(config.cross_attention_dim), condition.width),
         "addition_embed_type": (config.addition_embed_type, "text_time" if condition.pooled else None),
     }
     for key in ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type"):
         facts[key] = (config[key], None)
     if condition.pooled:
-        width = condition.pooled + time_ids * (config.addition_time_embed_dim or 0)
+        width = condition.pooled + wanted_ids * (config.addition_time_embed_dim or 0)
         facts["projection_class_embeddings_input_dim"] = (config.projection_class_embeddings_input_dim, width)
     return facts
 

@@ -23,8 +23,8 @@ class LayerRanges(Strict):
 class Ranges(Strict):
     """The convolutions and linear layers of a plan's network by name.
 
-    kept: for each precision, the layers that stay in higher precision because they hurt the image; psnr_db: the image's distance
-    to fp32 with all layers rounded and with those left out.
+    kept: for each precision, the layers that stay in higher precision because they hurt the image; psnr_db: of the image
+    against fp32 with all layers rounded and with those left out.
     """
 
     plan: str

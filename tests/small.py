@@ -1,0 +1,103 @@
+"""Small random networks of every class, with a bundle's image and condition that they fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import Tensor
+
+from fewstep.denoiser import Denoiser
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
+
+IMAGE = ImageSpec(channels=4, height=8, width=8)
+STABLE = Betas(kind="scaled_linear", start=0.00085, end=0.012)
+LABELS, TEXT = Condition(kind="labels", classes=3), Condition(kind="embeddings", tokens=5, width=12)
+POOLED = TEXT.model_copy(update={"pooled": 6})
+NAMES = ("unet", "plain", "dit", "text", "sdxl", "sd3")
+
+
+class Small(NamedTuple):
+    denoiser: Denoiser
+    condition: Condition
+
+
+def small(name: str, seed: int = 0) -> Small:
+    """One of NAMES, in eval mode; every parameter random, also those that start at 0 in training."""
+    torch.manual_seed(seed)
+    made = _make(name)
+    for parameter in made.denoiser.parameters():
+        if parameter.ndim == 1 or not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return Small(made.denoiser.eval(), made.condition)
+
+
+def given(condition: Condition, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random tensors for a condition."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randint(condition.classes, (batch,), generator=generator)
+        if spec.dtype == "int64"
+        else torch.randn(batch, *spec.shape, generator=generator)
+        for spec in condition.inputs()
+    )
+
+
+def _make(name: str) -> Small:
+    if name in ("unet", "plain"):
+        condition = LABELS if name == "unet" else Condition(kind="none")
+        net = UNet2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=8,
+            num_class_embeds=4 if name == "unet" else None,
+        )
+        return Small(Denoiser(net, parametrisation=Edm(sigma_data=0.5) if name == "unet" else Eps()), condition)
+    if name == "dit":
+        net = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,  # the variance besides
+            num_layers=2,
+            sample_size=8,
+            num_embeds_ada_norm=3,
+        )
+        return Small(Denoiser(net, parametrisation=Eps()), LABELS)
+    if name == "sd3":
+        net = SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            caption_projection_dim=16,
+            pooled_projection_dim=6,
+            pos_embed_max_size=6,
+        )
+        return Small(Denoiser(net, parametrisation=Flow()), POOLED)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 30}
+    net = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        **(added if name == "sdxl" else {}),
+    )
+    if name == "text":
+        return Small(Denoiser(net, parametrisation=Velocity(betas=STABLE)), TEXT)
+    return Small(Denoiser(net, parametrisation=Eps(betas=STABLE), time_ids=[64, 64, 0, 0, 64, 64]), POOLED)
