@@ -24,7 +24,7 @@ from fewstep.ranges import Interval, LayerRanges, Ranges
 
 __all__ = ["MIN_PSNR_DB", "Inputs", "calibrate_ranges", "collect", "kept_layers", "rounded"]
 
-MIN_PSNR_DB = 30.0
+MIN_PSNR_DB = 40.0  # differences that eyes do not find
 MAX_PSNR_DB = 200.0  # of an exact image
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.layer import Layer
+from fewstep.exporter.precision import LayerPrecision
 from fewstep.exporter.specialise import TIMESTEP, Folded
 from fewstep.exporter.traced import BATCH, Traced
 from fewstep.exporter.writer import Writer
@@ -45,7 +46,7 @@ def write(
     prefix: str,
     *,
     outputs: Sequence[ir.Value] = (),
-    quantiser: Quantiser | None = None,
+    layers: LayerPrecision | None = None,
     row: int | None = None,
 ) -> ir.Value:
     """Copy the nodes that lead from the known values to the outputs (by default the traced one) into a graph.
@@ -60,11 +61,13 @@ def write(
                 name = str(value.name)
                 known[value] = writer.weight(name, traced.tensor(name, weights))
             inputs.append(known[value] if value is not None else None)
-        if quantiser is not None and quantiser.takes(traced, node):
-            known[node.outputs[0]] = quantiser.write(writer, traced, node, inputs, weights, row)
+        layer = Layer.of(node, traced, weights)
+        if layer is None:
+            known |= zip(node.outputs, writer.copy(node, inputs, f"{prefix}/{node.outputs[0].name}"), strict=True)
+        elif layers is not None and layers.takes(layer):
+            known[node.outputs[0]] = layers.write(writer, layer, inputs, prefix, row)
         else:
-            copies = writer.copy(node, inputs, f"{prefix}/{node.outputs[0].name}")
-            known |= zip(node.outputs, copies, strict=True)
+            known[node.outputs[0]] = layer.copy(writer, inputs, prefix)
     return known[outputs[-1]]
 
 
@@ -95,10 +98,10 @@ class Evaluations:
         null: Sequence[ir.Value] | None,
         *,
         folded: Folded,
-        quantiser: Quantiser | None = None,
+        layers: LayerPrecision | None = None,
     ) -> None:
         """x: a state of the outermost graph, for its batch size. null: the condition that means "none", None for labels."""
-        self.network, self.folded, self.quantiser = network, folded, quantiser
+        self.network, self.folded, self.layers = network, folded, layers
         self._root, self._x, self._given, self._null = root, x, given, null
         self._shared: dict[Kind, dict[ir.Value, ir.Value]] = {}
 
@@ -110,7 +113,7 @@ class Evaluations:
         if at.timestep is not None:
             known[self.network.traced.inputs[TIMESTEP]] = at.timestep
         row = at.row if isinstance(at.row, int) else None
-        return write(writer, self.network.traced, self.network.weights, known, name, quantiser=self.quantiser, row=row)
+        return write(writer, self.network.traced, self.network.weights, known, name, layers=self.layers, row=row)
 
     def _sharing(self, kind: Kind) -> dict[ir.Value, ir.Value]:
         """What all evaluations of a kind share: the condition and everything that depends on nothing else."""
@@ -125,9 +128,7 @@ class Evaluations:
             if any(n.op_type == "Shape" and n.inputs[0] is traced.inputs["x"] for n in traced.needed(shared, {})):
                 known[traced.inputs["x"]] = self._x if kind != "both" else self._root.op("Concat", self._x, self._x, axis=0)
             if shared:
-                write(
-                    self._root, traced, self.network.weights, known, f"shared.{kind}", outputs=shared, quantiser=self.quantiser
-                )
+                write(self._root, traced, self.network.weights, known, f"shared.{kind}", outputs=shared, layers=self.layers)
             self._shared[kind] = known
         return self._shared[kind]
 

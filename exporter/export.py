@@ -2,82 +2,224 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from fewstep.exporter.graph import OPSET, trace, unroll, with_weights
-from torch import Tensor
 
-from fewstep.bundle import Bundle
+from fewstep.bundle import Bundle, Draft
+from fewstep.decoder import Decoder as TorchDecoder
+from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network
-from fewstep.guidance import guided
-from fewstep.manifest import GraphEntry, Precision
-from fewstep.plan import Plan, trajectory
+from fewstep.exporter.evaluation import Network
+from fewstep.exporter.layouts import Decoder, finish, step, unroll
+from fewstep.exporter.loop import loop
+from fewstep.exporter.measure import CLEARLY_FASTER, doubled_speedup
+from fewstep.exporter.network import DTYPES, trace_decoder, trace_network, with_weights
+from fewstep.exporter.precision import EIGHT_BITS, LayerPrecision
+from fewstep.exporter.reference import GOLDEN, reference
+from fewstep.exporter.traced import OPSET, Traced
+from fewstep.manifest import GraphEntry, Layout, Precision
+from fewstep.plan import Plan
 from fewstep.progress import Track, silent
+from fewstep.ranges import Ranges
 
-__all__ = ["GOLDEN", "LIMITS", "export_graphs", "reference"]
+__all__ = ["LIMITS", "MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "Limits", "choose_layout", "export_graphs"]
 
-GOLDEN = "golden.npz"
-LIMITS: dict[Precision, float] = {
-    "fp32": 1e-4,
-    "fp16": 3e-2,
-    "bf16": 0.2,
-    "int8": 0.5,
-    "int8-fp16": 0.5,
-    "fp8": 0.5,
-}  # largest |sample - torch fp32|, images in [-1, 1]
-GOLDEN_BATCH = 4
+MAX_UNROLLED_NODES = 10_000  # beyond, loading takes ONNX Runtime several seconds and TensorRT minutes to build
+MAX_INLINE_BYTES = (2 << 30) - (64 << 20)  # protobuf's limit for a file, less room for the nodes
+WRITTEN_AT_ONCE_BYTES = 256 << 20
+PSNR_MARGIN_DB = 6.0
 
 
-def export_graphs(bundle: Bundle, plans: Sequence[str], precisions: Sequence[Precision], *, track: Track = silent) -> Bundle:
+class Limits(NamedTuple):
+    """How far a precision may be from torch's fp32 on golden.npz: largest difference, in image values, and smallest PSNR."""
+
+    max_error: float
+    min_psnr_db: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(1e-4, 90),
+    "fp16": Limits(3e-2, 55),
+    "bf16": Limits(1.0, 35),
+    "int8": Limits(1.0, 30),
+    "int8-fp16": Limits(1.0, 30),
+    "fp8": Limits(1.0, 30),
+}
+
+
+def export_graphs(
+    bundle: Bundle,
+    plans: Sequence[str],
+    precisions: Sequence[Precision],
+    *,
+    layout: Layout | None = None,
+    doubled: bool | None = None,
+    max_inline_bytes: int = MAX_INLINE_BYTES,
+    report: Callable[[str], None] = lambda _: None,
+    track: Track = silent,
+) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    Raises ValueError for a plan the bundle does not have.
+    layout: by the size of the unrolled graph when None. doubled: both conditions of guided rows in one batch, or two calls;
+    what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the graph. report
+    takes a sentence for every choice made.
+
+    Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
-    entries = {name: bundle.pick("plan", name, bundle.manifest.plans) for name in plans}
-    networks = {entry.network: load_network(bundle, entry.network) for entry in entries.values()}
+    for name in plans:
+        bundle.pick("plan", name, bundle.manifest.plans)
+    exporter = _Exporter(bundle, doubled, max_inline_bytes, report)
+    jobs = [(plan, precision) for plan in plans for precision in precisions]
+    for plan, precision in jobs:
+        exporter.ranges(plan, precision, layout)
     golden = dict(np.load(bundle.file(GOLDEN))) if GOLDEN in bundle.manifest.files else {}
-    work = [(network, precision) for network in networks for precision in precisions]
-    traces: dict[tuple[str, Precision], ir.Model] = {}
-    image, condition = bundle.manifest.image, bundle.manifest.condition
     with bundle.edit() as draft:
-        for i in track(range(len(work)), "export graphs"):
-            network, precision = work[i]
-            denoiser = networks[network]
-            key = (denoiser.architecture, precision)
-            if key not in traces:
-                traces[key] = trace(denoiser, image, condition, precision)
-            evaluated = with_weights(traces[key], denoiser, image, condition, precision)
-            for name in (n for n, entry in entries.items() if entry.network == network):
-                graph = GraphEntry(
-                    file=f"graphs/{name}.{precision}.onnx",
-                    network=network,
-                    plan=name,
-                    precision=precision,
-                    layout="unrolled",
-                    opset=OPSET,
-                    limit=LIMITS[precision],
-                )
-                ir.save(unroll(evaluated, bundle.plan(name)), draft.new(graph.file))
-                draft.manifest.graphs[f"{name}.{precision}"] = graph
-        for name, entry in entries.items():
-            golden |= {f"{name}/{k}": v for k, v in reference(bundle, networks[entry.network], bundle.plan(name)).items()}
+        for i in track(range(len(jobs)), "export graphs"):
+            plan, precision = jobs[i]
+            if precision == precisions[0]:
+                found = reference(bundle, exporter.denoiser(plan), bundle.plan(plan), exporter.torch_decoder)
+                golden |= {f"{plan}/{key}": value for key, value in found.items()}
+            exporter.write(draft, plan, precision, layout)
         np.savez_compressed(draft.new(GOLDEN), allow_pickle=False, **golden)
     return Bundle.load(bundle.root)
 
 
-def reference(bundle: Bundle, denoiser: Denoiser, plan: Plan, *, batch: int = GOLDEN_BATCH) -> dict[str, np.ndarray]:
-    """A plan's inputs and torch's fp32 result: noise (B, draws, C, H, W), labels (B,), states (rows, B, C, H, W)."""
-    image, condition = bundle.manifest.image, bundle.manifest.condition
-    noise = torch.randn(batch, plan.draws, *image.shape, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(batch) % condition.classes if condition.kind == "labels" else None
-    given = () if labels is None else (labels,)
-    null = tuple(torch.full_like(label, condition.classes) for label in given)
-    with torch.no_grad():
-        x = float(plan.sigmas[0]) * noise[:, 0]
-        steps = trajectory(guided(denoiser, given, null), x, plan, list(noise[:, 1:].unbind(1)))
-        states: list[Tensor] = [step.x for step in steps]
-    inputs = {"noise": noise.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
-    return inputs | {"states": torch.stack(states).numpy()}
+def choose_layout(evaluations: int, nodes: int) -> tuple[Layout, str]:
+    """unrolled, unless so many evaluations of so many nodes would be slow to load and build; and the reason in words."""
+    total = evaluations * nodes
+    if total <= MAX_UNROLLED_NODES:
+        return "unrolled", f"{evaluations} evaluations of {nodes} nodes are {total}, up to {MAX_UNROLLED_NODES} are unrolled"
+    return "loop", f"{evaluations} evaluations of {nodes} nodes are {total}, over {MAX_UNROLLED_NODES} load and build slowly"
+
+
+@dataclass
+class _Exporter:
+    """One export: what was loaded, traced and measured so far."""
+
+    bundle: Bundle
+    doubled: bool | None
+    max_inline_bytes: int
+    report: Callable[[str], None]
+    denoisers: dict[str, Denoiser] = field(default_factory=dict)
+    traces: dict[tuple[str, torch.dtype], Traced] = field(default_factory=dict)
+    decoders: dict[Precision, Decoder] = field(default_factory=dict)
+    faster: dict[str, bool] = field(default_factory=dict)
+
+    @cached_property
+    def torch_decoder(self) -> TorchDecoder | None:
+        return load_decoder(self.bundle) if self.bundle.manifest.latent else None
+
+    def denoiser(self, plan: str) -> Denoiser:
+        name = self.bundle.manifest.plans[plan].network
+        if name not in self.denoisers:
+            self.denoisers[name] = load_network(self.bundle, name)
+        return self.denoisers[name]
+
+    def ranges(self, plan: str, precision: Precision, layout: Layout | None) -> Ranges | None:
+        """What calibration found for a plan; it must have for eight bits."""
+        entry = self.bundle.manifest.ranges.get(plan)
+        ranges = Ranges.model_validate_json(self.bundle.file(entry.file).read_bytes()) if entry else None
+        if precision in EIGHT_BITS:
+            if layout == "step":
+                raise ValueError(
+                    f"{precision} has ranges for each row of a plan, which the step layout does not know; use fp16"
+                )
+            if ranges is None or precision not in ranges.kept:
+                raise ValueError(
+                    f"{precision} needs the ranges of the plan {plan!r}; collect them with: "
+                    f"fewstep calibrate {self.bundle.root.name} --ranges {plan} --precision {precision}"
+                )
+        return ranges
+
+    def write(self, draft: Draft, plan_name: str, precision: Precision, layout: Layout | None) -> None:
+        plan, entry = self.bundle.plan(plan_name), self.bundle.manifest.plans[plan_name]
+        ranges = self.ranges(plan_name, precision, layout)
+        kept = ranges.kept.get(precision, []) if ranges else []
+        network = self._network(plan_name, precision)
+        if layout is None:
+            layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
+            self.report(f"{plan_name}.{precision}: {layout} ({reason})")
+        doubled = plan.guided and self._doubled(entry.network, network, plan)
+        layers = LayerPrecision(frozenset(kept))
+        if precision in EIGHT_BITS:
+            kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
+            layers = LayerPrecision(frozenset(kept), kind, ranges, for_cpu=precision == "int8")
+        image, decoder = self.bundle.manifest.image, self._decoder(precision)
+        name = plan_name if layout != "step" else entry.network
+        name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
+        if layout == "step":
+            model, end = step(network, doubled=doubled), finish(network.state, image, decoder)
+        else:
+            build = unroll if layout == "unrolled" else loop
+            model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None
+        limits = _limits(precision, ranges)
+        file, data = self._save(draft, f"graphs/{name}.onnx", model)
+        draft.manifest.graphs[name] = GraphEntry(
+            file=file,
+            data=data,
+            finish=self._save(draft, f"graphs/{name}.finish.onnx", end)[0] if end else None,
+            network=entry.network,
+            plan=None if layout == "step" else plan_name,
+            precision=precision,
+            layout=layout,
+            opset=OPSET,
+            doubled=doubled,
+            kept=kept,
+            limit=limits.max_error,
+            min_psnr_db=limits.min_psnr_db,
+        )
+
+    def _network(self, plan: str, precision: Precision) -> Network:
+        denoiser, manifest = self.denoiser(plan), self.bundle.manifest
+        key = (denoiser.architecture, DTYPES[precision])
+        if key not in self.traces:
+            self.traces[key] = trace_network(denoiser, manifest, precision)
+        return with_weights(self.traces[key], denoiser, manifest)
+
+    def _decoder(self, precision: Precision) -> Decoder | None:
+        if self.torch_decoder is not None and precision not in self.decoders:
+            self.decoders[precision] = trace_decoder(self.torch_decoder, self.bundle.manifest, precision)
+        return self.decoders.get(precision)
+
+    def _doubled(self, name: str, network: Network, plan: Plan) -> bool:
+        """Whether guided rows of a network run as one doubled batch; measured once where it was not said."""
+        if self.doubled is not None:
+            return self.doubled
+        if name not in self.faster:
+            if network.traced.bytes(network.weights) > self.max_inline_bytes:
+                self.faster[name] = False
+                self.report(f"{name}: guided rows as two calls, which need half the memory (too large to measure both here)")
+            else:
+                speedup = doubled_speedup(network, plan)
+                self.faster[name] = speedup >= CLEARLY_FASTER
+                how = "one doubled batch" if self.faster[name] else "two calls"
+                self.report(f"{name}: guided rows as {how} (a doubled batch is {speedup:.2f} times as fast on this CPU)")
+        return self.faster[name]
+
+    def _save(self, draft: Draft, file: str, model: ir.Model) -> tuple[str, str | None]:
+        """Write a model, weights beside it where they are large; one tensor after the other, so memory holds no second copy."""
+        size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+        path = draft.new(file)
+        if size <= self.max_inline_bytes:
+            ir.save(model, path)
+            return file, None
+        data = f"{file}.data"
+        draft.new(data)
+        ir.save(model, path, external_data=Path(data).name, max_workers=1, max_in_flight_bytes=WRITTEN_AT_ONCE_BYTES)
+        self.report(f"{Path(file).name}: {size / 1e9:.2f} GB of weights, in {Path(data).name} beside it")
+        return file, data
+
+
+def _limits(precision: Precision, ranges: Ranges | None) -> Limits:
+    """The limits of a precision; in eight bits the PSNR that calibration reached, less what other noise may cost."""
+    limits = LIMITS[precision]
+    if ranges and precision in EIGHT_BITS:
+        return limits._replace(min_psnr_db=max(ranges.psnr_db[precision][1] - PSNR_MARGIN_DB, 0.0))
+    return limits

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from fewstep.exporter.evaluation import At, Evaluations, Network, write
-from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.precision import LayerPrecision
 from fewstep.exporter.specialise import Folded, fold
 from fewstep.exporter.traced import Traced
 from fewstep.exporter.writer import Symbol, Writer
@@ -40,18 +40,17 @@ class Decoder:
 class Sampler:
     """The outermost graph of a whole plan: its inputs, the noise it draws, the network's evaluations, its outputs."""
 
-    def __init__(self, network: Network, plan: Plan, quantiser: Quantiser | None) -> None:
+    def __init__(self, network: Network, plan: Plan, layers: LayerPrecision | None) -> None:
         """Raises ValueError for a plan with guidance where the network has no condition."""
         self.root, self.network, self.plan = Writer(), network, plan
-        guided = bool((plan.weights != 1).any())
-        if guided and network.condition.kind == "none":
+        if plan.guided and network.condition.kind == "none":
             raise ValueError("this plan is guided but its network has no condition to guide by; use a plan with all weights 1")
-        given, null = condition_inputs(network.condition, guided=guided)
+        given, null = condition_inputs(network.condition, guided=plan.guided)
         self.noise = ir.val("noise", ir.DataType.FLOAT, ("batch", plan.draws, *network.state))
         self.inputs = [self.noise, *given, *(null or [])]
         folded = fold(network.traced, network.weights, network.condition, self.timesteps())
         self.start = self.draw(0)
-        self.evaluations = Evaluations(network, self.root, self.start.value, given, null, folded=folded, quantiser=quantiser)
+        self.evaluations = Evaluations(network, self.root, self.start.value, given, null, folded=folded, layers=layers)
 
     def timesteps(self) -> list[float]:
         return [float(self.network.scales(float(sigma)).timestep) for sigma in self.plan.sigmas[:-1]]
@@ -72,13 +71,13 @@ def unroll(
     *,
     decoder: Decoder | None = None,
     doubled: bool = False,
-    quantiser: Quantiser | None = None,
+    layers: LayerPrecision | None = None,
 ) -> ir.Model:
     """The whole plan as a straight graph. doubled: guided rows evaluate both conditions as one batch of twice the size.
 
     Raises ValueError for a plan that does not fit the network.
     """
-    graph = Sampler(network, plan, quantiser)
+    graph = Sampler(network, plan, layers)
     rows = iter(range(plan.rows))
 
     def denoise(x: Symbol, sigma: float, weight: float = 1.0) -> Symbol:
@@ -105,7 +104,8 @@ def guided_output(
         conditional, unconditional = writer.outputs("Split", 2, both, axis=0, num_outputs=2)
     else:
         conditional, unconditional = (evaluations.evaluate(writer, x.value, kind, at) for kind in ("given", "null"))
-    return mix(Symbol(writer, conditional), Symbol(writer, unconditional), weight)
+    mixed: Symbol = mix(Symbol(writer, conditional), Symbol(writer, unconditional), weight)
+    return mixed
 
 
 def guided_where(

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fewstep.exporter.evaluation import At, Network
 from fewstep.exporter.layouts import Decoder, Sampler, guided_output, guided_where, scaled
-from fewstep.exporter.quantise import Quantiser
+from fewstep.exporter.precision import LayerPrecision
 from fewstep.exporter.writer import Symbol, Writer
 from fewstep.manifest import ImageSpec
 from fewstep.plan import Floats, Plan
@@ -24,19 +24,21 @@ def loop(
     *,
     decoder: Decoder | None = None,
     doubled: bool = False,
-    quantiser: Quantiser | None = None,
+    layers: LayerPrecision | None = None,
 ) -> ir.Model:
     """The whole plan as one Loop that carries the states and estimates which later rows read.
 
     Rows without guidance skip the unconditional evaluation by an If inside. Raises ValueError for a plan that does not fit.
     """
-    graph = Sampler(network, plan, quantiser)
+    graph = Sampler(network, plan, layers)
     body = _Body(graph, doubled=doubled)
     x = scaled(float(plan.sigmas[0]), graph.start).value
     empty = graph.root.op("Mul", x, graph.root.constant(0.0))
     start = [*[empty] * (len(body.states) - 1), x, *[empty] * len(body.estimates)]
     written = body.write()
-    ends = graph.root.outputs("Loop", len(start), graph.root.constant(plan.rows), None, *start, body=written)
+    ends = graph.root.outputs(
+        "Loop", len(start), graph.root.constant(plan.rows), graph.root.constant(np.array(True)), *start, body=written
+    )
     return graph.model(Symbol(graph.root, ends[len(body.states) - 1]), image, decoder)
 
 

@@ -128,7 +128,8 @@ def _model(traced: Traced, weights: Mapping[str, Tensor], outputs: Sequence[ir.V
     for result in results:
         result.dtype = ir.DataType.FLOAT
     graph = ir.Graph(inputs, results, nodes=copies, initializers=initializers, opset_imports={"": OPSET}, name="folded")
-    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    serialized: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    return serialized
 
 
 def _promoted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -65,21 +64,22 @@ class Traced:
                 wanted |= {i for i in node.inputs if i is not None and i not in known}
         return chosen[::-1]
 
-    def tensor(self, name: str, weights: Mapping[str, Tensor]) -> ir.TensorProtocol:
-        """The value of a constant: its own, or the weight of that name in the precision of the trace."""
+    def tensor(self, name: str, weights: Mapping[str, Tensor], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
+        """The value of a constant: its own, or the weight of that name; in the precision of the trace unless asked."""
         value = self.constants[name]
         if value.const_value is not None:
             return value.const_value
-        base, view = self.views.get(name, (name, lambda t: t))
-        assert value.dtype is not None
-        return lazy(name, weights[base], value.dtype, view)
+        base, view = self.views.get(name, (name, _same))
+        dtype = dtype or value.dtype
+        assert dtype is not None
+        return lazy(name, weights[base], dtype, view)
 
     def bytes(self, weights: Mapping[str, Tensor]) -> int:
         """What all constants together take."""
         return sum(self.tensor(name, weights).nbytes for name in self.constants)
 
 
-def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor], Tensor] = lambda t: t) -> ir.TensorProtocol:
+def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor], Tensor]) -> ir.TensorProtocol:
     """A weight as a tensor of the graph, converted when it is written and not before: memory holds one copy of a network."""
     shape = ir.Shape(view(weight).shape)
     return ir.LazyTensor(
@@ -157,18 +157,26 @@ def _fold_views(graph: ir.Graph) -> dict[str, View]:
         view = _view(node)
         if view is None or source is None or not source.is_initializer() or source.const_value is not None:
             continue
-        base, before = views.get(str(source.name), (str(source.name), lambda t: t))
+        base, before = views.get(str(source.name), (str(source.name), _same))
         (output,) = node.outputs
         name = f"{source.name}/{output.name}"
         folded = ir.val(name, source.dtype, output.shape)
         graph.initializers[name] = folded
-        views[name] = (base, lambda t, view=view, before=before: view(before(t)))
+        views[name] = (base, _after(before, view))
         ir.convenience.replace_all_uses_with(output, folded)
         graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     return views
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _after(before: Callable[[Tensor], Tensor], view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda t: view(before(t))
 
 
 def _view(node: ir.Node) -> Callable[[Tensor], Tensor] | None:
@@ -181,7 +189,7 @@ def _view(node: ir.Node) -> Callable[[Tensor], Tensor] | None:
         return None
     numbers = [int(n) for n in argument.numpy().reshape(-1)]
     if node.op_type == "Reshape":
-        return (lambda t: t.reshape(numbers)) if 0 not in numbers and prod(numbers) else None
+        return (lambda t: t.reshape(numbers)) if 0 not in numbers else None
 
     def unsqueeze(t: Tensor) -> Tensor:
         for axis in sorted(n % (t.ndim + len(numbers)) for n in numbers):

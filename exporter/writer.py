@@ -37,9 +37,9 @@ class Writer:
         """A number that no other name in the graph has."""
         return next(self._numbers)
 
-    def append(self, node: ir.Node, name: str) -> None:
-        """Add a node; its outputs are called `name`, counted where there are several."""
-        node.name = name
+    def append(self, node: ir.Node, name: str, label: str = "") -> None:
+        """Add a node; its outputs are called `name`, counted where there are several, and itself `label` or the same."""
+        node.name = label or name
         for i, output in enumerate(node.outputs):
             output.name = f"{name}.{i}" if i else name
         self.nodes.append(node)
@@ -58,10 +58,10 @@ class Writer:
             self.initializers[name] = ir.val(name, const_value=tensor)
         return self.initializers[name]
 
-    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str) -> Sequence[ir.Value]:
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str, label: str = "") -> Sequence[ir.Value]:
         """Append a copy of another graph's node with inputs of this one."""
         new = ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
-        self.append(new, name)
+        self.append(new, name, label)
         return new.outputs
 
     def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
@@ -76,7 +76,7 @@ class Writer:
             inputs,
             list(outputs.values()),
             nodes=self.nodes,
-            initializers=list(self.initializers.values()),
+            initializers=[value for value in self.initializers.values() if value.uses()],
             name=name,
             opset_imports={"": OPSET},
         )

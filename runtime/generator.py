@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnxruntime as ort
 from fewstep.bundle import Bundle
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.runtime.noise import noise
+from fewstep.runtime.walker import Walker
 
 __all__ = ["Generator"]
 
@@ -27,20 +29,25 @@ class Generator:
     size may move single pixels by one level). Calls are safe from many threads.
     """
 
-    def __init__(self, bundle: Bundle, name: str, *, backend: str | None = None) -> None:
-        """name: a graph of the bundle. backend: "cuda" or "cpu"; the best there is when None. See `open`."""
+    def __init__(self, bundle: Bundle, name: str, *, plan: str | None = None, backend: str | None = None) -> None:
+        """name: a graph of the bundle. plan: for a graph of the step layout, which takes any. See `open`."""
         graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
         self.bundle = bundle
         self.graph = name
         self.image = bundle.manifest.image
         self.condition = bundle.manifest.condition
-        self.plan = bundle.plan(graph.plan)
+        self.plan = bundle.plan(_plan_of(bundle, name, graph, plan))
         self.backend, self.reason = _choose(backend)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(bundle.file(graph.file), options, providers=_ladder(self.backend))
-        if PROVIDERS[self.backend] not in self._session.get_providers():
+        for path in graph.paths:
+            bundle.file(path)  # ONNX Runtime opens weights beside the graph by itself
+        session = _session(bundle.file(graph.file), self.backend)
+        if PROVIDERS[self.backend] not in session.get_providers():
             self.backend, self.reason = "cpu", f"{self.reason}, but CUDA could not start; the CPU runs everything"
+        self._walker: Walker | None = None
+        if graph.finish:
+            scales = bundle.manifest.networks[graph.network].parametrisation.scales
+            self._walker = Walker(self.plan, scales, session, _session(bundle.file(graph.finish), self.backend))
+        self._session = session
 
     @classmethod
     def open(
@@ -62,7 +69,7 @@ class Generator:
         if plan is None:
             raise ValueError(f"{path} has no default plan; name one of: {', '.join(sorted(bundle.manifest.plans))}")
         bundle.pick("plan", plan, bundle.manifest.plans)
-        graphs: dict[str, str] = {g.precision: name for name, g in bundle.manifest.graphs.items() if g.plan == plan}
+        graphs = _graphs_of(bundle, plan)
         if not graphs or (precision and precision not in graphs):
             wanted = f"{precision} graph" if precision else "graph"
             raise ValueError(
@@ -70,32 +77,51 @@ class Generator:
                 f"write it with: fewstep export {path} --plan {plan}"
             )
         chosen, _ = _choose(backend)
-        generator = cls(bundle, graphs[precision or _preferred(chosen, graphs)], backend=backend)
+        generator = cls(bundle, graphs[precision or _preferred(chosen, graphs)], plan=plan, backend=backend)
         if precision is None and generator.backend != chosen:  # it fell back to a backend that prefers another precision
             reason = generator.reason
-            generator = cls(bundle, graphs[_preferred(generator.backend, graphs)], backend=generator.backend)
+            generator = cls(bundle, graphs[_preferred(generator.backend, graphs)], plan=plan, backend=generator.backend)
             generator.reason = reason
         return generator
 
     def __call__(
-        self, labels: Sequence[int] | npt.NDArray[np.int64] | None = None, *, seeds: Sequence[int]
+        self,
+        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Images uint8 (B, H, W, C), one per seed. labels (B,) for a bundle with classes; None draws without a class.
 
-        Raises ValueError for an empty batch, a label out of range, or labels and seeds of unequal length.
+        embeddings: for a bundle conditioned on them, its tensors by name, (B, ...) float32; the names are in the errors.
+        Raises ValueError for an empty batch, a label out of range, or conditions and seeds of unequal length.
         """
         if not isinstance(seeds, (Sequence, np.ndarray)) or isinstance(seeds, str):
             raise ValueError(f"seeds are a list of whole numbers, one per image, got {type(seeds).__name__}")
         if len(seeds) == 0:
             raise ValueError("a batch needs at least 1 image, got 0 seeds")
-        feeds = {"noise": noise(seeds, (self.plan.draws, *self.image.shape))} | self._labels(labels, len(seeds))
-        (images,) = self._session.run(["images"], feeds)
-        result: npt.NDArray[np.uint8] = images
+        condition = self._labels(labels, len(seeds)) | self._embeddings(embeddings or {}, len(seeds))
+        drawn = noise(seeds, (self.plan.draws, *self.bundle.manifest.state_shape))
+        if self._walker is not None:
+            return self._walker.walk(drawn, condition)
+        result: npt.NDArray[np.uint8] = self._session.run(["images"], {"noise": drawn} | condition)[0]
         return result
 
-    def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, npt.NDArray[np.int64]]:
+    def _embeddings(self, given: Mapping[str, npt.NDArray[np.float32]], batch: int) -> dict[str, npt.NDArray[np.generic]]:
+        specs = self.condition.inputs() if self.condition.kind == "embeddings" else ()
+        specs += self.condition.null_inputs() if self.plan.guided else ()
+        wanted = {spec.name: (batch, *spec.shape) for spec in specs}
+        if given.keys() != wanted.keys():
+            raise ValueError(f"this bundle takes the embeddings {sorted(wanted) or 'none'}, got {sorted(given) or 'none'}")
+        arrays = {name: np.asarray(value, np.float32) for name, value in given.items()}
+        for name, shape in wanted.items():
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name} has shape {shape} for {batch} seeds, got {arrays[name].shape}")
+        return dict(arrays)
+
+    def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, npt.NDArray[np.generic]]:
         classes = self.condition.classes
-        if self.condition.kind == "none":
+        if self.condition.kind != "labels":
             if labels is not None:
                 raise ValueError("this bundle was trained without classes; leave labels out")
             return {}
@@ -123,9 +149,35 @@ def _choose(backend: str | None) -> tuple[str, str]:
 
 
 def _preferred(backend: str, graphs: Collection[str]) -> str:
-    """The precision to run on a backend, of those there are: CPUs compute fp16 slowly."""
-    return next(p for p in (("fp16", "fp32") if backend == "cuda" else ("fp32", "fp16")) if p in graphs)
+    """The precision to run on a backend, of those there are; eight bits and bf16 are taken by name only."""
+    order = ("fp16", "fp32") if backend == "cuda" else ("fp32", "fp16")  # CPUs compute fp16 slowly
+    found = next((p for p in order if p in graphs), None)
+    return found or next(iter(sorted(graphs)))
 
 
-def _ladder(backend: str) -> list[str]:
-    return list(dict.fromkeys([PROVIDERS[backend], PROVIDERS["cpu"]]))
+def _graphs_of(bundle: Bundle, plan: str) -> dict[str, str]:
+    """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network."""
+    network, found = bundle.manifest.plans[plan].network, {}
+    for layout in ("step", "loop", "unrolled"):
+        for name, graph in bundle.manifest.graphs.items():
+            if graph.layout == layout and (graph.plan == plan or (graph.plan is None and graph.network == network)):
+                found[str(graph.precision)] = name
+    return found
+
+
+def _plan_of(bundle: Bundle, name: str, graph: GraphEntry, plan: str | None) -> str:
+    chosen = graph.plan or plan or ""
+    if plan not in (None, chosen):
+        raise ValueError(f"the graph {name!r} holds the plan {graph.plan!r}, not {plan!r}; choose a graph of that plan")
+    entry = bundle.pick("plan", chosen, bundle.manifest.plans)
+    if entry.network != graph.network:
+        raise ValueError(
+            f"the plan {chosen!r} belongs to the network {entry.network!r}, the graph {name!r} to {graph.network!r}"
+        )
+    return chosen
+
+
+def _session(path: Path, backend: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=list(dict.fromkeys([PROVIDERS[backend], PROVIDERS["cpu"]])))

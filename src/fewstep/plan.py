@@ -80,6 +80,11 @@ class Plan:
         return self.rows + int(np.count_nonzero(self.weights != 1))
 
     @property
+    def guided(self) -> bool:
+        """Whether any row needs what means "no condition"."""
+        return bool((self.weights != 1).any())
+
+    @property
     def draws(self) -> int:
         """Noise tensors one image consumes: the start and one for every row that adds noise."""
         return 1 + int(np.count_nonzero(self.c))

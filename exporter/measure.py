@@ -1,0 +1,46 @@
+"""Is one batch of twice the size faster than two calls? Measured where the export runs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from fewstep.exporter.evaluation import Network
+from fewstep.exporter.layouts import unroll
+from fewstep.manifest import ImageSpec
+from fewstep.plan import Plan
+
+__all__ = ["CLEARLY_FASTER", "doubled_speedup"]
+
+CLEARLY_FASTER = 1.05  # less is noise, and two calls need half the memory
+RUNS = 7
+
+
+def doubled_speedup(network: Network, plan: Plan) -> float:
+    """Latency of a guided row as two calls over its latency as one doubled batch, for one image on this CPU."""
+    row = int(np.flatnonzero(plan.weights != 1)[0])
+    one = Plan(plan.alphas[row : row + 2], plan.sigmas[row : row + 2], [[1.0]], [[1.0]], [0.0], plan.weights[row : row + 1])  # type: ignore[arg-type]
+    channels, height, width = network.state
+    image = ImageSpec(channels=channels, height=height, width=width)  # of the state: a decoder would only add to both
+    with tempfile.TemporaryDirectory() as directory:
+        sessions = []
+        for doubled in (False, True):
+            path = Path(directory, f"{doubled}.onnx")
+            ir.save(unroll(network, one, image, doubled=doubled), path)
+            sessions.append(ort.InferenceSession(path, providers=["CPUExecutionProvider"]))
+        feeds = {
+            i.name: np.zeros([1, *i.shape[1:]], np.int64 if "int64" in i.type else np.float32) for i in sessions[0].get_inputs()
+        }
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(RUNS):  # interleaved, so that other load meets both
+            for session, times in zip(sessions, seconds, strict=True):
+                start = time.perf_counter()
+                session.run(["images"], feeds)
+                times.append(time.perf_counter() - start)
+    return median(seconds[0]) / median(seconds[1])

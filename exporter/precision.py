@@ -1,0 +1,138 @@
+"""The precision of single layers, explicit in the graph: eight bits where asked, fp32 where less would hurt.
+
+Eight bits are quantise and dequantise nodes around convolutions and linear layers. Activation scales belong to a row of the
+plan, because every row of an unrolled plan has nodes of its own and ranges differ between noise levels; a Loop runs all rows
+through the same nodes and takes the widest. Weights have a scale for each output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fewstep.exporter.layer import Layer
+from fewstep.exporter.writer import Writer
+from fewstep.manifest import Precision
+from fewstep.ranges import Interval, Ranges
+
+__all__ = ["EIGHT_BITS", "LayerPrecision"]
+
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-fp16", "fp8")  # precisions that need ranges
+EightBit: TypeAlias = Literal["int8", "fp8"]
+CODES: dict[EightBit, type[np.generic]] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
+LARGEST: dict[EightBit, float] = {"int8": 127.0, "fp8": 448.0}  # integers kept symmetric; float8 E4M3
+Array = npt.NDArray[Any]
+Inputs: TypeAlias = list[ir.Value | None]
+
+
+@dataclass(eq=False)
+class LayerPrecision:
+    """Writes a network's layers in another precision than the rest of it.
+
+    kind: eight bits for the layers in `ranges`, or None. kept: layers that are left out of this, and compute in fp32 where the
+    rest has 16 bits. for_cpu: the form that ONNX Runtime's integer kernels take: unsigned activations with a zero point,
+    quantised outputs and int32 biases. Without it: symmetric inputs and weights only, which is what TensorRT takes.
+    """
+
+    kept: frozenset[str]
+    kind: EightBit | None = None
+    ranges: Ranges | None = None
+    for_cpu: bool = False
+    _written: dict[object, ir.Value] = field(default_factory=dict)
+
+    def takes(self, layer: Layer) -> bool:
+        """Whether a layer is to be written in a precision of its own."""
+        return layer.name in self.kept or (self.ranges is not None and layer.name in self.ranges.layers)
+
+    def write(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
+        """Write a layer and return its output. inputs: its own, in the graph; row None: the widest range of all."""
+        if layer.name not in self.kept:
+            return self._quantised(writer, layer, inputs, prefix, row)
+        if layer.dtype == ir.DataType.FLOAT:
+            return layer.copy(writer, inputs, prefix)
+        upcast: Inputs = [writer.op("Cast", inputs[0], to=ir.DataType.FLOAT)]
+        for i in range(1, len(inputs)):
+            tensor = layer.tensor(i, ir.DataType.FLOAT)
+            upcast.append(writer.weight(f"{layer.node.inputs[i].name}.fp32", tensor))  # type: ignore[union-attr]
+        return writer.op("Cast", layer.copy(writer, upcast, prefix), to=layer.dtype)
+
+    def _quantised(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
+        assert self.ranges is not None
+        assert inputs[0] is not None
+        ranges, dtype = self.ranges.layers[layer.name], layer.dtype.numpy()
+        array = layer.tensor(1).numpy().astype(np.float32)
+        axis = array.ndim - 1 if layer.node.op_type == "MatMul" else 0  # Conv and Gemm keep outputs first
+        scales = np.maximum(np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis)), 1e-12) / self._largest
+        interval = _widest(ranges.input, row)
+        quantised: Inputs = [self._activation(writer, inputs[0], interval, dtype)]
+        quantised.append(self._weight(writer, layer.name, array, scales, axis, dtype))
+        if len(inputs) > 2:
+            bias = self._bias(writer, layer, scales * self._scale(interval)[0], row) if self.for_cpu else inputs[2]
+            quantised.append(bias)
+        output = layer.copy(writer, quantised, prefix)
+        return self._activation(writer, output, _widest(ranges.output, row), dtype) if self.for_cpu else output
+
+    @property
+    def _largest(self) -> float:
+        return LARGEST[self.kind or "int8"]
+
+    @property
+    def _code(self) -> type[np.generic]:
+        return CODES[self.kind or "int8"]
+
+    def _scale(self, interval: Interval) -> tuple[float, int]:
+        """Scale and zero point of an activation."""
+        low, high = min(interval[0], 0.0), max(interval[1], 0.0)
+        if self.for_cpu:
+            scale = max(high - low, 1e-12) / 255
+            return scale, round(-low / scale)
+        return max(-low, high, 1e-12) / self._largest, 0
+
+    def _activation(self, writer: Writer, x: ir.Value, interval: Interval, dtype: np.dtype[np.generic]) -> ir.Value:
+        """x through eight bits and back, once for all layers that read it with one interval."""
+        key = (writer, x, interval)  # a node in the branch of an If is not there outside
+        if key not in self._written:
+            scale, zero = self._scale(interval)
+            code = np.uint8 if self.for_cpu else self._code
+            parameters = [writer.constant(np.array(scale, dtype)), writer.constant(np.array(zero).astype(code))]
+            codes = writer.op("QuantizeLinear", x, *parameters)
+            self._written[key] = writer.op("DequantizeLinear", codes, *parameters)
+        return self._written[key]
+
+    def _weight(
+        self, writer: Writer, name: str, array: Array, scales: Array, axis: int, dtype: np.dtype[np.generic]
+    ) -> ir.Value:
+        scales = scales.astype(dtype)
+        shaped = scales.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        codes = np.clip(array / shaped, -self._largest, self._largest)
+        codes = (codes.round() if self.kind == "int8" else codes).astype(self._code)
+        return writer.op(
+            "DequantizeLinear",
+            writer.constant(codes, f"{name}.{self.kind}"),
+            writer.constant(scales, f"{name}.scale"),
+            writer.constant(np.zeros(scales.shape, self._code), f"{name}.zero"),
+            axis=axis,
+        )
+
+    def _bias(self, writer: Writer, layer: Layer, scales: Array, row: int | None) -> ir.Value:
+        name = f"{layer.name}.bias.int32.{row}"
+        codes = np.round(layer.tensor(2).numpy() / scales).astype(np.int32)
+        return writer.op(
+            "DequantizeLinear",
+            writer.constant(codes, name),
+            writer.constant(scales.astype(np.float32), f"{name}.scale"),
+            writer.constant(np.zeros(scales.shape, np.int32), f"{name}.zero"),
+            axis=0,
+        )
+
+
+def _widest(intervals: Sequence[Interval], row: int | None) -> Interval:
+    if row is not None:
+        return intervals[row]
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
