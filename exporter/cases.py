@@ -20,15 +20,15 @@ Severity = Literal["stops", "note"]
 @dataclass(frozen=True)
 class Settings:
     """How to build. batch: the batches to tune for, increasing; each gets an optimisation profile of its own, from one above
-    the batch before (1 for the first) up to itself, tuned at its upper end. `1, 16` therefore gives exactly 1 for latency and
-    2 to 16 for throughput; (16,) gives one profile for everything.
+    the batch before (1 for the first) up to itself, tuned at its upper end. (1, 16) therefore gives exactly 1 for latency and
+    2 to 16 for throughput; (16,) gives one profile for everything. See Flavour.batch for which to choose.
 
     targets: GPU architectures (SM) such as "89". workspace_bytes: scratch memory the engine may use; None is all of the GPU.
     level: 0 (fast build) to 5 (fast engine), native only. timing_cache: file of measured kernels, native only.
     """
 
     targets: tuple[str, ...] = ()
-    batch: tuple[int, ...] = (1, 16)
+    batch: tuple[int, ...] = (16,)
     workspace_bytes: int | None = None
     level: int | None = None
     timing_cache: Path | None = None
@@ -63,6 +63,11 @@ class Case:
         if self.flavour.rtx:
             return self.settings.targets
         return (self.machine.sm,) if self.machine.sm else ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the build takes: the parsed weights and two copies for each profile (TensorRT-RTX 1.7, 400 MB of weights)."""
+        return (1 + 2 * len(self.settings.batch)) * (self.graph.graph_bytes + self.graph.data_bytes)
 
     def below(self, sm: int) -> list[str]:
         return [f"SM {t}" for t in self.architectures if t.isdecimal() and int(t) < sm]

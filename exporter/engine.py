@@ -68,7 +68,7 @@ def build_engines(
     """`prepare` and `build` in one: engines for the named graphs, with the best flavour here unless one is given."""
     machine = this_machine()
     flavour = flavour or choose(None, machine)[0]
-    jobs = prepare(bundle, graphs, settings or Settings(), flavour, machine)
+    jobs = prepare(bundle, graphs, settings or Settings(batch=flavour.batch), flavour, machine)
     build(bundle, jobs, meter=meter)
     return jobs
 

@@ -58,10 +58,11 @@ def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
     for path in entry.paths:
         bundle.file(path)
     try:
-        model = onnx.load(bundle.file(entry.file), load_external_data=False)
+        models = [onnx.load(bundle.file(path), load_external_data=False) for path in (entry.file, entry.finish) if path]
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise ValueError(f"the graph {name!r} is not a readable ONNX file ({error}); export it again") from None
-    graphs = list(_graphs(model.graph))
+    model = models[0]
+    graphs = [graph for m in models for graph in _graphs(m.graph)]
     nodes = [node for graph in graphs for node in graph.node]
     tensors = {t.name: t for graph in graphs for t in graph.initializer}
     tensors |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}

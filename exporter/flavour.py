@@ -50,14 +50,21 @@ class Flavour:
         return not self.rtx and self.major == 10
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        """The batches to tune for unless the user says. Native kernels are chosen for a profile's tuned batch, so 1 gets its
+        own; TensorRT-RTX makes kernels for the batch it meets at run time, and a second profile doubles its engine.
+        """
+        return (16,) if self.rtx else (1, 16)
+
+    @property
     def newest_opset(self) -> int:
-        """The newest opset its ONNX parser is documented (11, and RTX of the same age) or taken (10: what we write) to read."""
+        """The newest opset its parser reads: as documented for 11, taken for RTX of that age; for 10 the one we write."""
         return 20 if self.asks_for_strong_typing else 25
 
 
 def installed(name: FlavourName) -> Flavour:
     """A flavour as it is installed here."""
-    module = _import(name)
+    module = _import(name) if importlib.util.find_spec("polygraphy") else None
     if module is None:
         return Flavour(name, None, _RTX_TARGETS if name == "tensorrt_rtx" else ())
     members = module.ComputeCapability.__members__ if name == "tensorrt_rtx" else ()

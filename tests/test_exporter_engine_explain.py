@@ -50,7 +50,6 @@ SPEAKS: dict[str, tuple[Case, str]] = {
     "unknown-target": (case(RTX, build_for("90", "89")), "does not build for SM 90;"),
     "gpu-not-among-targets": (case(RTX, build_for("86"), ADA), "the GPU here is SM 89"),
     "default-targets": (case(RTX, build_for()), "not for Turing"),
-    "turing-with-others": (case(RTX, build_for("75", "89")), "build for SM 75 apart"),
     "fp8-target": (case(RTX, build_for("75", "86", "89"), precision="fp8"), "SM 75, SM 86 cannot"),
     "fp8-default-targets": (case(RTX, build_for(), precision="fp8"), "SM 89 and newer only"),
     "bf16-target": (case(RTX, build_for("75"), precision="bf16"), "SM 75 cannot"),
@@ -75,7 +74,7 @@ SPEAKS: dict[str, tuple[Case, str]] = {
     "step-layout": (case(layout="step"), "two engines"),
     "stray-data": (case(stray_data=("../../secret",)), r"\.\./\.\./secret"),
     "protobuf-limit": (case(graph_bytes=3 << 30), "3.0 GiB"),
-    "memory": (case(NATIVE, build_for(), ORIN, graph_bytes=1 << 20, data_bytes=3 << 30), "3.0 GiB of weights"),
+    "memory": (case(NATIVE, build_for(), ORIN, graph_bytes=1 << 20, data_bytes=3 << 30), "takes about 9.0 GiB"),
 }
 
 
@@ -100,7 +99,7 @@ def test_a_row_speaks_with_reason_and_way_out(rule: str) -> None:
 
 
 def test_what_stops_comes_first() -> None:
-    severities = [f.severity for f in explain(case(RTX, build_for("75", "90"), precision="fp8"))]
+    severities = [f.severity for f in explain(case(RTX, build_for("75", "90"), precision="fp8", loops=("l",)))]
     assert severities == ["stops", "stops", "note"]
 
 
@@ -142,6 +141,11 @@ def test_batches_that_do_not_increase_are_refused(batch: tuple[int, ...]) -> Non
 def test_settings_out_of_range_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**settings)  # type: ignore[arg-type]
+
+
+def test_only_native_engines_get_a_profile_for_batch_1_by_default() -> None:
+    assert Settings(batch=RTX.batch).profiles == [(1, 16, 16)]
+    assert Settings(batch=JETSON.batch).profiles == [(1, 1, 1), (2, 16, 16)]
 
 
 def test_each_batch_gets_the_range_above_the_one_before() -> None:

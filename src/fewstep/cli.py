@@ -190,7 +190,10 @@ def build(
     graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
     flavour: Annotated[str | None, typer.Option(help="tensorrt_rtx or tensorrt.", show_default="the best here")] = None,
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture, such as 89; repeat.", show_default="any")] = None,
-    batch: Annotated[str, typer.Option(help="Batches to tune for; each serves those above the one before it.")] = "1,16",
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batches to tune for; each serves those above the one before it.", show_default="16; native 1,16"),
+    ] = None,
     workspace_mb: Annotated[int | None, typer.Option(help="Scratch memory of the engine.", show_default="all")] = None,
     level: Annotated[int | None, typer.Option(help="0 fast build, 5 fast engine; native.", show_default="3")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="File of measured kernels; native.", show_default=False)] = None,
@@ -211,16 +214,16 @@ def build(
 
     if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
         raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")
+    loaded, machine = Bundle.load(bundle), this_machine()
+    chosen, reason = choose(cast(Any, flavour), machine)
     settings = Settings(
         targets=tuple(target or ()),
-        batch=tuple(_whole_numbers("batch", batch)),
+        batch=chosen.batch if batch is None else tuple(_whole_numbers("batch", batch)),
         workspace_bytes=workspace_mb << 20 if workspace_mb is not None else None,
         level=level,
         timing_cache=timing_cache,
         flags=tuple(cast(list[EngineFlag], flag or [])),
     )
-    loaded, machine = Bundle.load(bundle), this_machine()
-    chosen, reason = choose(cast(Any, flavour), machine)
     jobs = engine.prepare(loaded, graph or list(loaded.manifest.graphs), settings, chosen, machine)
     if not explain:
         engine.refuse(jobs)
