@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.bundle import Bundle, Draft
@@ -55,6 +55,16 @@ class Job:
     @property
     def up_to_date(self) -> bool:
         return self.old is not None and not self.misses
+
+    def report(self, built: Bundle | None) -> dict[str, Any]:
+        """All of it as plain data. built: the bundle after the build, which then says what came out."""
+        status = "up to date" if self.up_to_date else "built" if built else "to build"
+        plain: dict[str, Any] = {"graph": self.case.graph.name, "status": status, "key": self.key.model_dump(mode="json")}
+        plain |= {"misses": [asdict(m) for m in self.misses], "findings": [asdict(f) for f in self.findings]}
+        if built:
+            entry: EngineEntry = built.manifest.engines[self.name]
+            plain |= entry.model_dump(mode="json", exclude={"key"}) | {"bytes": built.manifest.files[entry.file].bytes}
+        return plain
 
 
 def build_engines(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -51,22 +51,15 @@ def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
     Raises ValueError when a file is not what was saved or no ONNX graph, or when the package onnx is missing.
     """
     entry: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
-    try:
-        import onnx
-    except ImportError:
-        raise ValueError("building engines needs onnx; install it with: pip install 'fewstep[rtx]'") from None
-    for path in entry.paths:
-        bundle.file(path)
-    try:
-        models = [onnx.load(bundle.file(path), load_external_data=False) for path in (entry.file, entry.finish) if path]
-    except Exception as error:  # protobuf's own exception type depends on its implementation
-        raise ValueError(f"the graph {name!r} is not a readable ONNX file ({error}); export it again") from None
+    models = _load(bundle, name, entry)
     model = models[0]
+    import onnx  # after _load, which says how to install it
+
     graphs = [graph for m in models for graph in _graphs(m.graph)]
     nodes = [node for graph in graphs for node in graph.node]
     tensors = {t.name: t for graph in graphs for t in graph.initializer}
     tensors |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
-    quantised = [(n, tensors[n.input[2]]) for n in nodes if n.op_type in _DEQUANTIZE and _has(n, 2) and n.input[2] in tensors]
+    zeros = [(n, tensors[n.input[2]]) for n in nodes if n.op_type in _DEQUANTIZE and _has(n, 2) and n.input[2] in tensors]
     loops = [n for n in nodes if n.op_type == "Loop"]
     sizes = bundle.manifest.files
     return GraphFacts(
@@ -80,15 +73,28 @@ def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
         data_bytes=sizes[entry.data].bytes if entry.data else 0,
         fixed_batch=_fixed_batch(model.graph),
         dynamic=tuple(_dynamic(model.graph)),
-        asymmetric=tuple(n.name or n.output[0] for n, zero in quantised if _nonzero(zero)),
-        wide_integers=tuple(n.name or n.output[0] for n, zero in quantised if zero.data_type == onnx.TensorProto.INT32),
-        e5m2=tuple(n.name or n.output[0] for n, zero in quantised if zero.data_type == onnx.TensorProto.FLOAT8E5M2),
+        asymmetric=_names(n for n, zero in zeros if _nonzero(zero)),
+        wide_integers=_names(n for n, zero in zeros if zero.data_type == onnx.TensorProto.INT32),
+        e5m2=_names(n for n, zero in zeros if zero.data_type == onnx.TensorProto.FLOAT8E5M2),
         foreign=tuple(sorted({f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in _STANDARD})),
-        loops=tuple(n.name or n.output[0] for n in loops),
-        open_loops=tuple(n.name or n.output[0] for n in loops if not _has(n, 1)),
+        loops=_names(loops),
+        open_loops=_names(n for n in loops if not _has(n, 1)),
         stray_data=tuple(_stray(entry, [t for g in graphs for t in g.initializer] + [a.t for n in nodes for a in n.attribute])),
         golden_batch=_golden_batch(bundle, entry),
     )
+
+
+def _load(bundle: Bundle, name: str, entry: GraphEntry) -> list[onnx.ModelProto]:
+    """The graph, and the one of a step layout that ends in images."""
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError("building engines needs onnx; install it with: pip install 'fewstep[rtx]'") from None
+    paths = {path: bundle.file(path) for path in entry.paths}
+    try:
+        return [onnx.load(paths[path], load_external_data=False) for path in (entry.file, entry.finish) if path]
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise ValueError(f"the graph {name!r} is not a readable ONNX file ({error}); export it again") from None
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -99,6 +105,10 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
                     yield from _graphs(inner)
+
+
+def _names(nodes: Iterable[onnx.NodeProto]) -> tuple[str, ...]:
+    return tuple(node.name or node.output[0] for node in nodes)
 
 
 def _has(node: onnx.NodeProto, index: int) -> bool:

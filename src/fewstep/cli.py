@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -228,40 +228,33 @@ def build(
     if not explain:
         engine.refuse(jobs)
     say(f"{chosen.title}: {reason}")
-    for finding in dict.fromkeys(finding for job in jobs for finding in job.findings):
-        say(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
-    try:
-        if not explain:
+    _say_jobs(jobs)
+    if not explain:
+        try:
             engine.build(loaded, jobs, meter=meter)
-    except KeyboardInterrupt:
-        say("fewstep: stopped; the bundle is as it was")
-        raise typer.Exit(130) from None
-    report = _engines(Bundle.load(bundle), jobs, built=not explain)
-    result = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason, "engines": report}
+        except KeyboardInterrupt:
+            say("fewstep: stopped; the bundle is as it was")
+            raise typer.Exit(130) from None
+        loaded = Bundle.load(bundle)
+        _say_engines(loaded, jobs)
+    result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
+    result["engines"] = {job.name: job.report(None if explain else loaded) for job in jobs}
     _finish(result, as_json, f"fewstep {'build' if explain else 'check'} {bundle}")
 
 
-def _engines(bundle: Bundle, jobs: Sequence[Job], *, built: bool) -> dict[str, Any]:
-    """What became of each engine, said to people and returned for machines."""
-    report = {}
+def _say_jobs(jobs: Sequence[Job]) -> None:
+    """What speaks against the builds, and why each engine is built or kept."""
+    for finding in dict.fromkeys(finding for job in jobs for finding in job.findings):
+        say(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
     for job in jobs:
-        status = "up to date" if job.up_to_date else "built" if built else "to build"
-        misses = [asdict(miss) for miss in job.misses]
-        report[job.name] = {
-            "graph": job.case.graph.name,
-            "status": status,
-            "key": job.key.model_dump(),
-            "misses": misses,
-            "findings": [asdict(finding) for finding in job.findings],
-        }
-        why = "; ".join(f"{miss['part']} was {miss['old']}, is {miss['new']}" for miss in misses)
-        say(f"{job.name}: {status}" + (f" ({why})" if why else ""))
-        if built:
-            entry = bundle.manifest.engines[job.name]
-            report[job.name] |= entry.model_dump(exclude={"key"}) | {"bytes": bundle.manifest.files[entry.file].bytes}
-            kinds = ", ".join(f"{count} layers in {kind}" for kind, count in entry.layers.items())
-            say(f"  {entry.file}: {kinds}, {_size(bundle.manifest.files[entry.file].bytes)}, {entry.seconds:.1f} s")
-    return report
+        why = "; ".join(f"{miss.part} was {miss.old}, is {miss.new}" for miss in job.misses)
+        say(f"{job.name}: {'up to date' if job.up_to_date else 'to build'}" + (f" ({why})" if why else ""))
+
+
+def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
+    for entry in (bundle.manifest.engines[job.name] for job in jobs):
+        kinds = ", ".join(f"{count} layers in {kind}" for kind, count in entry.layers.items())
+        say(f"{entry.file}: {kinds}, {_size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
 
 
 @app.command()
