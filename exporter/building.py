@@ -42,7 +42,13 @@ def run(request: Request, report: Report) -> dict[str, Any]:
         if not result:
             errors.seek(0)
             last = (errors.read().strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"the building process ended with code {process.returncode} ({last[:300]})")
+            killed = process.returncode == -9
+            how = (
+                "was killed, most often for want of memory"
+                if killed
+                else f"ended with code {process.returncode} ({last[:300]})"
+            )
+            raise ValueError(f"the building process {how}")
     if "refused" in result:
         raise ValueError(result["refused"])
     return result

@@ -60,8 +60,10 @@ def main() -> None:
     stopped = threading.Event()
     threading.Thread(target=_watch, args=(stopped,), daemon=True).start()
 
+    speaking = threading.Lock()  # TensorRT reports from several threads
+
     def say(message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with speaking, contextlib.suppress(BrokenPipeError):
             channel.write(json.dumps(message) + "\n")
 
     log = io.StringIO()

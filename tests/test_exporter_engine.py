@@ -61,6 +61,14 @@ def test_every_precision_and_loops_build(
     assert built.manifest.engines["small.rtx"].layers == layers
 
 
+def test_a_graph_of_one_batch_builds_for_that_batch(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path / "b", convolution(batch=2), "fp32")
+    with pytest.raises(ValueError, match="has a fixed batch of 2; build it with --batch 2"):
+        rebuild(bundle)
+    built, _ = rebuild(bundle, replace(SMALL, batch=(2,)))
+    assert built.manifest.engines["small.rtx"].layers == {"fp32": 1}
+
+
 def test_external_data_is_read_and_part_of_the_key(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32", data="graphs/small.data")
     built, _ = rebuild(bundle)
