@@ -1,111 +1,181 @@
-"""TensorRT engines from a bundle's graphs, through Polygraphy; works without a GPU in the TensorRT-RTX flavour.
+"""TensorRT engines from a bundle's graphs, kept while nothing they depend on changes.
 
-TensorRT-RTX and TensorRT 11 are strongly typed: an engine computes in the precision the graph spells out. What the parsed
-network will really compute in is read back layer by layer and compared with what the graph was exported for.
+Explained first, then built in a process of its own, in one of three flavours through one path; see `fewstep.exporter.flavour`.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep.bundle import Bundle
-from fewstep.manifest import EngineEntry, GraphEntry
-from fewstep.progress import Track, silent
+from fewstep.bundle import Bundle, Draft
+from fewstep.exporter.building import run
+from fewstep.exporter.cases import Case, Finding, Settings
+from fewstep.exporter.explain import explain
+from fewstep.exporter.facts import graph_facts
+from fewstep.exporter.flavour import Flavour, choose
+from fewstep.exporter.machine import Machine, this_machine
+from fewstep.exporter.worker import Request
+from fewstep.manifest import EngineEntry, EngineKey, GraphEntry
+from fewstep.progress import Meter, unseen
 
-__all__ = ["TARGETS", "build_engines"]
+__all__ = ["Job", "Miss", "build", "build_engines", "prepare", "refuse"]
 
-TARGETS = ("75", "80", "86", "89", "120", "121")  # GPU architectures (SM) that TensorRT-RTX 1.7 compiles for
+
+@dataclass(frozen=True)
+class Miss:
+    """A part of the key that differs from the engine there is."""
+
+    part: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """An engine that is wanted: what it will depend on, what the table says about it, and the one there is."""
+
+    name: str
+    case: Case
+    entry: GraphEntry
+    key: EngineKey
+    findings: list[Finding]
+    old: EngineEntry | None
+
+    @property
+    def misses(self) -> list[Miss]:
+        """What an engine of this name was built with that is different now; empty where there is none."""
+        if self.old is None:
+            return []
+        pairs = ((part, getattr(self.old.key, part), getattr(self.key, part)) for part in EngineKey.model_fields)
+        return [Miss(part, old, new) for part, old, new in pairs if old != new]
+
+    @property
+    def up_to_date(self) -> bool:
+        return self.old is not None and not self.misses
+
+    def report(self, built: Bundle | None) -> dict[str, Any]:
+        """All of it as plain data. built: the bundle after the build, which then says what came out."""
+        status = "up to date" if self.up_to_date else "built" if built else "to build"
+        plain: dict[str, Any] = {"graph": self.case.graph.name, "status": status, "key": self.key.model_dump(mode="json")}
+        plain |= {"misses": [asdict(m) for m in self.misses], "findings": [asdict(f) for f in self.findings]}
+        if built:
+            entry: EngineEntry = built.manifest.engines[self.name]
+            plain |= entry.model_dump(mode="json", exclude={"key"}) | {"bytes": built.manifest.files[entry.file].bytes}
+        return plain
 
 
 def build_engines(
     bundle: Bundle,
     graphs: Sequence[str],
     *,
-    targets: list[str] | None = None,
-    batch: tuple[int, int, int] = (1, 4, 16),
-    track: Track = silent,
-) -> Bundle:
-    """Build a TensorRT-RTX engine for each named graph and put it into the bundle, replacing an older one.
+    settings: Settings | None = None,
+    flavour: Flavour | None = None,
+    meter: Meter = unseen,
+) -> list[Job]:
+    """`prepare` and `build` in one: engines for the named graphs, with the best flavour here unless one is given."""
+    machine = this_machine()
+    flavour = flavour or choose(None, machine)[0]
+    jobs = prepare(bundle, graphs, settings or Settings(batch=flavour.batch), flavour, machine)
+    build(bundle, jobs, meter=meter)
+    return jobs
 
-    targets: GPU architectures such as "89"; by default one engine that compiles its kernels on the GPU it first meets.
-    batch: smallest, usual and largest batch. Raises ValueError for settings or a graph that TensorRT refuses, and when
-    the engine would not compute in the graph's precision.
+
+def prepare(bundle: Bundle, graphs: Sequence[str], settings: Settings, flavour: Flavour, machine: Machine) -> list[Job]:
+    """Read the named graphs and say for each what would be built and what speaks against it. Builds nothing.
+
+    Raises ValueError for a graph there is not or whose files are not what was saved.
     """
-    if not 1 <= batch[0] <= batch[1] <= batch[2]:
-        raise ValueError(f"an engine needs 1 <= smallest <= usual <= largest batch, got {batch}")
-    if unknown := sorted(set(targets or ()) - set(TARGETS)):
-        raise ValueError(f"TensorRT-RTX builds for SM {', '.join(TARGETS)}, not {', '.join(unknown)}")
-    entries = [(name, bundle.pick("graph", name, bundle.manifest.graphs)) for name in graphs]
-    _load_flavour()
+    jobs = []
+    for graph in dict.fromkeys(graphs):
+        case = Case(flavour, settings, graph_facts(bundle, graph), machine)
+        entry = bundle.manifest.graphs[graph]
+        name = f"{graph}.{flavour.extra}"
+        old = bundle.manifest.engines.get(name)
+        jobs.append(Job(name, case, entry, _key(bundle, entry, case), explain(case), old))
+    return jobs
+
+
+def refuse(jobs: Sequence[Job]) -> None:
+    """Raise ValueError with the first finding that stops a job, if there is one."""
+    for job in jobs:
+        for finding in job.findings:
+            if finding.severity == "stops":
+                raise ValueError(finding.sentence)
+
+
+def build(bundle: Bundle, jobs: Sequence[Job], *, meter: Meter = unseen) -> None:
+    """Build the engines that are not up to date and put them into the bundle, all or none.
+
+    Raises ValueError, the bundle as it was, when the table stops a job, when TensorRT refuses a graph, and when a layer
+    would not compute in the graph's precision. KeyboardInterrupt ends it within seconds, the bundle as it was.
+    """
+    refuse(jobs)
+    for job in jobs:
+        if job.up_to_date and job.old is not None:
+            for path in job.old.paths:
+                bundle.file(path)
+    stale = [job for job in jobs if not job.up_to_date]
+    if not stale:
+        return
     with bundle.edit() as draft:
-        for i in track(range(len(entries)), "build engines"):
-            name, graph = entries[i]
-            engine, entry = _build(bundle, name, graph, targets or [], batch)
-            draft.new(entry.file).write_bytes(engine)
-            draft.manifest.engines[name] = entry
-    return Bundle.load(bundle.root)
+        for job in stale:
+            draft.manifest.engines[job.name] = _build(bundle, draft, job, meter)
 
 
-def _load_flavour() -> Any:
-    """Import TensorRT-RTX with Polygraphy set to drive it. Raises ValueError when either is missing."""
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported
-    try:
-        import tensorrt_rtx
-        from polygraphy.logger import G_LOGGER
-    except ImportError as error:
-        raise ValueError(f"building engines needs {error.name}; install it with: pip install 'fewstep[rtx]'") from None
-    G_LOGGER.module_severity = G_LOGGER.CRITICAL
-    return tensorrt_rtx
-
-
-def _build(
-    bundle: Bundle, name: str, graph: GraphEntry, targets: list[str], batch: tuple[int, int, int]
-) -> tuple[bytes, EngineEntry]:
-    trt = _load_flavour()
-    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-    from polygraphy.backend.trt import EngineBytesFromNetwork, NetworkFromOnnxPath, Profile
-    from polygraphy.exception import PolygraphyException
-
-    profile = Profile()
-    try:
-        builder, network, parser = NetworkFromOnnxPath(str(bundle.file(graph.file)))()
-        for i in range(network.num_inputs):
-            tensor = network.get_input(i)
-            profile.add(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batch))
-        layers = _precisions(trt, network)
-        _refuse_other_precision(name, graph.precision, layers)
-        config = CreateConfigRTX(profiles=[profile], compute_capabilities=[(int(t[:-1]), int(t[-1])) for t in targets] or None)
-        engine = EngineBytesFromNetwork((builder, network, parser), config=config)()
-    except PolygraphyException as error:
-        raise ValueError(f"TensorRT-RTX {trt.__version__} refuses the graph {name!r}: {error}") from None
-    return bytes(engine), EngineEntry(
-        file=f"engines/{Path(graph.file).stem}.rtx.engine",
-        graph=name,
-        graph_sha256=bundle.manifest.files[graph.file].sha256,
-        flavour="tensorrt_rtx",
-        version=trt.__version__,
-        targets=targets,
-        precision=graph.precision,
-        batch=batch,
-        layers=layers,
+def _key(bundle: Bundle, entry: GraphEntry, case: Case) -> EngineKey:
+    sha256 = {path: bundle.manifest.files[path].sha256 for path in entry.paths}
+    settings, native = case.settings, not case.flavour.rtx
+    return EngineKey(
+        graph_sha256=sha256[entry.file],
+        data_sha256=sha256[entry.data] if entry.data else None,
+        finish_sha256=sha256[entry.finish] if entry.finish else None,
+        flavour=case.flavour.name,
+        version=case.flavour.version or "",
+        targets=list(case.architectures),
+        gpu=case.machine.gpu if native else None,
+        precision=entry.precision,
+        profiles=settings.profiles,
+        workspace_bytes=settings.workspace_bytes,
+        level=settings.level,
+        flags=sorted(set(settings.flags)),
     )
 
 
-def _precisions(trt: Any, network: Any) -> dict[str, int]:
-    """How many convolutions and matrix products compute in each type."""
-    compute = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    names = {trt.float32: "fp32", trt.float16: "fp16"}
-    layers = (network.get_layer(i) for i in range(network.num_layers))
-    types = (layer.get_output(0).dtype for layer in layers if layer.type in compute)
-    return dict(Counter(names.get(t, str(t)) for t in types))
+def _build(bundle: Bundle, draft: Draft, job: Job, meter: Meter) -> EngineEntry:
+    start = time.monotonic()
+    file = f"engines/{job.name}.engine"
+    result = _build_file(bundle, draft, job, job.entry.file, file, meter)
+    finish = None
+    if job.entry.finish:
+        finish = f"engines/{job.name}.finish.engine"
+        _build_file(bundle, draft, job, job.entry.finish, finish, meter)
+    seconds = round(time.monotonic() - start, 3)
+    return EngineEntry(file=file, finish=finish, graph=job.case.graph.name, key=job.key, seconds=seconds, **result)
 
 
-def _refuse_other_precision(name: str, asked: str, layers: dict[str, int]) -> None:
-    if set(layers) != {asked}:
-        raise ValueError(
-            f"the graph {name!r} was exported as {asked} but its engine would compute in {layers}; export it again"
-        )
+def _build_file(bundle: Bundle, draft: Draft, job: Job, graph: str, engine: str, meter: Meter) -> dict[str, Any]:
+    """One ONNX file to one engine file; its layers by precision, and whether the engine was inspected."""
+    settings, flavour = job.case.settings, job.case.flavour
+    request = Request(
+        flavour=flavour.name,
+        strongly_typed=flavour.asks_for_strong_typing,
+        graph=str(bundle.file(graph)),
+        engine=str(draft.new(engine)),
+        profiles=settings.profiles,
+        targets=list(settings.targets),
+        precision=job.entry.precision if graph == job.entry.file else None,
+        kept=job.entry.kept,
+        inspect=job.case.machine.sm is not None,
+        workspace_bytes=settings.workspace_bytes,
+        level=settings.level,
+        timing_cache=str(settings.timing_cache.absolute()) if settings.timing_cache else None,
+        flags=settings.flags,
+    )
+    with meter(job.name if graph == job.entry.file else f"{job.name} (finish)") as report:
+        try:
+            return run(request, report)
+        except ValueError as error:
+            raise ValueError(f"{flavour.title} refuses the graph {job.case.graph.name!r}: {error}") from None

@@ -111,7 +111,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["export", "digits.bundle", "--precision", "fp8"], "precision is fp32 or fp16, got 'fp8'"),
         (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, got 'euler'"),
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
-        (["build", "digits.bundle", "--batch", "4"], "smallest,usual,largest, got '4'"),
+        (["build", "digits.bundle", "--batch", "4,1"], "from 1 that increase"),
         (["generate", "digits.bundle", "--labels", "3,12"], "a label of this bundle is 0 to 9, got 12"),
         (["generate", "digits.bundle", "--labels", "three"], "whole numbers with commas between"),
         (["generate", "digits.bundle", "--seed", "-1"], "a seed is a whole number"),

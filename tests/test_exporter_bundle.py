@@ -1,16 +1,13 @@
-"""Exporting into bundles, checking parity there, and building engines, on the shipped digits."""
+"""Exporting into bundles and checking parity there, on the shipped digits."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
-from fewstep.bundle import MANIFEST, Bundle
-from fewstep.exporter.engine import build_engines
+from fewstep.bundle import Bundle
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
 from fewstep.manifest import PlanEntry
@@ -53,52 +50,6 @@ def test_a_graph_with_a_changed_weight_is_out_of_its_limit(digits: Bundle) -> No
 def test_a_network_left_out_of_the_bundle_is_named(digits: Bundle) -> None:
     with pytest.raises(ValueError, match=r"was shipped without the network 'sid1'"):
         export_graphs(digits, ["sid1"], ["fp32"])
-
-
-@pytest.mark.parametrize("graph", ["sid1.fp32", "sid1.fp16"])
-def test_an_engine_is_built_in_the_precision_of_its_graph(digits: Bundle, graph: str) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    built = build_engines(digits, [graph], targets=["89"], batch=(1, 2, 4))
-    engine = built.manifest.engines[graph]
-    precision = graph.split(".")[1]
-    convolutions = sum(n.op_type == "Conv" for n in onnx.load(digits.file(digits.manifest.graphs[graph].file)).graph.node)
-    assert set(engine.layers) == {precision}
-    assert engine.layers[precision] >= convolutions > 20
-    assert engine.graph_sha256 == digits.manifest.files[digits.manifest.graphs[graph].file].sha256
-    assert built.file(engine.file).stat().st_size > 100_000
-
-
-def test_a_graph_that_lies_about_its_precision_gets_no_engine(digits: Bundle) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    path = digits.root / MANIFEST
-    manifest = json.loads(path.read_text())
-    manifest["graphs"]["sid1.fp32"]["precision"] = "fp16"
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"exported as fp16 but its engine would compute in \{'fp32': \d+\}"):
-        build_engines(Bundle.load(digits.root), ["sid1.fp32"])
-    assert not Bundle.load(digits.root).manifest.engines
-
-
-def test_a_graph_tensorrt_cannot_parse_is_refused_in_words(digits: Bundle) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    with digits.edit() as draft:
-        draft.new(digits.manifest.graphs["sid1.fp32"].file).write_bytes(b"not a graph")
-    with pytest.raises(ValueError, match=r"refuses the graph 'sid1\.fp32'"):
-        build_engines(Bundle.load(digits.root), ["sid1.fp32"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"targets": ["90"]}, "builds for SM 75, 80, 86, 89, 120, 121, not 90"),
-        ({"batch": (4, 2, 8)}, "smallest <= usual <= largest"),
-        ({"graphs": ["sid9.fp32"]}, "no graph 'sid9.fp32'"),
-    ],
-)
-def test_bad_engine_settings_are_refused(digits: Bundle, settings: dict[str, object], message: str) -> None:
-    arguments = {"graphs": ["sid1.fp32"]} | settings
-    with pytest.raises(ValueError, match=message):
-        build_engines(digits, arguments.pop("graphs"), **arguments)
 
 
 def test_polygraphys_runner_gives_the_runtimes_image(digits: Bundle) -> None:

@@ -6,10 +6,11 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 try:
     import typer
@@ -19,10 +20,13 @@ except ImportError:
 import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle
-from fewstep.console import say, table, track
+from fewstep.console import meter, say, table, track
 from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry, Precision
+from fewstep.manifest import EngineFlag, PlanEntry, Precision
 from fewstep.schedule import karras
+
+if TYPE_CHECKING:
+    from fewstep.exporter.engine import Job
 
 __all__ = ["app", "main"]
 
@@ -184,24 +188,73 @@ def export(
 def build(
     bundle: BundlePath,
     graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
+    flavour: Annotated[str | None, typer.Option(help="tensorrt_rtx or tensorrt.", show_default="the best here")] = None,
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture, such as 89; repeat.", show_default="any")] = None,
-    batch: Annotated[str, typer.Option(help="Smallest, usual and largest batch.")] = "1,4,16",
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batches to tune for; each serves those above the one before it.", show_default="16; native 1,16"),
+    ] = None,
+    workspace_mb: Annotated[int | None, typer.Option(help="Scratch memory of the engine.", show_default="all")] = None,
+    level: Annotated[int | None, typer.Option(help="0 fast build, 5 fast engine; native.", show_default="3")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of measured kernels; native.", show_default=False)] = None,
+    flag: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(get_args(EngineFlag))}; repeat.", show_default=False)
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would not work, and build nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build TensorRT-RTX engines from the graphs; needs no GPU. Refuses an engine of another precision than asked."""
-    from fewstep.exporter.engine import build_engines
+    """Build TensorRT engines from the graphs; TensorRT-RTX needs no GPU. An engine whose key is equal is kept.
 
-    loaded = Bundle.load(bundle)
-    sizes = _whole_numbers("batch", batch)
-    if len(sizes) != 3:
-        raise ValueError(f"batch is three whole numbers, smallest,usual,largest, got {batch!r}")
-    names = graph or list(loaded.manifest.graphs)
-    built = build_engines(loaded, names, targets=target, batch=(sizes[0], sizes[1], sizes[2]), track=track)
-    engines = {n: built.manifest.engines[n].model_dump() for n in names}
-    for name, engine in engines.items():
-        size = _size(built.manifest.files[engine["file"]].bytes)
-        say(f"{name}: {engine['file']}, computes in {engine['layers']}, {size}")
-    _finish({"bundle": str(bundle), "engines": engines}, as_json, f"fewstep check {bundle}")
+    Refuses what the table of --explain stops, and an engine that would compute in another precision than its graph's.
+    """
+    from fewstep.exporter import engine
+    from fewstep.exporter.cases import Settings
+    from fewstep.exporter.flavour import choose
+    from fewstep.exporter.machine import this_machine
+
+    if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
+        raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")
+    loaded, machine = Bundle.load(bundle), this_machine()
+    chosen, reason = choose(cast(Any, flavour), machine)
+    settings = Settings(
+        targets=tuple(target or ()),
+        batch=chosen.batch if batch is None else tuple(_whole_numbers("batch", batch)),
+        workspace_bytes=workspace_mb << 20 if workspace_mb is not None else None,
+        level=level,
+        timing_cache=timing_cache,
+        flags=tuple(cast(list[EngineFlag], flag or [])),
+    )
+    jobs = engine.prepare(loaded, graph or list(loaded.manifest.graphs), settings, chosen, machine)
+    if not explain:
+        engine.refuse(jobs)
+    say(f"{chosen.title}: {reason}")
+    _say_jobs(jobs)
+    if not explain:
+        try:
+            engine.build(loaded, jobs, meter=meter)
+        except KeyboardInterrupt:
+            say("fewstep: stopped; the bundle is as it was")
+            raise typer.Exit(130) from None
+        loaded = Bundle.load(bundle)
+        _say_engines(loaded, jobs)
+    result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
+    result["engines"] = {job.name: job.report(None if explain else loaded) for job in jobs}
+    _finish(result, as_json, f"fewstep {'build' if explain else 'check'} {bundle}")
+
+
+def _say_jobs(jobs: Sequence[Job]) -> None:
+    """What speaks against the builds, and why each engine is built or kept."""
+    for finding in dict.fromkeys(finding for job in jobs for finding in job.findings):
+        say(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
+    for job in jobs:
+        why = "; ".join(f"{miss.part} was {miss.old}, is {miss.new}" for miss in job.misses)
+        say(f"{job.name}: {'up to date' if job.up_to_date else 'to build'}" + (f" ({why})" if why else ""))
+
+
+def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
+    for entry in (bundle.manifest.engines[job.name] for job in jobs):
+        kinds = ", ".join(f"{count} layers in {kind}" for kind, count in entry.layers.items())
+        say(f"{entry.file}: {kinds}, {_size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
 
 
 @app.command()
@@ -267,7 +320,7 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     ]
     table("plans", ["name", "network", "solver", "network calls"], plans)
     files = [(name, g.file, g.precision, _size(manifest.files[g.file].bytes)) for name, g in manifest.graphs.items()]
-    files += [(name, e.file, e.precision, _size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
+    files += [(name, e.file, e.key.precision, _size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
     table("graphs and engines", ["name", "file", "precision", "size"], files)
     _finish(manifest.model_dump(mode="json", by_alias=True), as_json)
 

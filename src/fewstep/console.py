@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-__all__ = ["clock", "say", "table", "track"]
+from fewstep.progress import Report
+
+__all__ = ["clock", "meter", "say", "table", "track"]
 
 _out = Console(stderr=True, highlight=False, soft_wrap=True)
 PLAIN_EVERY_SECONDS = 5.0
@@ -41,6 +44,30 @@ def _lines(steps: Sequence[int], what: str) -> Iterable[int]:
             say(f"{what}: {done}/{len(steps)}, {clock(left)} left")
             shown = now
         yield step
+    say(f"{what}: done in {clock(time.monotonic() - start)}")
+
+
+@contextmanager
+def meter(what: str) -> Iterator[Report]:
+    """A bar with the name of the phase and elapsed time; lines every few seconds where stderr is no terminal.
+
+    No estimate of the time left: builders spend most of it in single steps, and a guess from the steps would be a lie.
+    """
+    start = shown = time.monotonic()
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[phase]}"))
+        with Progress(*columns, console=_out) as progress:
+            task = progress.add_task(f"{what:<24}", total=1.0, phase="")
+            yield lambda done, phase: progress.update(task, completed=done, phase=phase)
+        return
+
+    def report(done: float, phase: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= PLAIN_EVERY_SECONDS:
+            shown = time.monotonic()
+            say(f"{what}: {done:.0%}, {phase}, {clock(shown - start)} so far")
+
+    yield report
     say(f"{what}: done in {clock(time.monotonic() - start)}")
 
 

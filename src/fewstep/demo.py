@@ -19,7 +19,7 @@ from fewstep.bundle import Bundle
 from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.iia import calibrate_ddim
 from fewstep.calibration.metrics import Judge
-from fewstep.console import clock, say, table, track
+from fewstep.console import clock, meter, say, table, track
 from fewstep.data import open_images
 from fewstep.exporter.engine import build_engines
 from fewstep.exporter.export import export_graphs
@@ -125,7 +125,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("export ONNX graphs")
     _export(path)
     stages.next("build TensorRT engines")
-    build_engines(Bundle.load(path), config.engines, track=track)
+    build_engines(Bundle.load(path), config.engines, meter=meter)
     stages.next("measure")
     samplers = _measure_all(out, path, judge)
     result = {

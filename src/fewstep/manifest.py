@@ -15,6 +15,8 @@ from fewstep.spec import Condition, ImageSpec, InputSpec, LatentSpec, Precision,
 __all__ = [
     "Condition",
     "EngineEntry",
+    "EngineFlag",
+    "EngineKey",
     "FileEntry",
     "GraphEntry",
     "ImageSpec",
@@ -30,6 +32,7 @@ __all__ = [
 
 Layout = Literal["unrolled", "loop", "step"]
 COORDINATES_TOLERANCE = 1e-6
+EngineFlag = Literal["refit", "strip-plan", "version-compatible", "weight-streaming"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
 
 
@@ -105,18 +108,46 @@ class GraphEntry(Strict):
         return [path for path in (self.file, self.data, self.finish) if path]
 
 
-class EngineEntry(Strict):
-    """A TensorRT engine and everything its validity depends on."""
+class EngineKey(Strict):
+    """Everything an engine depends on. Two engines with equal keys are interchangeable; a part that differs is named."""
 
-    file: str
-    graph: Name
     graph_sha256: str
+    data_sha256: str | None = Field(description="the graph's external weights")
+    finish_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
     flavour: Literal["tensorrt_rtx", "tensorrt"]
     version: str
-    targets: list[str]
+    targets: list[str] = Field(description='GPU architectures (SM) such as "89"; empty: what the flavour covers by default')
+    gpu: str | None = Field(description="the GPU that a native build timed its kernels on; None for TensorRT-RTX")
     precision: Precision
-    batch: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="smallest, usual and largest batch")
-    layers: dict[str, int] = Field(description="layers that compute, counted by the precision the engine gives them")
+    profiles: list[tuple[PositiveInt, PositiveInt, PositiveInt]] = Field(
+        min_length=1, description="smallest, tuned and largest batch of each optimisation profile, by its index in the engine"
+    )
+    workspace_bytes: PositiveInt | None = None
+    level: int | None = None
+    flags: list[EngineFlag] = []
+
+    def profile(self, batch: int) -> int | None:
+        """Index of the optimisation profile to run a batch in; None when the engine has none for it."""
+        return next((i for i, (low, _, high) in enumerate(self.profiles) if low <= batch <= high), None)
+
+
+class EngineEntry(Strict):
+    """A TensorRT engine. A graph of the step layout has a second one in `finish`."""
+
+    file: str
+    finish: str | None = None
+    graph: Name
+    key: EngineKey
+    layers: dict[str, int] = Field(description="convolutions, matrix products and attention by the precision they compute in")
+    inspected: bool = Field(
+        description="the finished engine was read back on a GPU, beyond the typed network it was built from"
+    )
+    seconds: float = Field(ge=0, description="what the build took")
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file of the engine."""
+        return [path for path in (self.file, self.finish) if path]
 
 
 class FileEntry(Strict):
@@ -157,7 +188,7 @@ class Manifest(Strict):
         for plan, ranges in self.ranges.items():
             wanted += [("plan", plan, self.plans), ("file", ranges.file, self.files)]
         for engine in self.engines.values():
-            wanted += [("graph", engine.graph, self.graphs), ("file", engine.file, self.files)]
+            wanted += [("graph", engine.graph, self.graphs)] + [("file", path, self.files) for path in engine.paths]
         for kind, name, known in wanted:
             if name not in known:
                 raise ValueError(f"it refers to the {kind} {name!r}, which it does not hold")

@@ -1,15 +1,28 @@
-"""How long work reports where it is: every such function takes a Track and wraps its loop in it."""
+"""How long work reports where it is.
+
+Loops take a Track and wrap their steps in it. Work whose steps are not ours to loop over takes a Meter: a block that gets a
+Report to call with the share done, 0 to 1, and what is going on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Track", "silent"]
+__all__ = ["Meter", "Report", "Track", "silent", "unseen"]
 
 Track: TypeAlias = Callable[[Sequence[int], str], Iterable[int]]
+Report: TypeAlias = Callable[[float, str], None]
+Meter: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
 
 def silent(steps: Sequence[int], what: str) -> Iterable[int]:  # noqa: ARG001
     """The Track that shows nothing."""
     return steps
+
+
+@contextmanager
+def unseen(what: str) -> Iterator[Report]:  # noqa: ARG001
+    """The Meter that shows nothing."""
+    yield lambda _done, _phase: None

@@ -1,0 +1,98 @@
+"""What a build is given: settings, and with a flavour, a graph and a machine the case that `explain` judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fewstep.exporter.facts import GraphFacts
+from fewstep.exporter.flavour import Flavour
+from fewstep.exporter.machine import Machine
+from fewstep.manifest import EngineFlag
+
+__all__ = ["Case", "Finding", "Row", "Settings"]
+
+Severity = Literal["stops", "note"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to build. batch: the batches to tune for, increasing; each gets an optimisation profile of its own, from one above
+    the batch before (1 for the first) up to itself, tuned at its upper end. (1, 16) therefore gives exactly 1 for latency and
+    2 to 16 for throughput; (16,) gives one profile for everything. See Flavour.batch for which to choose.
+
+    targets: GPU architectures (SM) such as "89". workspace_bytes: scratch memory the engine may use; None is all of the GPU.
+    level: 0 (fast build) to 5 (fast engine), native only. timing_cache: file of measured kernels, native only.
+    """
+
+    targets: tuple[str, ...] = ()
+    batch: tuple[int, ...] = (16,)
+    workspace_bytes: int | None = None
+    level: int | None = None
+    timing_cache: Path | None = None
+    flags: tuple[EngineFlag, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.batch or self.batch[0] < 1 or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
+            raise ValueError(f"batches are whole numbers from 1 that increase, such as 1,4,16, got {list(self.batch)}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ValueError(f"a workspace has at least 1 byte, got {self.workspace_bytes}")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise ValueError(f"optimisation levels are 0 to 5, got {self.level}")
+
+    @property
+    def profiles(self) -> list[tuple[int, int, int]]:
+        """Smallest, tuned and largest batch of each profile."""
+        return [(low + 1, high, high) for low, high in zip((0, *self.batch), self.batch, strict=False)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One graph to be built one way on one machine."""
+
+    flavour: Flavour
+    settings: Settings
+    graph: GraphFacts
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The SM that the engine is surely meant for."""
+        if self.flavour.rtx:
+            return self.settings.targets
+        return (self.machine.sm,) if self.machine.sm else ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the build takes: the parsed weights and two copies for each profile (TensorRT-RTX 1.7, 400 MB of weights)."""
+        return (1 + 2 * len(self.settings.batch)) * (self.graph.graph_bytes + self.graph.data_bytes)
+
+    def below(self, sm: int) -> list[str]:
+        return [f"SM {t}" for t in self.architectures if t.isdecimal() and int(t) < sm]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the table says about a case. stops: TensorRT would fail or do something else than asked."""
+
+    rule: str
+    severity: Severity
+    reason: str
+    instead: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.reason}; {self.instead}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rule: where `when` gives something, it is `{found}` in the reason. Both texts may name {graph} and {flavour}."""
+
+    rule: str
+    severity: Severity
+    when: Callable[[Case], object]
+    reason: str
+    instead: str
