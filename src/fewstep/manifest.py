@@ -124,7 +124,7 @@ class EngineKey(Strict):
     )
     workspace_bytes: PositiveInt | None = None
     level: int | None = None
-    flags: list[EngineFlag] = []
+    flags: list[EngineFlag] = Field(default=[])
 
     def profile(self, batch: int) -> int | None:
         """Index of the optimisation profile to run a batch in; None when the engine has none for it."""

@@ -1,0 +1,36 @@
+"""Inner values of an ONNX file as additional outputs, without the onnx package: what parity needs on a target."""
+
+from __future__ import annotations
+
+__all__ = ["with_outputs"]
+
+# Field numbers of onnx.proto: ModelProto.graph, GraphProto.output, ValueInfoProto.name and .type, TypeProto.tensor_type,
+# TypeProto.Tensor.elem_type; all but the last hold messages or text and are written with their length.
+GRAPH, OUTPUT, NAME, TYPE, TENSOR, ELEM = 7, 12, 1, 2, 1, 1
+FLOAT = 1
+
+
+def with_outputs(model: bytes, names: list[str]) -> bytes:
+    """An ONNX file's bytes with the named float32 values as outputs after its own.
+
+    Protocol buffers merge: a second `graph` behind the file adds its outputs to the first one's.
+    """
+    outputs = b"".join(_field(OUTPUT, _value(name)) for name in names)
+    return model + _field(GRAPH, outputs)
+
+
+def _value(name: str) -> bytes:
+    tensor = _varint(ELEM << 3) + _varint(FLOAT)
+    return _field(NAME, name.encode()) + _field(TYPE, _field(TENSOR, tensor))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
