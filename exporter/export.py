@@ -20,7 +20,14 @@ from fewstep.progress import Track, silent
 __all__ = ["GOLDEN", "LIMITS", "export_graphs", "reference"]
 
 GOLDEN = "golden.npz"
-LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 0.2, "int8": 0.5, "int8-fp16": 0.5, "fp8": 0.5}  # largest |sample - torch fp32|, images in [-1, 1]
+LIMITS: dict[Precision, float] = {
+    "fp32": 1e-4,
+    "fp16": 3e-2,
+    "bf16": 0.2,
+    "int8": 0.5,
+    "int8-fp16": 0.5,
+    "fp8": 0.5,
+}  # largest |sample - torch fp32|, images in [-1, 1]
 GOLDEN_BATCH = 4
 
 
