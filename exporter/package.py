@@ -115,9 +115,9 @@ class _Chosen:
         manifest, network = self.bundle.manifest, self.bundle.manifest.plans[plan].network
         its = {n: g for n, g in manifest.graphs.items() if g.plan == plan or (g.plan is None and g.network == network)}
         have = sorted({graph.precision for graph in its.values()})
-        if missing := [p for p in self.precisions if p not in have] if have else ["any"]:
+        if missing := [p for p in self.precisions if p not in have] if have else [""]:
             raise ValueError(
-                f"{self.bundle.root.name} has no {missing[0]} graph of the plan {plan!r} (it has: "
+                f"{self.bundle.root.name} has no {f'{missing[0]} graph'.strip()} of the plan {plan!r} (it has: "
                 f"{', '.join(have) or 'none'}); write it with: fewstep export {self.bundle.root.name} --plan {plan}"
             )
         return {n: g for n, g in its.items() if not self.precisions or g.precision in self.precisions}

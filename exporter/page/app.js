@@ -34,11 +34,13 @@ function describe() {
   const calls = [...new Set(graphs.map((g) => g.nfe))].sort((a, b) => a - b).join(" or ");
   at("about").textContent =
     `${image.width}×${image.height} images from ${calls} network call${calls === "1" ? "" : "s"} each, made in this tab.`;
-  options(at("graph"), graphs.map((g) => [g.name, `${g.plan}, ${g.nfe} network call${g.nfe > 1 ? "s" : ""}, ${g.precision}`]));
+  const precise = new Set(graphs.map((g) => g.precision)).size > 1;
+  const title = (g) => `${g.plan}: ${g.nfe} call${g.nfe > 1 ? "s" : ""}${precise ? `, ${g.precision}` : ""}`;
+  options(at("graph"), graphs.map((g) => [g.name, title(g)]));
   at("graph-field").hidden = graphs.length === 1;
   options(at("label"), [["each", "each in turn"], ["none", "no class"], ...Array.from({ length: classes }, (_, i) => [i, i])]);
   at("label-field").hidden = !classes;
-  at("grid").style.setProperty("--tile", `${Math.max(76, Math.min(image.width, 320))}px`);
+  at("grid").style.setProperty("--tile", `${Math.max(80, Math.min(image.width, 320))}px`);
   const line = (text) => Object.assign(document.createElement("p"), { textContent: text });
   const sizes = graphs.map((g) => `${g.name} ${megabytes(g.bytes)}`).join(", ");
   at("facts").replaceChildren(
