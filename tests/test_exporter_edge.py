@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import parser
+from test_cli import fewstep, refused
 
 from fewstep.bundle import MANIFEST, Bundle, Draft
 from fewstep.exporter.package import SIZES, package
@@ -114,6 +116,26 @@ def test_a_plan_in_a_loop_is_packaged_like_an_unrolled_one(target: str, tmp_path
         assert (facts["classes"], facts["graphs"][0]["noise"]) == (0, [1, 1, 4, 4])
 
 
+@pytest.mark.parametrize("target", ["ort", "device", pytest.param("openvino", marks=needs_openvino)])
+def test_weights_beside_a_graph_come_along(target: str, digits: Bundle) -> None:
+    with digits.edit() as draft:
+        graph = draft.manifest.graphs["sid1.fp32"]
+        model = onnx.load(digits.file(graph.file))
+        onnx.save_model(model, draft.new(graph.file), save_as_external_data=True, location="sid1.data", size_threshold=64)
+        graph.data = "graphs/sid1.data"
+    bundle = Bundle.load(digits.root)
+    assert bundle.manifest.files["graphs/sid1.data"].bytes > 2e6
+    out = digits.root.parent / "out"
+    report = package(bundle, out, [target], precisions=["fp32"])
+    assert all(d.max_error < 1e-5 for d in report.deviations if "default" not in d.setting)
+    (weights,) = (p.bytes for p in report.parts if p.part == "sid1.fp32: weights")
+    assert 2e6 < weights < 3e6
+    if target == "device":
+        feeds = {"noise": noise([0], (1, 1, 28, 28)), "labels": np.array([3])}
+        moved = run(out / "device/digits.bundle/graphs/sid1.fp32.onnx", feeds)
+        np.testing.assert_array_equal(moved[0], run(EXAMPLE.file("graphs/sid1.fp32.onnx"), feeds)[0])
+
+
 def test_the_report_counts_every_byte_of_the_package(tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = package(EXAMPLE, out, ["ort", "web", "device"])
@@ -213,3 +235,38 @@ def test_the_npm_package_is_told_from_another(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "dist")
     with pytest.raises(ValueError, match="is not the npm package onnxruntime-web"):
         ort_web(tmp_path)
+
+
+def test_the_command_writes_a_folder_per_target_and_prints_the_sizes(tmp_path: Path) -> None:
+    done = fewstep("package", EXAMPLE.root, "--target", "web", "--target", "device", "--out", "out", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["device", SIZES, "web"]
+    assert result["shipped_bytes"] == json.loads((tmp_path / "out" / SIZES).read_text())["shipped_bytes"]
+    assert "web  sid1.fp32: weights" in done.stderr
+    assert "next: python -m http.server -d out/web" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--target", "phone"], "target is ort, web, openvino, device or all, got 'phone'"),
+        (["--target", "ort", "--ort-web", "x"], "--ort-web brings files for the page; add --target web or leave it out"),
+        (["--target", "ort", "--precision", "fp64"], "precision is one of fp32, fp16, bf16, int8, int8-fp16, fp8, got 'fp64'"),
+        (["--target", "ort", "--plan", "fast"], "has no plan 'fast'; it has: "),
+        (["--target", "web", "--ort-web", "."], "is not the npm package onnxruntime-web"),
+        (["--target", "ort", "--out", "digits.bundle"], "lies inside the bundle"),
+        (["--target", "ort", "--out", "."], "was not written by fewstep package"),
+    ],
+)
+def test_the_command_refuses_with_one_sentence(arguments: list[str], sentence: str, digits: Bundle) -> None:
+    here = digits.root.parent
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    assert sentence in refused("package", "digits.bundle", *arguments, cwd=here)
+    assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def test_without_openvino_its_target_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"needs OpenVINO; install it with: pip install 'fewstep\[openvino\]'"):
+        package(EXAMPLE, tmp_path / "out", ["openvino"])
+    assert not list(tmp_path.iterdir())

@@ -70,7 +70,9 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("module", ["plan", "schedule", "solvers", "guidance", "bundle", "manifest", "data", "progress"])
+@pytest.mark.parametrize(
+    "module", ["plan", "schedule", "solvers", "guidance", "bundle", "manifest", "data", "progress", "staging"]
+)
 def test_the_core_is_numpy_only(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import fewstep.{module}"
     subprocess.run([sys.executable, "-c", code], check=True)
