@@ -220,7 +220,7 @@ def package(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write plans as phones, browsers, Intel machines and devices take them, each run and compared with the bundle's graph.
+    """Write plans as phones, browsers, Intel machines and devices take them; what is converted is run and compared.
 
     ort: ONNX Runtime's format. web: a static page. openvino: its IR. device: a bundle that builds its engine without torch.
     """
