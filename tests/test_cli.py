@@ -20,7 +20,7 @@ from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["train", "distill", "calibrate", "export", "build", "generate", "check", "inspect", "demo"]
+VERBS = ["train", "distill", "calibrate", "export", "build", "package", "generate", "check", "inspect", "demo"]
 
 
 def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -71,7 +71,7 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["plan", "schedule", "solvers", "guidance", "parametrisation", "spec", "bundle", "manifest", "data", "progress"]
+    "module", ["plan", "schedule", "solvers", "guidance", "parametrisation", "spec", "bundle", "manifest", "data", "progress", "staging"]
 )
 def test_the_core_is_numpy_only(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import fewstep.{module}"

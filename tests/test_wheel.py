@@ -16,7 +16,7 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("plan", "trainer/sid", "calibration/iia", "exporter/graph", "runtime/generator"):
         assert f"fewstep/{module}.py" in names
-    assert "fewstep/py.typed" in names
+    assert {"fewstep/py.typed", "fewstep/exporter/page/index.html", "fewstep/exporter/page/noise.js"} <= set(names)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     requirement = f"{wheel}[cpu]"

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, NetworkEntry, PlanEntry
 from fewstep.plan import Plan
+from fewstep.staging import recover, staged
 
 __all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft"]
 
@@ -73,7 +74,7 @@ class Bundle:
         Raises FileNotFoundError where there is no bundle, ValueError where the manifest cannot be trusted.
         """
         root = Path(path).absolute()
-        _recover(root)
+        recover(root)
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
             raise FileNotFoundError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: fewstep train")
@@ -151,7 +152,7 @@ class Bundle:
     @contextmanager
     def edit(self) -> Iterator[Draft]:
         """Change the bundle: a draft that replaces it when the block ends well, and vanishes when it does not."""
-        with _staged(self.root) as staging:
+        with staged(self.root) as staging:
             for name in self.manifest.files:
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,35 +160,6 @@ class Bundle:
             draft = Draft(staging, self.manifest.model_copy(deep=True))
             yield draft
             draft.seal()
-
-
-@contextmanager
-def _staged(root: Path) -> Iterator[Path]:
-    """A fresh directory beside root that takes root's place when the block ends well."""
-    staging, old = _sibling(root, "new"), _sibling(root, "old")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if root.exists():
-            os.rename(root, old)
-        os.rename(staging, root)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        _recover(root)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sibling(root: Path, suffix: str) -> Path:
-    return root.with_name(f".{root.name}.{suffix}")
-
-
-def _recover(root: Path) -> None:
-    """Finish what a kill between the two renames of _staged left: the old bundle goes back to its place."""
-    old = _sibling(root, "old")
-    if not root.exists() and old.is_dir():
-        os.rename(old, root)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -210,10 +182,10 @@ class Draft:
     def create(cls, path: str | os.PathLike[str], *, image: ImageSpec, condition: Condition) -> Iterator[Draft]:
         """A new bundle at path. Raises FileExistsError when something is there already."""
         root = Path(path).absolute()
-        _recover(root)
+        recover(root)
         if root.exists():
             raise FileExistsError(f"{path} exists already; choose another name or remove it first")
-        with _staged(root) as staging:
+        with staged(root) as staging:
             draft = cls(staging, Manifest(name=root.name.removesuffix(".bundle"), image=image, condition=condition))
             yield draft
             draft.seal()

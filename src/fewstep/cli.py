@@ -258,6 +258,46 @@ def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
 
 
 @app.command()
+def package(
+    bundle: BundlePath,
+    target: Annotated[list[str], typer.Option(help="ort, web, openvino, device or all; repeat for more.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory to write, a folder per target.")] = Path("package"),
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="the default")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With commas between.", show_default="fp32; all there are for device")
+    ] = None,
+    ort_web: Annotated[
+        Path | None, typer.Option(help="npm package onnxruntime-web to copy beside the page.", show_default="from a CDN")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write plans as phones, browsers, Intel machines and devices take them; what is converted is run and compared.
+
+    ort: ONNX Runtime's format. web: a static page. openvino: its IR. device: a bundle that builds its engine without torch.
+    """
+    from fewstep.exporter.package import TARGETS, package
+
+    if unknown := [t for t in target if t not in (*TARGETS, "all")]:
+        raise ValueError(f"target is {', '.join(TARGETS)} or all, got {unknown[0]!r}")
+    targets = TARGETS if "all" in target else list(dict.fromkeys(cast(list[Any], target)))
+    if ort_web and "web" not in targets:
+        raise ValueError("--ort-web brings files for the page; add --target web or leave it out")
+    precisions = [cast(Precision, p) for p in precision.split(",")] if precision else []
+    if wrong := [p for p in precisions if p not in get_args(Precision)]:
+        raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {wrong[0]!r}")
+    report = package(
+        Bundle.load(bundle), out, targets, plans=plan or (), precisions=precisions, ort_web_package=ort_web, track=track
+    )
+    table("sizes", ["part", "bytes", "gzipped", ""], report.size_rows())
+    if report.deviations:
+        table("against the bundle's graphs", ["graph", "computes in", "max error", "levels of 255"], report.error_rows())
+    then = {"web": f"python -m http.server -d {out / 'web'}", "device": f"fewstep check {out / 'device' / bundle.name}"}
+    _finish({"out": str(out)} | report.dump(), as_json, next((then[t] for t in targets if t in then), None))
+
+
+@app.command()
 def generate(
     bundle: BundlePath,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3,1,4.", show_default="every class once")] = None,

@@ -1,0 +1,62 @@
+"""One batch through a bundle's graph in ONNX Runtime: what every conversion of the graph is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from fewstep.bundle import Bundle
+from fewstep.manifest import Condition, GraphEntry
+
+__all__ = ["Probe", "probe", "session"]
+
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A graph's inputs, and its outputs images (B, H, W, C) uint8 and sample (B, C, H, W) float32."""
+
+    feeds: dict[str, npt.NDArray[np.generic]]
+    images: npt.NDArray[np.uint8]
+    sample: npt.NDArray[np.float32]
+
+    def differs(self, images: npt.NDArray[np.uint8], sample: npt.NDArray[np.float32]) -> tuple[float, int]:
+        """Largest |difference| of the sample, and of the images in levels."""
+        levels = np.abs(images.astype(int) - self.images.astype(int)).max()
+        return float(np.abs(sample - self.sample).max()), int(levels)
+
+
+def probe(bundle: Bundle, name: str) -> Probe:
+    """Run a graph that holds a whole plan on four images, the last without a class. Raises ValueError where it cannot run."""
+    graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
+    for path in graph.paths:
+        bundle.file(path)
+    running = session(bundle.file(graph.file), name)
+    feeds = _feeds(running, bundle.manifest.condition)
+    images, sample = running.run(["images", "sample"], feeds)
+    return Probe(feeds, images, sample)
+
+
+def session(path: Path, name: str) -> ort.InferenceSession:
+    """A session on the CPU. Raises ValueError when ONNX Runtime refuses the graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
+        raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name!r}: {error}; export it again") from None
+
+
+def _feeds(running: ort.InferenceSession, condition: Condition) -> dict[str, npt.NDArray[np.generic]]:
+    shapes = {given.name: given.shape for given in running.get_inputs()}
+    if unknown := set(shapes) - {"noise", "labels"}:
+        raise ValueError(f"packages hold graphs made from noise and labels; this one also takes {', '.join(sorted(unknown))}")
+    generator = np.random.Generator(np.random.Philox(key=0))
+    noise = generator.standard_normal((BATCH, *shapes["noise"][1:]), dtype=np.float32)
+    labels = np.append(np.arange(BATCH - 1) % max(condition.classes, 1), condition.classes)
+    return {"noise": noise} | ({"labels": labels} if "labels" in shapes else {})

@@ -1,0 +1,163 @@
+"""A static page that makes a bundle's images in the browser with onnxruntime-web; no build step, no server code.
+
+The folder page/ holds it. index.html is the only file with blanks: the Content-Security-Policy, and ONNX Runtime's module
+with its hash, which a <link rel="modulepreload"> checks because an import cannot. The WebAssembly is fetched with its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from fewstep.bundle import Bundle
+from fewstep.exporter.probe import probe
+from fewstep.exporter.sizes import Part, Report, graph_parts, zipped
+from fewstep.manifest import GraphEntry
+
+__all__ = ["PINNED", "OrtWeb", "RuntimeFile", "ort_web", "write_page"]
+
+MODULE = "ort.wasm.bundle.min.mjs"
+WASM = "ort-wasm-simd-threaded.wasm"
+BESIDE = "ort/"  # the folder of the page that holds copies of the runtime's files
+
+
+@dataclass(frozen=True)
+class RuntimeFile:
+    """A file of onnxruntime-web; integrity as browsers take it: sha384- and base64."""
+
+    name: str
+    bytes: int
+    gzip_bytes: int
+    integrity: str
+
+
+@dataclass(frozen=True)
+class OrtWeb:
+    """Where the page finds onnxruntime-web. base: a folder beside the page or an address, with a slash at the end."""
+
+    version: str
+    base: str
+    module: RuntimeFile
+    wasm: RuntimeFile
+
+
+# What the npm package of this version holds; tests compare it with the package where that is at hand.
+PINNED = OrtWeb(
+    "1.30.0",
+    "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/",
+    RuntimeFile(MODULE, 73_054, 24_579, "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG"),
+    RuntimeFile(WASM, 14_239_897, 3_652_765, "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM"),
+)
+
+
+def ort_web(package: Path) -> OrtWeb:
+    """The npm package onnxruntime-web in a directory, to be copied beside the page. Raises ValueError when it is not that."""
+    try:
+        about = json.loads((package / "package.json").read_text("utf-8"))
+        if about["name"] != "onnxruntime-web":
+            raise KeyError(about["name"])
+        module, wasm = (_runtime_file(package / "dist" / name) for name in (MODULE, WASM))
+        return OrtWeb(str(about["version"]), BESIDE, module, wasm)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{package} is not the npm package onnxruntime-web with dist/{MODULE} and dist/{WASM}; "
+            f"get it with: npm install onnxruntime-web@{PINNED.version}, then name node_modules/onnxruntime-web"
+        ) from None
+
+
+def _runtime_file(path: Path) -> RuntimeFile:
+    content = path.read_bytes()
+    integrity = "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
+    return RuntimeFile(path.name, len(content), zipped(content), integrity)
+
+
+def write_page(
+    bundle: Bundle, graphs: Sequence[str], directory: Path, *, runtime: OrtWeb = PINNED, package: Path | None = None
+) -> Report:
+    """Write the page for these graphs. package: the npm package whose files `runtime` describes, copied beside the page.
+
+    Raises ValueError for a bundle or graph that a page cannot show.
+    """
+    image = bundle.manifest.image
+    if image.channels not in (1, 3):
+        raise ValueError(f"a page shows images of 1 or 3 channels, this bundle makes {image.channels}")
+    described = [_copy_graph(bundle, name, directory) for name in graphs]
+    if package:
+        for file in (runtime.module, runtime.wasm):
+            (directory / BESIDE).mkdir(exist_ok=True)
+            shutil.copyfile(package / "dist" / file.name, directory / BESIDE / file.name)
+    facts = {
+        "name": bundle.manifest.name,
+        "image": image.model_dump(),
+        "classes": bundle.manifest.condition.classes,
+        "graphs": described,
+        "ort": asdict(runtime),
+    }
+    (directory / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    page = [_write(directory, file.name, _fill(file.read_text("utf-8"), runtime)) for file in _page() if file.is_file()]
+    page.append((directory / "facts.json").read_bytes())
+    parts = [part for name in graphs for part in graph_parts("web", name, directory / f"{name}.onnx", sent=True)]
+    parts.append(Part("web", "page", sum(map(len, page)), sum(map(zipped, page))))
+    for title, file in (("module", runtime.module), ("WebAssembly", runtime.wasm)):
+        name = f"onnxruntime-web {runtime.version} {title}"
+        parts.append(Part("web", name, file.bytes, file.gzip_bytes, shipped=package is not None))
+    return Report(parts)
+
+
+def _page() -> list[Path]:
+    return sorted(Path(str(resources.files("fewstep.exporter") / "page")).iterdir())
+
+
+def _fill(text: str, runtime: OrtWeb) -> str:
+    """index.html with its blanks filled; the other files have none, JavaScript's own ${} stay."""
+    if not text.startswith("<!doctype html>"):
+        return text
+    module = runtime.base + runtime.module.name
+    return Template(text).substitute(policy=_policy(runtime), module=module, integrity=runtime.module.integrity)
+
+
+def _policy(runtime: OrtWeb) -> str:
+    """What the page may load: its own folder's server and the runtime's folder. Workers (threads) start from blobs."""
+    elsewhere = f" {runtime.base}" if "://" in runtime.base else ""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src 'self'{elsewhere} 'wasm-unsafe-eval'",
+            f"connect-src 'self'{elsewhere}",
+            "worker-src 'self' blob:",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _write(directory: Path, name: str, text: str) -> bytes:
+    content = text.encode()
+    (directory / name).write_bytes(content)
+    return content
+
+
+def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, object]:
+    graph: GraphEntry = bundle.manifest.graphs[name]
+    if graph.data or graph.plan is None:
+        raise ValueError(f"a page loads a graph in one file, {name!r} keeps its weights beside it; export a smaller network")
+    expected = probe(bundle, name)
+    shutil.copyfile(bundle.file(graph.file), directory / f"{name}.onnx")
+    return {
+        "name": name,
+        "file": f"{name}.onnx",
+        "bytes": bundle.manifest.files[graph.file].bytes,
+        "plan": graph.plan,
+        "nfe": bundle.plan(graph.plan).nfe,
+        "precision": graph.precision,
+        "noise": list(expected.feeds["noise"].shape[1:]),
+    }
