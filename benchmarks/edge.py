@@ -23,7 +23,7 @@ import openvino
 
 from fewstep.bundle import Bundle
 from fewstep.demo import machine
-from fewstep.exporter.package import TARGETS, package
+from fewstep.exporter.edge.package import TARGETS, package
 from fewstep.runtime.noise import noise
 
 ROOT = Path(__file__).parent.parent

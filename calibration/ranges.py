@@ -52,10 +52,14 @@ def calibrate_ranges(
     Raises ValueError for a plan the bundle does not have, or conditions that cannot be drawn at random (embeddings).
     """
     plan = bundle.plan(name)
+    if plain := [precision for precision in precisions if precision == "fp32"]:
+        raise ValueError(f"{plain[0]} rounds nothing, so there is nothing to find; name fp16, bf16, int8, int8-fp16 or fp8")
     denoiser = load_network(bundle, bundle.manifest.plans[name].network)
     inputs = _inputs(bundle, plan, samples, seed)
     span = bundle.manifest.image.high - bundle.manifest.image.low
     ranges = collect(denoiser, plan, inputs, name=name)
+    if known := bundle.ranges(name):
+        ranges.kept, ranges.psnr_db = known.kept, known.psnr_db
     for precision in precisions:
         kept, psnr = kept_layers(denoiser, plan, inputs, ranges, precision, span=span, min_psnr_db=min_psnr_db, track=track)
         ranges.kept[precision], ranges.psnr_db[precision] = kept, psnr

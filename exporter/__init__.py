@@ -1,1 +1,1 @@
-"""Plan + denoiser -> ONNX graphs and TensorRT engines. Import the modules: graph, export, engine, parity."""
+"""Plan + denoiser -> ONNX graphs, TensorRT engines and packages. Start at export, parity, engine.build and edge.package."""

@@ -16,14 +16,15 @@ from fewstep.bundle import Bundle, Draft
 from fewstep.decoder import Decoder as TorchDecoder
 from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network
-from fewstep.exporter.evaluation import Network
-from fewstep.exporter.layouts import Decoder, finish, step, unroll
-from fewstep.exporter.loop import loop
-from fewstep.exporter.measure import CLEARLY_FASTER, doubled_speedup
-from fewstep.exporter.network import DTYPES, trace_decoder, trace_network, with_weights
-from fewstep.exporter.precision import EIGHT_BITS, LayerPrecision
+from fewstep.exporter.graph.evaluation import Network
+from fewstep.exporter.graph.layer import layer_names
+from fewstep.exporter.graph.layouts import Decoder, finish, step, unroll
+from fewstep.exporter.graph.loop import loop
+from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
+from fewstep.exporter.graph.network import DTYPES, trace_decoder, trace_network, with_weights
+from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
+from fewstep.exporter.graph.traced import OPSET, Traced
 from fewstep.exporter.reference import GOLDEN, reference
-from fewstep.exporter.traced import OPSET, Traced
 from fewstep.manifest import GraphEntry, Layout, Precision
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
@@ -124,8 +125,7 @@ class _Exporter:
 
     def ranges(self, plan: str, precision: Precision, layout: Layout | None) -> Ranges | None:
         """What calibration found for a plan; it must have for eight bits."""
-        entry = self.bundle.manifest.ranges.get(plan)
-        ranges = Ranges.model_validate_json(self.bundle.file(entry.file).read_bytes()) if entry else None
+        ranges = self.bundle.ranges(plan)
         if precision in EIGHT_BITS:
             if layout == "step":
                 raise ValueError(
@@ -134,7 +134,7 @@ class _Exporter:
             if ranges is None or precision not in ranges.kept:
                 raise ValueError(
                     f"{precision} needs the ranges of the plan {plan!r}; collect them with: "
-                    f"fewstep calibrate {self.bundle.root.name} --ranges {plan} --precision {precision}"
+                    f"fewstep quantise {self.bundle.root.name} --plan {plan} --precision {precision}"
                 )
         return ranges
 
@@ -152,6 +152,8 @@ class _Exporter:
             kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
             layers = LayerPrecision(frozenset(kept), kind, ranges, for_cpu=precision == "int8")
         image, decoder = self.bundle.manifest.image, self._decoder(precision)
+        if decoder is not None and precision in EIGHT_BITS:
+            kept = [*kept, *layer_names(decoder.traced, decoder.weights)]
         name = plan_name if layout != "step" else entry.network
         name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":

@@ -16,8 +16,8 @@ from onnx import parser
 from test_cli import fewstep, refused
 
 from fewstep.bundle import MANIFEST, Bundle, Draft
-from fewstep.exporter.package import SIZES, package
-from fewstep.exporter.web import MODULE, WASM, ort_web
+from fewstep.exporter.edge.package import SIZES, package
+from fewstep.exporter.edge.web import MODULE, WASM, ort_web
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.runtime.noise import noise

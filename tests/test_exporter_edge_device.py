@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.package import package
+from fewstep.exporter.edge.package import package
 from fewstep.runtime import Generator
 
 EXAMPLE = Bundle.load(Path(__file__).parent.parent / "examples" / "digits.bundle")

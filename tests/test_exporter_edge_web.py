@@ -18,8 +18,8 @@ import pytest
 from browser import CHROMIUM, Page, browser, served
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.package import package
-from fewstep.exporter.web import BESIDE, PINNED, ort_web, write_page
+from fewstep.exporter.edge.package import package
+from fewstep.exporter.edge.web import BESIDE, PINNED, ort_web, write_page
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 
@@ -40,7 +40,7 @@ ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-
 @needs_node
 def test_noise_in_javascript_is_numpys(tmp_path: Path) -> None:
     """Bit for bit, but for the last bit of few draws beyond 3.65: there NumPy's float32 logarithm is the C library's."""
-    shutil.copy(ROOT / "exporter/page/noise.js", tmp_path / "noise.mjs")
+    shutil.copy(ROOT / "exporter/edge/page/noise.js", tmp_path / "noise.mjs")
     seeds, count = [0, 1, 2**32, 123456789012345678, 2**64 - 1], 200_000
     script = """
     import { noise } from "./noise.mjs";

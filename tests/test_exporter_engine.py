@@ -13,10 +13,10 @@ from small_graphs import bundle_of, convolution, foreign, loop, model, quantised
 from test_cli import fewstep, refused
 
 from fewstep.bundle import MANIFEST, Bundle
-from fewstep.exporter.cases import Settings
-from fewstep.exporter.engine import Job, Miss, build_engines, prepare
-from fewstep.exporter.flavour import Flavour
-from fewstep.exporter.machine import Machine, this_machine
+from fewstep.exporter.engine.build import Job, Miss, build_engines, prepare
+from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.flavour import Flavour
+from fewstep.exporter.engine.machine import Machine, this_machine
 from fewstep.manifest import EngineKey
 
 pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")

@@ -16,12 +16,12 @@ import pytest
 from onnx import helper
 from small_graphs import bundle_of, convolution, model
 
-import fewstep.exporter.worker as worker
+import fewstep.exporter.engine.worker as worker
 from fewstep.bundle import MANIFEST, Bundle
-from fewstep.exporter.building import run
-from fewstep.exporter.cases import Settings
-from fewstep.exporter.engine import build_engines
-from fewstep.exporter.worker import Request
+from fewstep.exporter.engine.build import build_engines
+from fewstep.exporter.engine.building import run
+from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.worker import Request
 from fewstep.progress import Report
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")

@@ -10,13 +10,13 @@ import pytest
 from onnx import TensorProto as Type
 from small_graphs import bundle_of, convolution, foreign, loop, quantised
 
-from fewstep.exporter.building import run
-from fewstep.exporter.cases import Case, Settings
-from fewstep.exporter.explain import ROWS, explain
-from fewstep.exporter.facts import GraphFacts, graph_facts
-from fewstep.exporter.flavour import Flavour, choose, installed
-from fewstep.exporter.machine import Machine, this_machine
-from fewstep.exporter.worker import Request
+from fewstep.exporter.engine.building import run
+from fewstep.exporter.engine.cases import Case, Settings
+from fewstep.exporter.engine.explain import ROWS, explain
+from fewstep.exporter.engine.facts import GraphFacts, graph_facts
+from fewstep.exporter.engine.flavour import Flavour, choose, installed
+from fewstep.exporter.engine.machine import Machine, this_machine
+from fewstep.exporter.engine.worker import Request
 from fewstep.manifest import Precision
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))

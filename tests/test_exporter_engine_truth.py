@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto as Type
 from small_graphs import loop, products, quantised, two_convolutions
 
-from fewstep.exporter.phases import Phases
-from fewstep.exporter.precision_truth import kernel_types, layer_precisions
+from fewstep.exporter.engine.phases import Phases
+from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")
 LOGGER = trt.Logger(trt.Logger.ERROR)
@@ -145,7 +145,7 @@ def test_fp32_means_fp32_and_not_tf32() -> None:
     """TF32 is on by default and would round every fp32 product to 10 bits. A process of its own, as Polygraphy needs."""
     code = (
         "import threading, tensorrt_rtx as trt\n"
-        "from fewstep.exporter import worker\n"
+        "from fewstep.exporter.engine import worker\n"
         "builder = trt.Builder(trt.Logger(trt.Logger.ERROR))\n"
         "network = builder.create_network(0)\n"
         "request = worker.Request('tensorrt_rtx', False, '', '', [(1, 1, 1)], ['89'], 'fp32', [], False, 1 << 30)\n"

@@ -14,9 +14,9 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for module in ("plan", "trainer/sid", "calibration/iia", "exporter/graph", "runtime/generator"):
+    for module in ("plan", "trainer/sid", "calibration/iia", "exporter/graph/layouts", "runtime/generator"):
         assert f"fewstep/{module}.py" in names
-    assert {"fewstep/py.typed", "fewstep/exporter/page/index.html", "fewstep/exporter/page/noise.js"} <= set(names)
+    assert {"fewstep/py.typed", "fewstep/exporter/edge/page/index.html", "fewstep/exporter/edge/page/noise.js"} <= set(names)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     requirement = f"{wheel}[cpu]"

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, NetworkEntry, PlanEntry
 from fewstep.plan import Plan
+from fewstep.ranges import Ranges
 from fewstep.staging import recover, staged
 
 __all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft"]
@@ -142,6 +143,17 @@ class Bundle:
     def plan(self, name: str) -> Plan:
         entry: PlanEntry = self.pick("plan", name, self.manifest.plans)
         return entry.plan()
+
+    def ranges(self, plan: str) -> Ranges | None:
+        """What calibration found out about the layers of a plan; None where it was not asked."""
+        entry = self.manifest.ranges.get(plan)
+        if entry is None:
+            return None
+        path = self.file(entry.file)
+        try:
+            return Ranges.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{self.root.name}/{entry.file} does not hold ranges: {_reason(error)}") from None
 
     def pick(self, kind: str, name: str, known: dict[str, Any]) -> Any:
         """known[name], or a ValueError that lists what there is."""

@@ -21,7 +21,7 @@ from fewstep.calibration.iia import calibrate_ddim
 from fewstep.calibration.metrics import Judge
 from fewstep.console import clock, meter, say, table, track
 from fewstep.data import open_images
-from fewstep.exporter.engine import build_engines
+from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import Guidance
 from fewstep.manifest import PlanEntry

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.exporter.phases import Phases
-from fewstep.exporter.precision_truth import kernel_types, layer_precisions
+from fewstep.exporter.engine.phases import Phases
+from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
 
 if TYPE_CHECKING:
     from fewstep.manifest import EngineFlag, Precision  # which the process does without

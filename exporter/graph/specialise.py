@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from torch import Tensor
 
-from fewstep.exporter.traced import BATCH, OPSET, Traced
+from fewstep.exporter.graph.traced import BATCH, OPSET, Traced
 from fewstep.manifest import Condition
 
 __all__ = ["Folded", "fold"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fewstep
-from fewstep.exporter.worker import GRACE_SECONDS, Request
+from fewstep.exporter.engine.worker import GRACE_SECONDS, Request
 from fewstep.progress import Report
 
 __all__ = ["run"]
@@ -27,7 +27,7 @@ def run(request: Request, report: Report) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fewstep.exporter.worker"],
+            [sys.executable, "-P", "-m", "fewstep.exporter.engine.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

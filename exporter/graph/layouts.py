@@ -17,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.exporter.evaluation import At, Evaluations, Network, write
-from fewstep.exporter.precision import LayerPrecision
-from fewstep.exporter.specialise import Folded, fold
-from fewstep.exporter.traced import Traced
-from fewstep.exporter.writer import Symbol, Writer
+from fewstep.exporter.graph.evaluation import At, Evaluations, Network, write
+from fewstep.exporter.graph.precision import LayerPrecision
+from fewstep.exporter.graph.specialise import Folded, fold
+from fewstep.exporter.graph.traced import Traced
+from fewstep.exporter.graph.writer import Symbol, Writer
 from fewstep.guidance import mix
 from fewstep.manifest import Condition, ImageSpec, InputSpec
 from fewstep.plan import Plan, trajectory

@@ -20,11 +20,11 @@ from typing import Literal, TypeAlias, get_args
 
 import fewstep
 from fewstep.bundle import Bundle
-from fewstep.exporter.device import write_device
-from fewstep.exporter.openvino_ir import write_openvino
-from fewstep.exporter.ort_format import write_ort
-from fewstep.exporter.sizes import Report
-from fewstep.exporter.web import PINNED, ort_web, write_page
+from fewstep.exporter.edge.device import write_device
+from fewstep.exporter.edge.openvino_ir import write_openvino
+from fewstep.exporter.edge.ort_format import write_ort
+from fewstep.exporter.edge.sizes import Report
+from fewstep.exporter.edge.web import PINNED, ort_web, write_page
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.progress import Track, silent
 from fewstep.staging import recover, staged

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.exporter.layer import Layer
-from fewstep.exporter.precision import LayerPrecision
-from fewstep.exporter.specialise import TIMESTEP, Folded
-from fewstep.exporter.traced import BATCH, Traced
-from fewstep.exporter.writer import Writer
+from fewstep.exporter.graph.layer import Layer
+from fewstep.exporter.graph.precision import LayerPrecision
+from fewstep.exporter.graph.specialise import TIMESTEP, Folded
+from fewstep.exporter.graph.traced import BATCH, Traced
+from fewstep.exporter.graph.writer import Writer
 from fewstep.manifest import Condition
 from fewstep.parametrisation import Scales
 

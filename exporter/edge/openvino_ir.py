@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.probe import Probe, probe
-from fewstep.exporter.sizes import Deviation, Part, Report, installed
+from fewstep.exporter.edge.probe import Probe, probe
+from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
 from fewstep.manifest import GraphEntry
 
 __all__ = ["write_openvino"]

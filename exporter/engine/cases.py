@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fewstep.exporter.facts import GraphFacts
-from fewstep.exporter.flavour import Flavour
-from fewstep.exporter.machine import Machine
+from fewstep.exporter.engine.facts import GraphFacts
+from fewstep.exporter.engine.flavour import Flavour
+from fewstep.exporter.engine.machine import Machine
 from fewstep.manifest import EngineFlag
 
 __all__ = ["Case", "Finding", "Row", "Settings"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.exporter.traced import Traced
-from fewstep.exporter.writer import Writer
+from fewstep.exporter.graph.traced import Traced
+from fewstep.exporter.graph.writer import Writer
 
-__all__ = ["NET", "Layer"]
+__all__ = ["NET", "Layer", "layer_names"]
 
 NET = "denoiser.net."  # how the names of a network's weights begin in a trace
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -53,3 +53,9 @@ class Layer:
         """Write the layer into a graph; its node is called after it."""
         (output,) = writer.copy(self.node, inputs, f"{prefix}/{self.node.outputs[0].name}", label=f"{prefix}/{self.name}")
         return output
+
+
+def layer_names(traced: Traced, weights: Mapping[str, Tensor]) -> list[str]:
+    """Every layer of a trace."""
+    layers = (Layer.of(node, traced, weights) for node in traced.nodes)
+    return [layer.name for layer in layers if layer is not None]

@@ -17,8 +17,8 @@ from pathlib import Path
 from string import Template
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.probe import probe
-from fewstep.exporter.sizes import Part, Report, graph_parts, zipped
+from fewstep.exporter.edge.probe import probe
+from fewstep.exporter.edge.sizes import Part, Report, graph_parts, zipped
 from fewstep.manifest import GraphEntry
 
 __all__ = ["PINNED", "OrtWeb", "RuntimeFile", "ort_web", "write_page"]

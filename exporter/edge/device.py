@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.exporter.sizes import Part, Report, graph_parts, installed
+from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
 from fewstep.manifest import GraphEntry, Manifest
 
 __all__ = ["write_device"]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fewstep.exporter.traced import OPSET
+from fewstep.exporter.graph.traced import OPSET
 
 __all__ = ["Symbol", "Writer"]
 

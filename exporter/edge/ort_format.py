@@ -15,8 +15,8 @@ from pathlib import Path
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.probe import probe, session
-from fewstep.exporter.sizes import Deviation, Part, Report, installed
+from fewstep.exporter.edge.probe import probe, session
+from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
 from fewstep.manifest import GraphEntry
 
 __all__ = ["OPERATORS", "write_ort"]

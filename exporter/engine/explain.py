@@ -4,7 +4,7 @@ The tests have TensorRT-RTX confirm what it can without a GPU; the rest is NVIDI
 
 from __future__ import annotations
 
-from fewstep.exporter.cases import Case, Finding, Row
+from fewstep.exporter.engine.cases import Case, Finding, Row
 
 __all__ = ["ROWS", "explain"]
 

@@ -1,6 +1,6 @@
 """TensorRT engines from a bundle's graphs, kept while nothing they depend on changes.
 
-Explained first, then built in a process of its own, in one of three flavours through one path; see `fewstep.exporter.flavour`.
+Explained first, then built in a process of its own, in one of three flavours through one path; see `flavour`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.exporter.building import run
-from fewstep.exporter.cases import Case, Finding, Settings
-from fewstep.exporter.explain import explain
-from fewstep.exporter.facts import graph_facts
-from fewstep.exporter.flavour import Flavour, choose
-from fewstep.exporter.machine import Machine, this_machine
-from fewstep.exporter.worker import Request
+from fewstep.exporter.engine.building import run
+from fewstep.exporter.engine.cases import Case, Finding, Settings
+from fewstep.exporter.engine.explain import explain
+from fewstep.exporter.engine.facts import graph_facts
+from fewstep.exporter.engine.flavour import Flavour, choose
+from fewstep.exporter.engine.machine import Machine, this_machine
+from fewstep.exporter.engine.worker import Request
 from fewstep.manifest import EngineEntry, EngineKey, GraphEntry
 from fewstep.progress import Meter, unseen
 

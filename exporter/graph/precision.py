@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fewstep.exporter.layer import Layer
-from fewstep.exporter.writer import Writer
+from fewstep.exporter.graph.layer import Layer
+from fewstep.exporter.graph.writer import Writer
 from fewstep.manifest import Precision
 from fewstep.ranges import Interval, Ranges
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fewstep.decoder import Decoder as TorchDecoder
 from fewstep.denoiser import Denoiser, on_meta, weights
-from fewstep.exporter.evaluation import Network
-from fewstep.exporter.layouts import Decoder
-from fewstep.exporter.traced import Traced, trace
+from fewstep.exporter.graph.evaluation import Network
+from fewstep.exporter.graph.layouts import Decoder
+from fewstep.exporter.graph.traced import Traced, trace
 from fewstep.manifest import Manifest, Precision
 
 __all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]

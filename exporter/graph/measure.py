@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from fewstep.exporter.evaluation import Network
-from fewstep.exporter.layouts import unroll
+from fewstep.exporter.graph.evaluation import Network
+from fewstep.exporter.graph.layouts import unroll
 from fewstep.manifest import ImageSpec
 from fewstep.plan import Plan
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fewstep.exporter.evaluation import At, Network
-from fewstep.exporter.layouts import Decoder, Sampler, guided_output, guided_where, scaled
-from fewstep.exporter.precision import LayerPrecision
-from fewstep.exporter.writer import Symbol, Writer
+from fewstep.exporter.graph.evaluation import At, Network
+from fewstep.exporter.graph.layouts import Decoder, Sampler, guided_output, guided_where, scaled
+from fewstep.exporter.graph.precision import LayerPrecision
+from fewstep.exporter.graph.writer import Symbol, Writer
 from fewstep.manifest import ImageSpec
 from fewstep.plan import Floats, Plan
 

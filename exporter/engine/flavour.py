@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.exporter.machine import Machine
+from fewstep.exporter.engine.machine import Machine
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
 

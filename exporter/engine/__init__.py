@@ -1,0 +1,1 @@
+"""TensorRT engines from graphs. Import the modules; `build` is where to start."""

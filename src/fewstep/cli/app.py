@@ -1,0 +1,88 @@
+"""The command itself: what all verbs share, and how bad input ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+import fewstep
+from fewstep.console import say
+from fewstep.manifest import Precision
+
+__all__ = ["BundlePath", "Json", "Seed", "app", "finish", "main", "precisions", "size", "whole_numbers"]
+
+app = typer.Typer(
+    help="Train, distil, calibrate, export and run few-step diffusion models.\n\n"
+    "A bundle directory goes from verb to verb: train makes it, each verb adds to it, generate needs nothing else.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:
+    """Print the result for machines and the next command for people."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+    if then:
+        say(f"next: {then}")
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"fewstep {fewstep.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """3,1,4 as numbers. Raises ValueError for anything else."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} are whole numbers with commas between, such as 3,1,4, got {text!r}") from None
+
+
+def precisions(text: str) -> list[Precision]:
+    """fp32,int8 as precisions. Raises ValueError for another word."""
+    words = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in get_args(Precision)]:
+        raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {unknown[0]!r}")
+    return [cast(Precision, word) for word in words]
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:.2f} MB"
+
+
+def main() -> None:
+    """Run the command; bad input and a full disk end with one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEWSTEP_TRACEBACK"):
+            raise
+        text = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = (
+                f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
+            )
+        say(f"fewstep: {text}")
+        sys.exit(2)

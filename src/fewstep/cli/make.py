@@ -1,0 +1,115 @@
+"""Verbs that make models: train, distill, calibrate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep.bundle import Bundle
+from fewstep.cli.app import BundlePath, Json, Seed, app, finish, precisions
+from fewstep.console import table, track
+
+__all__: list[str] = []
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
+    data: Annotated[
+        str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
+    ] = "mnist5k",
+    steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
+    tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
+    skip: Annotated[int, typer.Option(help="Lskip: levels of 1000 that it looks ahead.")] = 9,
+    resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a teacher on real images and start a bundle with it. Stopped, it goes on where it was."""
+    from fewstep.data import open_images
+    from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+    config = TeacherConfig(steps=steps, batch=batch, lr=lr, tau=tau, skip=skip, seed=seed)
+    bundle = train_teacher(out, open_images(data, resolution=resolution), config, track=track)
+    finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
+
+
+@app.command()
+def distill(
+    bundle: BundlePath,
+    steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="220, or 100")] = None,
+    batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
+    alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,
+    guidance: Annotated[float, typer.Option(help="Weight the teacher is guided with; 1 is none.")] = 1.5,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Distil the teacher into a generator of 1 to 4 steps (SiD). Reads no data. Stopped, it goes on where it was.
+
+    Where two defaults are shown, the first is for one step and the second for several.
+    """
+    from fewstep.trainer.sid import digits_sid, distill
+
+    name = name or f"sid{steps}"
+    given = {"iterations": iterations, "lr": lr, "alpha": alpha}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    config = replace(digits_sid(steps), batch=batch, guidance=guidance, seed=seed, **chosen)
+    distill(Bundle.load(bundle), name, config, track=track)
+    finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def calibrate(
+    bundle: BundlePath,
+    steps: Annotated[int, typer.Option(help="Steps (= network calls) of the fitted plan.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="iia<steps>")] = None,
+    fine: Annotated[int, typer.Option(help="Fine steps that one fitted step should land on.")] = 10,
+    samples: Annotated[int, typer.Option(help="Noise and label pairs to fit on.")] = 64,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a solver to the teacher (IIA-DDIM): better images from the same few network calls. Reads no data."""
+    from fewstep.calibration.iia import calibrate_ddim
+
+    name = name or f"iia{steps}"
+    _, fit = calibrate_ddim(Bundle.load(bundle), steps, name=name, fine=fine, samples=samples, seed=seed, track=track)
+    rows = [(str(k), f"{b:.5f}", f"{a:.5f}") for k, (b, a) in enumerate(zip(fit.before, fit.after, strict=True))]
+    table("mean square distance to the fine target", ["step", "DDIM", "IIA-DDIM"], rows)
+    result = {"bundle": str(bundle), "plan": name, "residual_before": fit.before, "residual_after": fit.after}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def quantise(
+    bundle: BundlePath,
+    plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
+    precision: Annotated[str, typer.Option(help="Precisions, commas between.")] = "int8",
+    samples: Annotated[int, typer.Option(min=1, help="Images to collect ranges from; drawn from noise, no data is read.")] = 32,
+    min_psnr: Annotated[float, typer.Option(help="Leave out layers until the image is this close to fp32, in dB.")] = 40.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Collect what a plan's layers see, row by row, and find those that must stay in higher precision."""
+    from fewstep.calibration.ranges import calibrate_ranges
+
+    loaded, wanted = Bundle.load(bundle), precisions(precision)
+    name = plan or loaded.manifest.default
+    if name is None:
+        raise ValueError(f"{bundle} has no default plan; name one with --plan")
+    done = calibrate_ranges(loaded, name, wanted, samples=samples, min_psnr_db=min_psnr, seed=seed, track=track)
+    ranges = done.ranges(name)
+    assert ranges is not None
+    rows = [
+        (p, f"{ranges.psnr_db[p][0]:.1f}", f"{ranges.psnr_db[p][1]:.1f}", ", ".join(ranges.kept[p]) or "none") for p in wanted
+    ]
+    table(f"{name}: PSNR against fp32 in dB", ["precision", "all layers", "with kept", "kept in higher precision"], rows)
+    result = {"bundle": str(bundle), "plan": name, "kept": ranges.kept, "psnr_db": ranges.psnr_db}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name} --precision {precision}")

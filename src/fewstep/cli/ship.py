@@ -1,0 +1,211 @@
+"""Verbs that turn them into what ships: export, build, package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from fewstep import solvers
+from fewstep.bundle import Bundle
+from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, whole_numbers
+from fewstep.console import meter, say, table, track
+from fewstep.guidance import Guidance
+from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
+
+if TYPE_CHECKING:
+    from fewstep.exporter.engine.build import Job
+
+SOLVERS = {"ddim": solvers.ddim, "heun": solvers.heun, "dpmpp_2m": solvers.dpmpp_2m}
+
+__all__: list[str] = []
+
+
+@app.command()
+def export(
+    bundle: BundlePath,
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="the default")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m.", show_default=False)] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
+    guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
+    lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
+    hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
+    precision: Annotated[str, typer.Option(help=f"Of {', '.join(get_args(Precision))}, commas between.")] = "fp32,fp16",
+    layout: Annotated[str | None, typer.Option(help="unrolled, loop or step.", show_default="by size")] = None,
+    doubled: Annotated[
+        bool | None,
+        typer.Option("--doubled/--two-calls", help="Guided rows as one batch of twice the size.", show_default="measured here"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write plans as ONNX graphs: network, sampler and guidance in one file that ends in uint8 images.
+
+    int8 is for CPUs, int8-fp16 and fp8 for GPUs; all three collect the plan's ranges first where `quantise` did not.
+    """
+    from fewstep.exporter.export import export_graphs
+
+    loaded, wanted = Bundle.load(bundle), precisions(precision)
+    if layout not in (None, *get_args(Layout)):
+        raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {layout!r}")
+    described = (steps, guidance, lo, hi) != (10, 1.0, 0.0, inf)
+    if (plan and solver) or (described and not solver):
+        raise ValueError(
+            "--plan names a plan there is; --steps, --guidance, --lo and --hi describe a new one and need --solver alone"
+        )
+    if not plan and not solver and loaded.manifest.default is None:
+        raise ValueError(f"{bundle} has no default plan; name one with --plan, or a solver with --solver")
+    if solver:
+        loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
+        plan = [name]
+    plans = plan or [cast(str, loaded.manifest.default)]
+    loaded = _with_ranges(loaded, plans, wanted)
+    exported = export_graphs(loaded, plans, wanted, layout=cast(Any, layout), doubled=doubled, report=say, track=track)
+    new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
+    new = {name: g for name, g in new.items() if g.precision in wanted and layout in (None, g.layout)}
+    for graph in new.values():
+        say(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
+    files = {name: graph.file for name, graph in new.items()}
+    finish({"bundle": str(bundle), "graphs": files}, as_json, f"fewstep generate {bundle} --plan {plans[-1]} --out grid.png")
+
+
+def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
+    """Add a solver's plan on the usual grid of the teacher to a bundle, and its name."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
+    plan = SOLVERS[solver](teacher.parametrisation.grid(steps), guidance)
+    interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
+    name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
+    with bundle.edit() as draft:
+        draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
+    return Bundle.load(bundle.root), name
+
+
+def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precision]) -> Bundle:
+    """Collect the ranges that eight bits need and the bundle lacks."""
+    from fewstep.exporter.graph.precision import EIGHT_BITS
+
+    missing = [p for p in wanted if p in EIGHT_BITS]
+    for plan in plans if missing else []:
+        from fewstep.calibration.ranges import calibrate_ranges
+
+        known = bundle.ranges(plan)
+        if known is None or not set(missing) <= known.kept.keys():
+            bundle = calibrate_ranges(bundle, plan, missing, track=track)
+    return bundle
+
+
+@app.command()
+def build(
+    bundle: BundlePath,
+    graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
+    flavour: Annotated[str | None, typer.Option(help="tensorrt_rtx or tensorrt.", show_default="the best here")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="GPU architecture, such as 89; repeat.", show_default="any")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batches to tune for; each serves those above the one before it.", show_default="16; native 1,16"),
+    ] = None,
+    workspace_mb: Annotated[int | None, typer.Option(help="Scratch memory of the engine.", show_default="all")] = None,
+    level: Annotated[int | None, typer.Option(help="0 fast build, 5 fast engine; native.", show_default="3")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of measured kernels; native.", show_default=False)] = None,
+    flag: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(get_args(EngineFlag))}; repeat.", show_default=False)
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would not work, and build nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build TensorRT engines from the graphs; TensorRT-RTX needs no GPU. An engine whose key is equal is kept.
+
+    Refuses what the table of --explain stops, and an engine that would compute in another precision than its graph's.
+    """
+    from fewstep.exporter.engine import build as engine
+    from fewstep.exporter.engine.cases import Settings
+    from fewstep.exporter.engine.flavour import choose
+    from fewstep.exporter.engine.machine import this_machine
+
+    if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
+        raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")
+    loaded, machine = Bundle.load(bundle), this_machine()
+    chosen, reason = choose(cast(Any, flavour), machine)
+    settings = Settings(
+        targets=tuple(target or ()),
+        batch=chosen.batch if batch is None else tuple(whole_numbers("batch", batch)),
+        workspace_bytes=workspace_mb << 20 if workspace_mb is not None else None,
+        level=level,
+        timing_cache=timing_cache,
+        flags=tuple(cast(list[EngineFlag], flag or [])),
+    )
+    jobs = engine.prepare(loaded, graph or list(loaded.manifest.graphs), settings, chosen, machine)
+    if not explain:
+        engine.refuse(jobs)
+    say(f"{chosen.title}: {reason}")
+    _say_jobs(jobs)
+    if not explain:
+        try:
+            engine.build(loaded, jobs, meter=meter)
+        except KeyboardInterrupt:
+            say("fewstep: stopped; the bundle is as it was")
+            raise typer.Exit(130) from None
+        loaded = Bundle.load(bundle)
+        _say_engines(loaded, jobs)
+    result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
+    result["engines"] = {job.name: job.report(None if explain else loaded) for job in jobs}
+    finish(result, as_json, f"fewstep {'build' if explain else 'check'} {bundle}")
+
+
+def _say_jobs(jobs: Sequence[Job]) -> None:
+    """What speaks against the builds, and why each engine is built or kept."""
+    for finding in dict.fromkeys(finding for job in jobs for finding in job.findings):
+        say(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
+    for job in jobs:
+        why = "; ".join(f"{miss.part} was {miss.old}, is {miss.new}" for miss in job.misses)
+        say(f"{job.name}: {'up to date' if job.up_to_date else 'to build'}" + (f" ({why})" if why else ""))
+
+
+def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
+    for entry in (bundle.manifest.engines[job.name] for job in jobs):
+        kinds = ", ".join(f"{count} layers in {kind}" for kind, count in entry.layers.items())
+        say(f"{entry.file}: {kinds}, {size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
+
+
+@app.command()
+def package(
+    bundle: BundlePath,
+    target: Annotated[list[str], typer.Option(help="ort, web, openvino, device or all; repeat for more.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory to write, a folder per target.")] = Path("package"),
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="the default")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="With commas between.", show_default="fp32; all there are for device")
+    ] = None,
+    ort_web: Annotated[
+        Path | None, typer.Option(help="npm package onnxruntime-web to copy beside the page.", show_default="from a CDN")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write plans as phones, browsers, Intel machines and devices take them; what is converted is run and compared.
+
+    ort: ONNX Runtime's format. web: a static page. openvino: its IR. device: a bundle that builds its engine without torch.
+    """
+    from fewstep.exporter.edge.package import TARGETS, package
+
+    if unknown := [t for t in target if t not in (*TARGETS, "all")]:
+        raise ValueError(f"target is {', '.join(TARGETS)} or all, got {unknown[0]!r}")
+    targets = TARGETS if "all" in target else list(dict.fromkeys(cast(list[Any], target)))
+    if ort_web and "web" not in targets:
+        raise ValueError("--ort-web brings files for the page; add --target web or leave it out")
+    wanted = precisions(precision) if precision else []
+    report = package(
+        Bundle.load(bundle), out, targets, plans=plan or (), precisions=wanted, ort_web_package=ort_web, track=track
+    )
+    table("sizes", ["part", "bytes", "gzipped", ""], report.size_rows())
+    if report.deviations:
+        table("against the bundle's graphs", ["graph", "computes in", "max error", "levels of 255"], report.error_rows())
+    then = {"web": f"python -m http.server -d {out / 'web'}", "device": f"fewstep check {out / 'device' / bundle.name}"}
+    finish({"out": str(out)} | report.dump(), as_json, next((then[t] for t in targets if t in then), None))

@@ -1,0 +1,109 @@
+"""Verbs that use a bundle: generate, check, inspect, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.bundle import Bundle
+from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
+from fewstep.console import say, table
+
+__all__: list[str] = []
+
+
+@app.command()
+def generate(
+    bundle: BundlePath,
+    labels: Annotated[str | None, typer.Option(help="Classes, such as 3,1,4.", show_default="every class once")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
+    precision: Annotated[str | None, typer.Option(help="Precision of the graph.", show_default="by backend")] = None,
+    backend: Annotated[str | None, typer.Option(help="cuda or cpu.", show_default="the best here")] = None,
+    scale: Annotated[int, typer.Option(min=1, max=64, help="Enlarge each pixel.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Make images and write them as one PNG. Uses ONNX Runtime only."""
+    import time
+
+    from fewstep.picture import refuse_path, save_grid
+    from fewstep.runtime import Generator
+
+    generator = Generator.open(bundle, plan=plan, precision=precision, backend=backend)
+    classes = generator.condition.classes
+    wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
+    refuse_path(out)
+    seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
+    start = time.perf_counter()
+    images = generator(wanted, seeds=seeds)
+    latency_ms = (time.perf_counter() - start) * 1e3
+    save_grid(out, images, columns=min(len(images), 10), scale=scale)
+    say(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
+    result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
+    finish(result | {"labels": wanted, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
+    say(f"wrote {out}")
+
+
+@app.command()
+def check(bundle: BundlePath, as_json: Json = False) -> None:
+    """Verify every file of a bundle and compare its graphs with torch's reference, state by state. Needs no torch.
+
+    Exit code 1 when a graph is off its limit, 2 when a file is not what was saved.
+    """
+    from fewstep.exporter.parity import check_graphs
+
+    loaded = Bundle.load(bundle)
+    loaded.verify()
+    results = check_graphs(loaded)
+    rows = []
+    for r in results:
+        verdict = "not here" if r.skipped else "ok" if r.ok else "OUT"
+        numbers = (f"{r.max_error:.1e}", f"{r.limit:.0e}", f"{r.mean_error:.1e}", f"{r.psnr_db:.0f}", f"{r.min_psnr_db:.0f}")
+        rows.append((r.graph, r.plan, *(numbers if not r.skipped else [""] * 5), verdict))
+    head = ["graph", "plan", "max error", "limit", "mean", "PSNR", "limit", ""]
+    table("ONNX Runtime against torch fp32", head, rows)
+    for r in results:
+        if r.skipped:
+            say(f"{r.graph}: {r.skipped}")
+        elif len(r.drift) > 1:
+            say(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
+    finish({"bundle": str(bundle), "graphs": [vars(r) | {"ok": r.ok} for r in results]}, as_json)
+    if not all(r.ok for r in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(bundle: BundlePath, as_json: Json = False) -> None:
+    """Show what a bundle holds."""
+    manifest = Bundle.load(bundle).manifest
+    kinds = {"none": "no condition", "labels": f"{manifest.condition.classes} classes", "embeddings": "embeddings"}
+    condition = kinds[manifest.condition.kind]
+    say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
+    plans = [
+        (name + (" (default)" if name == manifest.default else ""), p.network, p.solver, str(p.plan().nfe))
+        for name, p in manifest.plans.items()
+    ]
+    table("plans", ["name", "network", "solver", "network calls"], plans)
+    files = [
+        (name, g.file, g.precision, size(sum(manifest.files[path].bytes for path in g.paths)))
+        for name, g in manifest.graphs.items()
+    ]
+    files += [(name, e.file, e.key.precision, size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
+    table("graphs and engines", ["name", "file", "precision", "size"], files)
+    finish(manifest.model_dump(mode="json", by_alias=True), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for the bundle, the picture and the result.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Everything with few steps, in under 2 minutes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way on real digits: train, calibrate, distil, export, build, generate, measure. Stopped, it goes on."""
+    from fewstep.demo import full, run_demo, small
+
+    result = run_demo(out, small() if quick else full())
+    finish(result, as_json, f"fewstep generate {out / 'digits.bundle'} --labels 3,1,4 --seed 0 --out grid.png")
