@@ -1,7 +1,7 @@
 """Rebuild examples/digits.bundle and its picture from a full run of the demo: python examples/rebuild.py demo
 
 The shipped bundle is the demo's without what can be made again and would be large: engines, the graphs of other samplers, and
-the students' training weights. The teacher stays, so that plans can be fitted and exported from it.
+the weights of the two-step generator. The teacher and the one-step generator stay, so that plans can be fitted and exported.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from fewstep.bundle import Bundle
 
 HERE = Path(__file__).parent
-KEEP = ("sid1", "sid2")  # plans whose graphs are shipped, in fp32 and fp16
+KEEP = ("sid1", "sid2")  # plans whose graphs are shipped
+DROP = "sid2"  # network whose weights are not
 
 
 def prune(path: Path) -> None:
-    """Leave the teacher, all plans, and the graphs and references of KEEP."""
+    """Leave the networks but DROP, all plans, and the graphs and references of KEEP."""
     bundle = Bundle.load(path)
     golden = np.load(bundle.file("golden.npz"))
     kept = {name: golden[name] for name in golden.files if name.split("/")[0] in KEEP}
@@ -28,11 +29,11 @@ def prune(path: Path) -> None:
         draft.manifest.engines = {}
         for name, graph in list(draft.manifest.graphs.items()):
             if graph.plan not in KEEP:
-                draft.remove(graph.file)
+                for file in graph.paths:
+                    draft.remove(file)
                 del draft.manifest.graphs[name]
-        for name in KEEP:
-            draft.remove(f"networks/{name}")
-            draft.manifest.networks[name].directory = None
+        draft.remove(f"networks/{DROP}")
+        draft.manifest.networks[DROP].directory = None
         np.savez_compressed(draft.new("golden.npz"), **kept)
     Bundle.load(path).verify()
 

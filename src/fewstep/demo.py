@@ -19,12 +19,13 @@ from fewstep.bundle import Bundle
 from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.iia import calibrate_ddim
 from fewstep.calibration.metrics import Judge
+from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.console import clock, meter, say, table, track
 from fewstep.data import open_images
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import PlanEntry, Precision
 from fewstep.picture import save_grid
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
@@ -47,6 +48,7 @@ SAMPLERS = {
     "sid1": "SiD generator, 1 step",
 }
 SHIPPED = ("iia4", "sid2", "sid1")  # these also get fp16 graphs
+EIGHT_BITS_SHIPPED: tuple[Precision, ...] = ("int8", "int8-fp16")  # the one-step generator also gets these
 GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
 BATCH = 100
 
@@ -241,7 +243,7 @@ def _has_plan(path: Path, name: str) -> bool:
 
 
 def _export(path: Path) -> None:
-    """All samplers in fp32, those that ship in fp16 too; the one-step generator is the bundle's default."""
+    """All samplers in fp32, those that ship in fp16, one in eight bits; the one-step generator is the bundle's default."""
     with Bundle.load(path).edit() as draft:
         for steps, suffixes in ((4, ("",)), (6, ("",)), (10, tuple(GUIDANCE))):
             for suffix in suffixes:
@@ -250,7 +252,9 @@ def _export(path: Path) -> None:
                 draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=SAMPLERS[name])
         draft.manifest.default = "sid1"
     bundle = export_graphs(Bundle.load(path), list(SAMPLERS), ["fp32"], track=track)
-    export_graphs(bundle, SHIPPED, ["fp16"], track=track)
+    bundle = export_graphs(bundle, SHIPPED, ["fp16"], track=track)
+    bundle = calibrate_ranges(bundle, "sid1", EIGHT_BITS_SHIPPED, track=track)
+    export_graphs(bundle, ["sid1"], EIGHT_BITS_SHIPPED, track=track)
 
 
 def _card(result: dict[str, Any]) -> str:
