@@ -22,10 +22,11 @@ from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.ranges import Interval, LayerRanges, Ranges
 
-__all__ = ["MIN_PSNR_DB", "Inputs", "calibrate_ranges", "collect", "kept_layers", "rounded"]
+__all__ = ["MIN_PSNR_DB", "Inputs", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
 
 MIN_PSNR_DB = 40.0  # differences that eyes do not find
 MAX_PSNR_DB = 200.0  # of an exact image
+MAX_FP16 = 65504.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +113,16 @@ def kept_layers(
 ) -> tuple[list[str], tuple[float, float]]:
     """The fewest layers to leave out, worst first, for a PSNR of at least min_psnr_db against fp32; PSNR without and with them.
 
-    span: from the darkest to the brightest value of an image, the peak of the PSNR.
+    span: from the darkest to the brightest value of an image, the peak of the PSNR. Raises ValueError where fp16 cannot hold
+    what a layer sees or makes: no layer in fp32 helps there, for what it makes is stored in fp16 again.
     """
-    exact = _run(denoiser, plan, inputs, _Position())
+    if precision not in ("bf16", "int8"):  # the others compute in or around fp16
+        _refuse_overflow(ranges, precision)
+    exact = rounded_sample(denoiser, plan, inputs, ranges, (), precision)
 
     def error(names: Collection[str]) -> float:
-        position = _Position()
-        with rounded(denoiser, ranges, names, precision, position):
-            made = _run(denoiser, plan, inputs, position)
-        value = float((made - exact).square().mean())
-        return value if value == value else float("inf")  # what overflowed hurts most
+        made = rounded_sample(denoiser, plan, inputs, ranges, names, precision)
+        return float((made - exact).square().mean())
 
     names = list(ranges.layers)
     alone: dict[str, float] = {}
@@ -140,8 +141,17 @@ def kept_layers(
     return sorted(ranked[:low]), (psnr[0], psnr[1])
 
 
+def rounded_sample(
+    denoiser: Denoiser, plan: Plan, inputs: Inputs, ranges: Ranges, names: Collection[str], precision: Precision
+) -> Tensor:
+    """The plan's result (B, C, H, W) with the named layers rounded to a precision, the others exact."""
+    position = _Position()
+    with _rounded(denoiser, ranges, names, precision, position):
+        return _run(denoiser, plan, inputs, position)
+
+
 @contextmanager
-def rounded(
+def _rounded(
     denoiser: Denoiser, ranges: Ranges, names: Collection[str], precision: Precision, position: _Position
 ) -> Iterator[None]:
     """While it lasts, the named layers compute with rounded weights and activations, as an engine of this precision would."""
@@ -238,6 +248,15 @@ def _symmetric(x: Tensor, largest: Tensor, precision: Precision) -> Tensor:
         return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
     scale = largest / 127
     return (x / scale).round().clamp(-127, 127) * scale
+
+
+def _refuse_overflow(ranges: Ranges, precision: Precision) -> None:
+    for name, layer in ranges.layers.items():
+        largest = max(abs(value) for interval in layer.input + layer.output for value in interval)
+        if largest > MAX_FP16:
+            raise ValueError(
+                f"the layer {name} reaches {largest:.3g} and fp16 ends at {MAX_FP16:g}, so {precision} would overflow; use bf16"
+            )
 
 
 def _psnr(error: float, span: float) -> float:

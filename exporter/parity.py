@@ -8,23 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log10
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from fewstep.bundle import Bundle
 from fewstep.exporter.outputs import with_outputs
 from fewstep.manifest import GraphEntry
 from fewstep.plan import Plan, trajectory
+from fewstep.sessions import NoKernelError, open_session
 
 __all__ = ["Parity", "check_graphs"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-ORT_ERRORS = tuple(e for e in vars(ort_errors).values() if isinstance(e, type) and issubclass(e, Exception))
 MAX_PSNR_DB = 200.0  # of an exact image
 
 
@@ -77,7 +75,7 @@ def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arra
     span = bundle.manifest.image.high - bundle.manifest.image.low
     try:
         made = _walked(bundle, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, graph, golden)
-    except _NoKernelError as error:
+    except NoKernelError as error:
         return Parity(name, plan, 0.0, 0.0, 0.0, [], graph.limit, graph.min_psnr_db, str(error))
     difference = np.abs(made["sample"] - golden["sample"])
     scale = max(1.0, float(np.abs(golden["sample"]).max()))  # random networks leave the range of images
@@ -96,17 +94,12 @@ def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arra
     )
 
 
-class _NoKernelError(Exception):
-    """This ONNX Runtime cannot compute the graph's precision."""
-
-
 def _baked(bundle: Bundle, graph: GraphEntry, golden: Arrays) -> Arrays:
     """A whole-plan graph's sample, and its states where they are values of the graph."""
     rows = len(golden["states"]) if graph.layout == "unrolled" else 0
     names = [f"state_{k + 1}" for k in range(rows)]
-    if graph.precision == "bf16":
-        return _by_definition(bundle, graph, golden)
-    session = _session(bundle, graph, with_outputs(bundle.file(graph.file).read_bytes(), names))
+    model = _without_bf16(bundle, graph) if graph.precision == "bf16" else bundle.file(graph.file).read_bytes()
+    session = _session(bundle, graph, with_outputs(model, names))
     outputs = ["sample", *names]
     return dict(zip(outputs, session.run(outputs, _feeds(session, golden)), strict=True))
 
@@ -134,37 +127,26 @@ def _walked(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays) -> Ar
     return made
 
 
-def _by_definition(bundle: Bundle, graph: GraphEntry, golden: Arrays) -> Arrays:
-    """bf16 has no CPU kernels in ONNX Runtime: the evaluator that defines ONNX computes small graphs, where it is installed."""
+def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:
+    """ONNX Runtime has no bf16 kernels for CPUs: the graph with the same rounding in fp32."""
     if graph.data or graph.layout != "unrolled":
-        raise _NoKernelError("ONNX Runtime has no bf16 kernels for the CPU, and the graph is too large to compute without")
+        raise NoKernelError("ONNX Runtime has no bf16 kernels for the CPU, which only small straight graphs can do without")
     try:
-        from onnx.reference import ReferenceEvaluator
+        import onnx
+
+        from fewstep.exporter.rounding import rounded_to_bf16
     except ImportError:
-        raise _NoKernelError("ONNX Runtime has no bf16 kernels for the CPU; pip install onnx brings slow ones") from None
-    evaluator = ReferenceEvaluator(str(bundle.file(graph.file)))
-    feeds = {name: golden[name] for name in evaluator.input_names}
-    results = evaluator.run(["sample"], feeds)
-    assert isinstance(results, list)
-    return {"sample": np.asarray(results[0])}
+        raise NoKernelError("ONNX Runtime has no bf16 kernels for the CPU; with pip install onnx they are imitated") from None
+    rounded: bytes = rounded_to_bf16(onnx.load(bundle.file(graph.file))).SerializeToString()
+    return rounded
 
 
 def _session(bundle: Bundle, graph: GraphEntry, model: bytes) -> ort.InferenceSession:
     for path in graph.paths:
         bundle.file(path)  # weights beside the graph are opened by ONNX Runtime itself
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    folder = str(Path(bundle.file(graph.file)).parent)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    if graph.precision == "fp8":  # the optimiser puts fp8 where no kernel takes it
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        if "NOT_IMPLEMENTED" in str(error):
-            raise _NoKernelError(f"ONNX Runtime cannot compute {graph.precision} on this CPU") from None
-        reason = str(error).split(" : ", 2)[-1]
-        raise ValueError(f"ONNX Runtime cannot load {graph.file}: {reason}; export it again") from None
+    # The optimiser puts fp8 where no kernel takes it, and drops rounding to bf16.
+    optimise = graph.precision not in ("fp8", "bf16")
+    return open_session(model, repr(graph.file), folder=bundle.file(graph.file).parent, optimise=optimise)
 
 
 def _feeds(session: ort.InferenceSession, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -15,11 +15,12 @@ from fewstep.bundle import Bundle
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.runtime.noise import noise
 from fewstep.runtime.walker import Walker
+from fewstep.sessions import CPU, open_session
 
 __all__ = ["Generator"]
 
 # Fastest first; the first that this machine has is used.
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": CPU}
 
 
 class Generator:
@@ -40,13 +41,13 @@ class Generator:
         self.backend, self.reason = _choose(backend)
         for path in graph.paths:
             bundle.file(path)  # ONNX Runtime opens weights beside the graph by itself
-        session = _session(bundle.file(graph.file), self.backend)
+        session = _session(bundle.file(graph.file), name, self.backend)
         if PROVIDERS[self.backend] not in session.get_providers():
             self.backend, self.reason = "cpu", f"{self.reason}, but CUDA could not start; the CPU runs everything"
         self._walker: Walker | None = None
         if graph.finish:
             scales = bundle.manifest.networks[graph.network].parametrisation.scales
-            self._walker = Walker(self.plan, scales, session, _session(bundle.file(graph.finish), self.backend))
+            self._walker = Walker(self.plan, scales, session, _session(bundle.file(graph.finish), name, self.backend))
         self._session = session
 
     @classmethod
@@ -177,7 +178,5 @@ def _plan_of(bundle: Bundle, name: str, graph: GraphEntry, plan: str | None) -> 
     return chosen
 
 
-def _session(path: Path, backend: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=list(dict.fromkeys([PROVIDERS[backend], PROVIDERS["cpu"]])))
+def _session(path: Path, name: str, backend: str) -> ort.InferenceSession:
+    return open_session(path, repr(name), providers=list(dict.fromkeys([PROVIDERS[backend], CPU])))

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, Precision
+from fewstep.parametrisation import Edm
 
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
 
@@ -154,7 +155,7 @@ def bundle_of(
 ) -> Bundle:
     """A bundle with one graph, "small", in the step layout. more: fields of its GraphEntry; data: keep weights there."""
     with Draft.create(path, image=ImageSpec(channels=4, height=8, width=8), condition=Condition(kind="none")) as draft:
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, sigma_data=0.5)
+        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
         file, data = draft.new("graphs/small.onnx"), more.get("data")
         onnx.save(graph, file, save_as_external_data=bool(data), location=data and Path(data).name, size_threshold=0)
         if finish:

@@ -20,6 +20,7 @@ from fewstep.exporter.edge.package import SIZES, package
 from fewstep.exporter.edge.web import MODULE, WASM, ort_web
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.parametrisation import Edm
 from fewstep.runtime.noise import noise
 from fewstep.schedule import karras
 from fewstep.solvers import ddim
@@ -49,7 +50,7 @@ def made_up(root: Path, graphs: dict[str, GraphEntry], text: str = LOOP, channel
     """A bundle around a hand-written graph."""
     image = ImageSpec(channels=channels, height=4, width=4)
     with Draft.create(root, image=image, condition=Condition(kind="none")) as draft:
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, sigma_data=0.5)
+        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
         table = ddim(karras(3, 0.002, 80.0), Guidance(1.0))
         draft.manifest.plans["ddim3"] = PlanEntry.of(table, network="net", solver="ddim, 3 steps")
         draft.manifest.default = "ddim3"
@@ -190,7 +191,7 @@ def test_nothing_is_left_where_a_target_refuses(digits: Bundle) -> None:
     [
         ({"plans": ["sid9"]}, "has no plan 'sid9'; it has: "),
         ({"plans": ["iia4"]}, r"has no graph of the plan 'iia4' \(it has: none\); write it with: fewstep export"),
-        ({"precisions": ["int8"]}, r"has no int8 graph of the plan 'sid1' \(it has: fp16, fp32\)"),
+        ({"precisions": ["bf16"]}, r"has no bf16 graph of the plan 'sid1' \(it has: fp16, fp32, int8, int8-fp16\)"),
         (
             {"ort_web_package": Path("nowhere")},
             "nowhere is not the npm package onnxruntime-web .* npm install onnxruntime-web@",

@@ -29,7 +29,7 @@ def trimmed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_it_holds_the_chosen_plan_and_no_networks_weights(trimmed: Bundle, tmp_path: Path) -> None:
     trimmed.verify()
     manifest = trimmed.manifest
-    assert sorted(manifest.graphs) == ["sid1.fp16", "sid1.fp32"]
+    assert sorted(manifest.graphs) == ["sid1.fp16", "sid1.fp32", "sid1.int8", "sid1.int8-fp16"]
     assert list(manifest.plans) == ["sid1"]
     assert manifest.networks["sid1"].directory is None
     assert set(manifest.networks) == set(manifest.provenance) & set(manifest.networks) == {"sid1"}
@@ -58,7 +58,9 @@ def test_it_builds_and_checks_without_torch(trimmed: Bundle, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
     bundle = Bundle.load(root)
     bundle.verify()
-    assert len(bundle.manifest.engines) == 2
+    assert {e.graph for e in bundle.manifest.engines.values()} == set(bundle.manifest.graphs) - {
+        "sid1.int8"
+    }  # which is for CPUs
     assert (tmp_path / "grid.png").is_file()
 
 

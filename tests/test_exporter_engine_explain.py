@@ -67,7 +67,7 @@ SPEAKS: dict[str, tuple[Case, str]] = {
     "opset-new": (case(JETSON, build_for(), ORIN, opset=21, declared_opset=21), "opset 21, newer than TensorRT 10.3.0"),
     "foreign-operators": (case(foreign=("com.microsoft.QuickGelu",)), "com.microsoft.QuickGelu"),
     "asymmetric": (case(precision="int8", asymmetric=("q7",)), "the zero point of q7"),
-    "quantised-bias": (case(precision="int8", wide_integers=("bias",)), "QuantizeBias False"),
+    "quantised-bias": (case(precision="int8", wide_integers=("bias",)), "export it as int8-fp16"),
     "e5m2": (case(precision="fp8", e5m2=("q7",)), "e4m3 alone"),
     "open-loop": (case(open_loops=("l",), loops=("l",)), "without a condition input"),
     "loop": (case(loops=("l",)), "no kernel is fused across steps"),

@@ -15,9 +15,10 @@ from pathlib import Path
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.edge.probe import probe, session
+from fewstep.exporter.edge.probe import probe
 from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
 from fewstep.manifest import GraphEntry
+from fewstep.sessions import open_session
 
 __all__ = ["OPERATORS", "write_ort"]
 
@@ -41,7 +42,7 @@ def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
         expected = probe(bundle, name)
         path = directory / f"{name}.ort"
         _convert(bundle.file(graph.file), path)
-        images, sample = session(path, name).run(["images", "sample"], expected.feeds)
+        images, sample = open_session(path, repr(name)).run(["images", "sample"], expected.feeds)
         deviations.append(Deviation("ort", name, graph.precision, *expected.differs(images, sample)).within(graph.limit))
         weights = _weights(path)
         parts += [Part("ort", f"{name}: graph", path.stat().st_size - weights), Part("ort", f"{name}: weights", weights)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +10,9 @@ import onnxruntime as ort
 
 from fewstep.bundle import Bundle
 from fewstep.manifest import Condition, GraphEntry
+from fewstep.sessions import open_session
 
-__all__ = ["Probe", "probe", "session"]
+__all__ = ["Probe", "probe"]
 
 BATCH = 4
 
@@ -36,20 +36,10 @@ def probe(bundle: Bundle, name: str) -> Probe:
     graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
     for path in graph.paths:
         bundle.file(path)
-    running = session(bundle.file(graph.file), name)
+    running = open_session(bundle.file(graph.file), repr(name))
     feeds = _feeds(running, bundle.manifest.condition)
     images, sample = running.run(["images", "sample"], feeds)
     return Probe(feeds, images, sample)
-
-
-def session(path: Path, name: str) -> ort.InferenceSession:
-    """A session on the CPU. Raises ValueError when ONNX Runtime refuses the graph."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
-        raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name!r}: {error}; export it again") from None
 
 
 def _feeds(running: ort.InferenceSession, condition: Condition) -> dict[str, npt.NDArray[np.generic]]:

@@ -112,7 +112,7 @@ def write_page(
 
 
 def _page() -> list[Path]:
-    return sorted(Path(str(resources.files("fewstep.exporter") / "page")).iterdir())
+    return sorted(Path(str(resources.files("fewstep.exporter.edge") / "page")).iterdir())
 
 
 def _fill(text: str, runtime: OrtWeb) -> str:

@@ -179,14 +179,14 @@ ROWS = (
         "stops",
         lambda c: c.graph.asymmetric and c.graph.asymmetric[0],
         "{graph} is quantised asymmetrically (the zero point of {found} is not 0), which TensorRT does not compute",
-        "quantise it with symmetric activations and weights",
+        "export it as int8-fp16, the eight-bit form for GPUs",
     ),
     Row(
         "quantised-bias",
         "stops",
         lambda c: c.graph.wide_integers and c.graph.wide_integers[0],
         "{graph} has a bias quantised to int32 ({found}), which TensorRT does not read",
-        "quantise it without biases (QuantizeBias False)",
+        "export it as int8-fp16, the eight-bit form for GPUs",
     ),
     Row(
         "e5m2",

@@ -9,12 +9,12 @@ from statistics import median
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import unroll
 from fewstep.manifest import ImageSpec
 from fewstep.plan import Plan
+from fewstep.sessions import open_session
 
 __all__ = ["CLEARLY_FASTER", "doubled_speedup"]
 
@@ -33,7 +33,7 @@ def doubled_speedup(network: Network, plan: Plan) -> float:
         for doubled in (False, True):
             path = Path(directory, f"{doubled}.onnx")
             ir.save(unroll(network, one, image, doubled=doubled), path)
-            sessions.append(ort.InferenceSession(path, providers=["CPUExecutionProvider"]))
+            sessions.append(open_session(path, "of a guided row"))
         feeds = {
             i.name: np.zeros([1, *i.shape[1:]], np.int64 if "int64" in i.type else np.float32) for i in sessions[0].get_inputs()
         }

@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 from torch import Tensor
 
 from fewstep.exporter.graph.traced import BATCH, OPSET, Traced
 from fewstep.manifest import Condition
+from fewstep.sessions import open_session
 
 __all__ = ["Folded", "fold"]
 
@@ -81,7 +81,7 @@ def _evaluate(
     if not outputs:
         return {}
     batch = condition.classes + 1 if condition.kind == "labels" else 1
-    session = ort.InferenceSession(_model(traced, weights, outputs), providers=["CPUExecutionProvider"])
+    session = open_session(_model(traced, weights, outputs), "of what is folded")
     feeds: dict[str, npt.NDArray[np.generic]] = {}
     for given in session.get_inputs():
         if given.name == "labels":

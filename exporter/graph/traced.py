@@ -107,7 +107,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str]
             model.graph.initializers[name].const_value = None
         ClearMetadataAndDocStringPass()(model)  # the exporter's stack traces would be most of an unrolled file
         optimizer.optimize(model)
-    _fix_reshapes(model)
+        if _fix_shapes(model):
+            optimizer.optimize(model)  # what was computed from them folds, too
     views = _fold_views(model.graph)
     (output,) = model.graph.outputs
     graph_inputs = {str(value.name): value for value in model.graph.inputs}
@@ -128,25 +129,51 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _fix_reshapes(model: ir.Model) -> None:
-    """Reshapes whose target is computed from shapes get it as a constant, where all of it but the batch is known."""
-    graph = model.graph
+def _fix_shapes(model: ir.Model) -> bool:
+    """Shapes that are known but for the batch become constants: the targets of reshapes, and parts without the batch.
+
+    Says whether such a part was found.
+    """
+    graph, parts = model.graph, False
     for node in list(graph):
+        output = node.outputs[0]
+        if node.op_type == "Slice" and (found := _dims(output)) and None not in found:
+            ir.convenience.replace_all_uses_with(output, _constant(graph, f"{output.name}/dims", found))
+            parts = True
         target = node.inputs[1] if node.op_type == "Reshape" else None
-        if target is None or target.const_value is not None:
-            continue
-        source = target.producer()
-        like = source.inputs[0] if source is not None and source.op_type == "Shape" and "end" not in source.attributes else None
-        shape = node.outputs[0].shape if like is None else like.shape
-        if shape is None:
-            continue
-        dims = [d if isinstance(d, int) else -1 for d in shape]
-        if dims.count(-1) == 1 and 0 not in dims:
-            name = f"{node.outputs[0].name}/shape"
-            constant = ir.val(name, const_value=ir.tensor(np.array(dims, np.int64), name=name))
-            graph.initializers[name] = constant
-            node.replace_input_with(1, constant)
+        if target is not None and target.const_value is None:
+            known = [d if isinstance(d, int) else None for d in output.shape or ()]
+            dims = _dims(target) or known
+            if dims.count(None) == 1 and 0 not in dims:
+                node.replace_input_with(1, _constant(graph, f"{output.name}/shape", dims))
     RemoveUnusedNodesPass()(model)
+    return parts
+
+
+def _dims(value: ir.Value | None) -> list[int | None] | None:
+    """The numbers of a shape that a graph computes, None for the batch; None where it is not computed from shapes."""
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    if constant is not None:
+        return [int(n) for n in constant.numpy().reshape(-1)]
+    node = value.producer() if value is not None else None
+    if node is None or node.inputs[0] is None:
+        return None
+    if node.op_type == "Shape" and "end" not in node.attributes and node.inputs[0].shape is not None:
+        return [d if isinstance(d, int) else None for d in node.inputs[0].shape]
+    if node.op_type == "Slice" and len(node.inputs) == 3:
+        whole, first, last = (_dims(i) for i in node.inputs)
+        return whole[first[0] : last[0]] if whole and first and last else None
+    if node.op_type == "Concat":
+        parts = [_dims(i) for i in node.inputs]
+        return [d for part in parts if part for d in part] if all(parts) else None
+    return None
+
+
+def _constant(graph: ir.Graph, name: str, dims: list[int | None]) -> ir.Value:
+    array = np.array([-1 if d is None else d for d in dims], np.int64)
+    constant = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.initializers[name] = constant
+    return constant
 
 
 def _fold_views(graph: ir.Graph) -> dict[str, View]:

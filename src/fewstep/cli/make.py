@@ -12,7 +12,7 @@ from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, Seed, app, finish, precisions
 from fewstep.console import table, track
 
-__all__: list[str] = []
+__all__ = ["calibrate", "distill", "quantise", "train"]
 
 
 @app.command()

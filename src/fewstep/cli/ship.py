@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SOLVERS = {"ddim": solvers.ddim, "heun": solvers.heun, "dpmpp_2m": solvers.dpmpp_2m}
 
-__all__: list[str] = []
+__all__ = ["build", "export", "package"]
 
 
 @app.command()
@@ -140,10 +140,12 @@ def build(
         timing_cache=timing_cache,
         flags=tuple(cast(list[EngineFlag], flag or [])),
     )
-    jobs = engine.prepare(loaded, graph or list(loaded.manifest.graphs), settings, chosen, machine)
+    jobs = engine.prepare(loaded, graph or _for_gpus(loaded), settings, chosen, machine)
     if not explain:
         engine.refuse(jobs)
     say(f"{chosen.title}: {reason}")
+    if not graph and len(_for_gpus(loaded)) < len(loaded.manifest.graphs):
+        say("graphs in int8 are left out, it is the form for CPUs; int8-fp16 is the one for GPUs")
     _say_jobs(jobs)
     if not explain:
         try:
@@ -156,6 +158,11 @@ def build(
     result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
     result["engines"] = {job.name: job.report(None if explain else loaded) for job in jobs}
     finish(result, as_json, f"fewstep {'build' if explain else 'check'} {bundle}")
+
+
+def _for_gpus(bundle: Bundle) -> list[str]:
+    """All graphs but those in the eight-bit form for CPUs, which TensorRT does not take."""
+    return [name for name, graph in bundle.manifest.graphs.items() if graph.precision != "int8"]
 
 
 def _say_jobs(jobs: Sequence[Job]) -> None:

@@ -11,7 +11,7 @@ from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
 from fewstep.console import say, table
 
-__all__: list[str] = []
+__all__ = ["check", "demo", "generate", "inspect"]
 
 
 @app.command()

@@ -1,0 +1,46 @@
+"""ONNX Runtime sessions, opened in one way everywhere. Needs onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+__all__ = ["CPU", "NoKernelError", "open_session"]
+
+CPU = "CPUExecutionProvider"
+# ONNX Runtime's exceptions share no base of their own.
+ERRORS = tuple(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception))
+
+
+class NoKernelError(ValueError):
+    """This ONNX Runtime cannot compute an operation of the graph in its precision."""
+
+
+def open_session(
+    model: Path | bytes,
+    name: str,
+    *,
+    providers: Sequence[str] = (CPU,),
+    folder: Path | None = None,
+    optimise: bool = True,
+) -> ort.InferenceSession:
+    """A session for a graph, called `name` in errors. folder: where the weights beside a graph given as bytes are.
+
+    Raises NoKernelError where a kernel is missing, ValueError for a file that is no graph ONNX Runtime takes.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model, options, providers=list(providers))
+    except ERRORS as error:
+        reason = " ".join(str(error).split(" : ", 2)[-1].split())
+        if "NOT_IMPLEMENTED" in str(error):
+            raise NoKernelError(f"ONNX Runtime {ort.__version__} cannot compute {name} here: {reason}") from None
+        raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name}: {reason}; export it again") from None

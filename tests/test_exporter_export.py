@@ -1,0 +1,117 @@
+"""Exporting into bundles: choices, large weights, and what is refused; on a small network of random weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small import IMAGE, LABELS, small
+
+from fewstep.bundle import Bundle, Draft
+from fewstep.calibration.ranges import calibrate_ranges
+from fewstep.denoiser import save_network
+from fewstep.exporter.export import MAX_UNROLLED_NODES, choose_layout, export_graphs
+from fewstep.exporter.parity import check_graphs
+from fewstep.guidance import Guidance
+from fewstep.manifest import PlanEntry
+from fewstep.runtime import Generator
+from fewstep.schedule import karras
+from fewstep.solvers import ddim
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("shared") / "small.bundle"
+    with Draft.create(path, image=IMAGE, condition=LABELS) as draft:
+        save_network(draft, "teacher", small("unet").denoiser)
+        for name, guidance in (("plain", Guidance()), ("interval", Guidance(2.0, 1.0))):
+            plan = ddim(karras(2, 0.5, 20.0), guidance)
+            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+        draft.manifest.default = "plain"
+    return Bundle.load(path)
+
+
+@pytest.fixture(scope="module")
+def exported(shared: Bundle) -> Bundle:
+    """The guided plan in all layouts; weights of more than 100 kB beside the graph."""
+    bundle = shared
+    for layout in ("unrolled", "loop", "step"):
+        bundle = export_graphs(bundle, ["interval"], ["fp32"], layout=layout, doubled=True, max_inline_bytes=100_000)
+    return bundle
+
+
+def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported: Bundle) -> None:
+    graphs = exported.manifest.graphs
+    assert set(graphs) == {"interval.fp32", "interval.loop.fp32", "teacher.step.fp32"}
+    for graph in graphs.values():
+        assert graph.data is not None
+        assert exported.file(graph.file).stat().st_size < 0.6 * exported.file(graph.data).stat().st_size
+        onnx.checker.check_model(str(exported.file(graph.file)))
+    assert graphs["teacher.step.fp32"].finish
+    exported.verify()
+    results = check_graphs(exported)
+    assert all(r.ok and r.psnr_db > 90 for r in results)
+    assert [len(r.drift) for r in results] == [2, 1, 2]  # the states of a Loop stay inside
+    made = [Generator(exported, name, plan="interval")([0, 1, 2], seeds=[5, 6, 7]) for name in graphs]
+    for images in made[1:]:
+        assert np.abs(images.astype(int) - made[0].astype(int)).max() <= 1
+    assert made[0].std() > 10
+
+
+def test_a_generator_takes_the_straight_graph_where_there_is_one_and_walks_where_there_is_none(exported: Bundle) -> None:
+    assert Generator.open(exported.root, plan="interval").graph == "interval.fp32"
+    assert Generator.open(exported.root, plan="plain").graph == "teacher.step.fp32"
+    with pytest.raises(ValueError, match="holds the plan 'interval', not 'plain'"):
+        Generator(exported, "interval.fp32", plan="plain")
+    with pytest.raises(ValueError, match="has no plan ''"):
+        Generator(exported, "teacher.step.fp32")
+
+
+@pytest.mark.parametrize("change", ["missing", "altered", "truncated"])
+def test_weights_beside_the_graph_are_checked_like_all_files(change: str, exported: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "small.bundle"
+    shutil.copytree(exported.root, copy)
+    data = copy / str(exported.manifest.graphs["interval.fp32"].data)
+    content = data.read_bytes()
+    data.unlink()
+    if change != "missing":
+        data.write_bytes(content[:-1] if change == "truncated" else bytes([content[0] ^ 1]) + content[1:])
+    message = {"missing": "is missing", "altered": "does not match its sha256", "truncated": "truncated or altered"}[change]
+    with pytest.raises(ValueError, match=message):
+        Generator(Bundle.load(copy), "interval.fp32")
+    with pytest.raises(ValueError, match=message):
+        check_graphs(Bundle.load(copy))
+
+
+def test_the_layout_is_chosen_by_size_and_the_choices_are_said(shared: Bundle) -> None:
+    assert choose_layout(10, MAX_UNROLLED_NODES // 10)[0] == "unrolled"
+    layout, reason = choose_layout(10, MAX_UNROLLED_NODES)
+    assert layout == "loop"
+    assert "over 10000 load and build slowly" in reason
+    said: list[str] = []
+    bundle = export_graphs(shared, ["interval"], ["fp32"], report=said.append)
+    assert any("interval.fp32: unrolled (3 evaluations of" in line for line in said)
+    (measured,) = (line for line in said if "as fast on this CPU" in line)
+    assert bundle.manifest.graphs["interval.fp32"].doubled == ("one doubled batch" in measured)
+
+
+def test_eight_bits_need_ranges_and_a_plan(shared: Bundle) -> None:
+    with pytest.raises(ValueError, match=r"int8 needs the ranges of the plan 'plain'; collect them with: fewstep quantise"):
+        export_graphs(shared, ["plain"], ["int8"])
+    with pytest.raises(ValueError, match="which the step layout does not know"):
+        export_graphs(shared, ["plain"], ["int8"], layout="step")
+    with pytest.raises(ValueError, match="fp32 rounds nothing"):
+        calibrate_ranges(shared, "plain", ["fp32"])
+
+
+@pytest.mark.parametrize("content", [b"not a graph", b""])
+def test_a_graph_that_is_none_is_refused_in_words(content: bytes, digits: Bundle) -> None:
+    with digits.edit() as draft:
+        draft.new(digits.manifest.graphs["sid2.fp32"].file).write_bytes(content)
+    with pytest.raises(ValueError, match=r"ONNX Runtime \S+ refuses the graph '.*sid2\.fp32.*: .*; export it again"):
+        check_graphs(Bundle.load(digits.root))
+    with pytest.raises(ValueError, match=r"ONNX Runtime \S+ refuses the graph '.*sid2\.fp32.*: .*; export it again"):
+        Generator.open(digits.root, plan="sid2", precision="fp32")
