@@ -64,7 +64,7 @@ class Generator:
         Raises ValueError or FileNotFoundError when there is no such bundle, plan, graph or backend.
         """
         if precision not in (None, *get_args(Precision)):
-            raise ValueError(f"precision is {' or '.join(get_args(Precision))}, got {precision!r}")
+            raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {precision!r}")
         bundle = Bundle.load(path)
         plan = plan or bundle.manifest.default
         if plan is None:

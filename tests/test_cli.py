@@ -108,7 +108,12 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["distill", "nothing.bundle"], "is not a bundle"),
         (["calibrate", "digits.bundle", "--steps", "1"], "at least 2 steps, got 1"),
         (["export", "digits.bundle", "--plan", "fast"], "has no plan 'fast'; it has: "),
-        (["export", "digits.bundle", "--precision", "fp8"], "precision is fp32 or fp16, got 'fp8'"),
+        (
+            ["export", "digits.bundle", "--precision", "fp64"],
+            "precision is one of fp32, fp16, bf16, int8, int8-fp16, fp8, got 'fp64'",
+        ),
+        (["export", "digits.bundle", "--layout", "flat"], "layout is unrolled, loop, step, got 'flat'"),
+        (["quantise", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
         (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, got 'euler'"),
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
         (["build", "digits.bundle", "--batch", "4,1"], "from 1 that increase"),

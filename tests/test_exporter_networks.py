@@ -22,7 +22,7 @@ from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.network import trace_network, with_weights
 from fewstep.exporter.parity import check_graphs
 from fewstep.guidance import Guidance, guided
-from fewstep.manifest import ImageSpec, Manifest, PlanEntry
+from fewstep.manifest import ImageSpec, Layout, Manifest, PlanEntry
 from fewstep.plan import Plan, sample
 from fewstep.runtime import Generator
 from fewstep.solvers import heun
@@ -39,7 +39,7 @@ def test_every_layout_gives_torchs_result_and_shares_what_depends_on_the_conditi
     denoiser, condition = small(name)
     manifest = Manifest(name=name, image=IMAGE, condition=condition)
     network = with_weights(trace_network(denoiser, manifest, "fp32"), denoiser, manifest)
-    grid = denoiser.parametrisation.grid(4)
+    grid = denoiser.parametrisation.grid(3)
     plan = heun(grid, Guidance(2.0, 0.0, float(grid.levels[1])))
     assert plan.rows < plan.nfe < 2 * plan.rows
     noise = torch.randn(3, plan.draws, *IMAGE.shape, generator=torch.Generator().manual_seed(1))
@@ -51,12 +51,12 @@ def test_every_layout_gives_torchs_result_and_shares_what_depends_on_the_conditi
     feeds |= {spec.name: t.numpy() for spec, t in zip(condition.inputs(), tensors, strict=True)}
     feeds |= {spec.name: t.numpy() for spec, t in zip(condition.null_inputs(), null, strict=False)}
     close = {"rtol": 0, "atol": 2e-5 * np.abs(expected).max()}
-    for doubled in (False, True):
-        for layout in (unroll, loop):
-            (made,) = _run(layout(network, plan, IMAGE, doubled=doubled), feeds, tmp_path, ["sample"])
-            np.testing.assert_allclose(made, expected, **close)
     straight = unroll(network, plan, IMAGE)
-    assert not {"Sin", "Cos"} & {node.op_type for node in straight.graph}
+    for model in (straight, loop(network, plan, IMAGE, doubled=True)):
+        (made,) = _run(model, feeds, tmp_path, ["sample"])
+        np.testing.assert_allclose(made, expected, **close)
+    # The noise embedding is folded; SDXL's sizes, which are embedded the same way, are constants that all rows share.
+    assert sum(node.op_type == "Sin" for node in straight.graph) == (2 if name == "sdxl" else 0)
     if name == "sdxl":  # keys and values of the text are the same in all rows: once for each condition
         keys = [node.name for node in straight.graph if str(node.name).endswith("attn2.to_k")]
         assert len(keys) == 2 * len({key.split("/")[1] for key in map(str, keys)})
@@ -82,36 +82,41 @@ def _latent_bundle(path: Path, autoencoder: Any) -> tuple[Bundle, Plan]:
     return Bundle.load(path), plan
 
 
-KL = {"latent_channels": 4, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "scaling_factor": 1.5}
+KL = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "scaling_factor": 1.5,
+    "shift_factor": 0.2,
+}
 KL |= {f"{way}_block_types": (f"{way.title()}{coder}Block2D",) * 2 for way, coder in (("down", "Encoder"), ("up", "Decoder"))}
 TINY = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "latent_channels": 4}
 TINY |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
 
 
-@pytest.mark.parametrize(("kind", "config"), [(AutoencoderKL, KL), (AutoencoderTiny, TINY)])
-def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "config", "layout"), [(AutoencoderKL, KL, "unrolled"), (AutoencoderTiny, TINY, "step")])
+def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    bundle, plan = _latent_bundle(
-        tmp_path / "latent.bundle", kind(shift_factor=0.2, **config) if kind is AutoencoderKL else kind(**config)
-    )
-    exported = export_graphs(bundle, ["heun2"], ["fp32"], doubled=False)
-    exported = export_graphs(exported, ["heun2"], ["fp32"], layout="step", doubled=True)
-    results = {r.graph: r for r in check_graphs(exported)}
-    assert set(results) == {"heun2.fp32", "teacher.step.fp32"}
-    assert all(r.ok and len(r.drift) == plan.rows for r in results.values())
+    bundle, plan = _latent_bundle(tmp_path / "latent.bundle", kind(**config))
+    exported = export_graphs(bundle, ["heun2"], ["fp32"], layout=layout, doubled=True)
+    (result,) = check_graphs(exported)
+    assert result.ok
+    assert len(result.drift) == plan.rows
     golden = np.load(exported.file("golden.npz"))
     latent = torch.tensor(golden["heun2/states"][-1])
     with torch.no_grad():
         np.testing.assert_allclose(golden["heun2/sample"], load_decoder(exported)(latent).numpy(), atol=1e-6)
     condition = {key: golden[f"heun2/{key}"] for key in ("embeddings", "pooled", "null_embeddings", "null_pooled")}
     batch = len(condition["embeddings"])
-    generators = [Generator(exported, name, plan="heun2") for name in results]
-    images = [generator(seeds=range(batch), embeddings=condition) for generator in generators]
-    assert images[0].shape == (batch, 16, 16, 3)
-    assert np.abs(images[0].astype(int) - images[1].astype(int)).max() <= 1
+    generator = Generator(exported, result.graph, plan="heun2")
+    images = generator(seeds=range(batch), embeddings=condition)
+    assert images.shape == (batch, 16, 16, 3)
+    one = generator(seeds=[2], embeddings={name: value[2:3] for name, value in condition.items()})
+    assert np.abs(images[2].astype(int) - one[0].astype(int)).max() <= 1
     with pytest.raises(
         ValueError, match=r"takes the embeddings \['embeddings', 'null_embeddings', 'null_pooled', 'pooled'\], got"
     ):
-        generators[0](seeds=[0], embeddings={"embeddings": condition["embeddings"][:1]})
+        generator(seeds=[0], embeddings={"embeddings": condition["embeddings"][:1]})
     with pytest.raises(ValueError, match=r"pooled has shape \(2, 6\) for 2 seeds, got \(4, 6\)"):
-        generators[0](seeds=[0, 1], embeddings={k: v if k == "pooled" else v[:2] for k, v in condition.items()})
+        generator(seeds=[0, 1], embeddings={k: v if k == "pooled" else v[:2] for k, v in condition.items()})

@@ -58,8 +58,7 @@ def write(
         inputs: list[ir.Value | None] = []
         for value in node.inputs:
             if value is not None and value not in known:
-                name = str(value.name)
-                known[value] = writer.weight(name, traced.tensor(name, weights))
+                known[value] = writer.weight(traced.name(value), traced.tensor(str(value.name), weights))
             inputs.append(known[value] if value is not None else None)
         layer = Layer.of(node, traced, weights)
         if layer is None:

@@ -54,7 +54,7 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
     for spec in manifest.condition.inputs():
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
     module = _Evaluation(on_meta(denoiser)).to(DTYPES[precision])
-    return trace(module, inputs, static=["timestep"])
+    return trace("net", module, inputs, static=["timestep"])
 
 
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:
@@ -66,5 +66,5 @@ def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Netw
 def trace_decoder(decoder: TorchDecoder, manifest: Manifest, precision: Precision) -> Decoder:
     """A decoder, traced, with its weights."""
     module = _Decoding(copy.deepcopy(decoder)).to(device="meta", dtype=DTYPES[precision])
-    traced = trace(module, {"latent": torch.zeros(2, *manifest.state_shape)})
+    traced = trace("decoder", module, {"latent": torch.zeros(2, *manifest.state_shape)})
     return Decoder(traced, weights(_Decoding(decoder)))

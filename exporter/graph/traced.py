@@ -31,9 +31,11 @@ View = tuple[str, Callable[[Tensor], Tensor]]
 class Traced:
     """Nodes in order. `inputs` by name; `constants` are the initializers by name, weights among them without a value.
 
+    scope: what sets its constants apart from those of another trace in one graph.
     views: initializers that are another view (name, function) of a weight, such as its transpose.
     """
 
+    scope: str
     nodes: tuple[ir.Node, ...]
     inputs: Mapping[str, ir.Value]
     constants: Mapping[str, ir.Value]
@@ -74,6 +76,10 @@ class Traced:
         assert dtype is not None
         return lazy(name, weights[base], dtype, view)
 
+    def name(self, value: ir.Value) -> str:
+        """What a constant is called in a graph: a weight by its own name, numbers of the trace within its scope."""
+        return str(value.name) if value.const_value is None else f"{self.scope}/{value.name}"
+
     def bytes(self, weights: Mapping[str, Tensor]) -> int:
         """What all constants together take."""
         return sum(self.tensor(name, weights).nbytes for name in self.constants)
@@ -87,7 +93,7 @@ def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor],
     )
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str] = ()) -> Traced:
+def trace(scope: str, module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str] = ()) -> Traced:
     """Trace a module with forward(*inputs) on torch's meta device.
 
     inputs: example tensors, batch 2 (a batch traced at 1 would stay 1), which is dynamic except in those that are `static`.
@@ -112,7 +118,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str]
     views = _fold_views(model.graph)
     (output,) = model.graph.outputs
     graph_inputs = {str(value.name): value for value in model.graph.inputs}
-    return Traced(tuple(model.graph), graph_inputs, dict(model.graph.initializers), views, output)
+    return Traced(scope, tuple(model.graph), graph_inputs, dict(model.graph.initializers), views, output)
 
 
 @contextmanager
