@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/fewstep demo $(if $(QUICK),--quick --out demo-quick,--out demo)
 
+# Two workers with one thread each: most of the time goes to tracing and loading graphs, which knows one thread only.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

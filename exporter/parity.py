@@ -5,7 +5,7 @@ A straight graph is compared state by state: where it drifts off shows which row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import log10
 from typing import Any
@@ -20,9 +20,10 @@ from fewstep.manifest import GraphEntry
 from fewstep.plan import Plan, trajectory
 from fewstep.sessions import NoKernelError, open_session
 
-__all__ = ["Parity", "check_graphs"]
+__all__ = ["Arrays", "Parity", "check_graphs", "compare", "left_out", "load_references", "plans_of", "walk"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Run = Callable[[Arrays], npt.NDArray[Any]]
 MAX_PSNR_DB = 200.0  # of an exact image
 
 
@@ -57,26 +58,34 @@ def check_graphs(bundle: Bundle) -> list[Parity]:
     """
     if not bundle.manifest.graphs:
         raise ValueError(f"{bundle.root.name} has no graphs to check; write them with: fewstep export {bundle.root.name}")
+    references = load_references(bundle)
+    return [
+        _check(bundle, name, graph, plan, references[plan])
+        for name, graph in bundle.manifest.graphs.items()
+        for plan in plans_of(bundle, graph, references)
+    ]
+
+
+def load_references(bundle: Bundle) -> dict[str, Arrays]:
+    """golden.npz by plan: the inputs and torch's states and sample."""
     with np.load(bundle.file("golden.npz"), allow_pickle=False) as file:
         golden = dict(file)
     plans = {key.split("/")[0] for key in golden if key.endswith("/sample")}
-    results = []
-    for name, graph in bundle.manifest.graphs.items():
-        own = [graph.plan] if graph.plan else [p for p in plans if bundle.manifest.plans[p].network == graph.network]
-        for plan in sorted(own):
-            if plan not in plans:
-                raise ValueError(f"golden.npz has no reference for the plan {plan!r}; export it again")
-            reference = {key.split("/")[1]: value for key, value in golden.items() if key.startswith(f"{plan}/")}
-            results.append(_check(bundle, name, graph, plan, reference))
-    return results
+    return {plan: {k.split("/")[1]: v for k, v in golden.items() if k.startswith(f"{plan}/")} for plan in sorted(plans)}
 
 
-def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays) -> Parity:
+def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]) -> list[str]:
+    """The plans to check a graph with. Raises ValueError where there is no reference for the plan it holds."""
+    if graph.plan is None:
+        return [plan for plan in references if bundle.manifest.plans[plan].network == graph.network]
+    if graph.plan not in references:
+        raise ValueError(f"golden.npz has no reference for the plan {graph.plan!r}; export it again")
+    return [graph.plan]
+
+
+def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Arrays, golden: Arrays) -> Parity:
+    """What was made of a plan's reference inputs against torch's sample, and state by state where there are states."""
     span = bundle.manifest.image.high - bundle.manifest.image.low
-    try:
-        made = _walked(bundle, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, graph, golden)
-    except NoKernelError as error:
-        return Parity(name, plan, 0.0, 0.0, 0.0, [], graph.limit, graph.min_psnr_db, str(error))
     difference = np.abs(made["sample"] - golden["sample"])
     scale = max(1.0, float(np.abs(golden["sample"]).max()))  # random networks leave the range of images
     square = float((difference**2).mean())
@@ -94,6 +103,39 @@ def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arra
     )
 
 
+def left_out(name: str, graph: GraphEntry, plan: str, reason: str) -> Parity:
+    """What cannot be compared here."""
+    return Parity(name, plan, 0.0, 0.0, 0.0, [], graph.limit, graph.min_psnr_db, reason)
+
+
+def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Run, finish: Run) -> Arrays:
+    """The states that a step graph or engine leads to, and what its second graph makes of the last.
+
+    step, finish: from all inputs there are, by name, to the output.
+    """
+    scales = bundle.manifest.networks[graph.network].parametrisation.scales
+    given = dict(golden) | {
+        f"null_{spec.name}": golden[spec.name] for spec in bundle.manifest.condition.inputs() if not plan.guided
+    }
+
+    def denoise(x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0) -> npt.NDArray[np.float32]:
+        row = {"x": x, "scales": np.array(scales(sigma), np.float32), "weight": np.array(weight, np.float32)}
+        return step(given | row)
+
+    noise = golden["noise"]
+    steps = trajectory(denoise, np.float32(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].swapaxes(0, 1)))
+    states = {f"state_{s.row + 1}": s.x for s in steps}
+    return {**states, "sample": finish({"x": states[f"state_{plan.rows}"]})}
+
+
+def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays) -> Parity:
+    try:
+        made = _walked(bundle, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, graph, golden)
+    except NoKernelError as error:
+        return left_out(name, graph, plan, str(error))
+    return compare(bundle, name, graph, plan, made, golden)
+
+
 def _baked(bundle: Bundle, graph: GraphEntry, golden: Arrays) -> Arrays:
     """A whole-plan graph's sample, and its states where they are values of the graph."""
     rows = len(golden["states"]) if graph.layout == "unrolled" else 0
@@ -105,26 +147,17 @@ def _baked(bundle: Bundle, graph: GraphEntry, golden: Arrays) -> Arrays:
 
 
 def _walked(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays) -> Arrays:
-    """The states that a step graph leads to, and what its second graph makes of the last."""
     assert graph.finish is not None
     step = _session(bundle, graph, bundle.file(graph.file).read_bytes())
     finish = _session(bundle, graph, bundle.file(graph.finish).read_bytes())
-    scales = bundle.manifest.networks[graph.network].parametrisation.scales
-    given = dict(golden) | {
-        f"null_{spec.name}": golden[spec.name] for spec in bundle.manifest.condition.inputs() if not plan.guided
-    }
-
-    def denoise(x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0) -> npt.NDArray[np.float32]:
-        row = {"x": x, "scales": np.array(scales(sigma), np.float32), "weight": np.array(weight, np.float32)}
-        denoised: npt.NDArray[np.float32] = step.run(["denoised"], _feeds(step, given | row))[0]
-        return denoised
-
-    noise = golden["noise"]
-    steps = trajectory(denoise, np.float32(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].swapaxes(0, 1)))
-    states = {f"state_{s.row + 1}": s.x for s in steps}
-    (sample,) = finish.run(["sample"], {"x": states[f"state_{plan.rows}"]})
-    made: dict[str, npt.NDArray[Any]] = {**states, "sample": sample}
-    return made
+    return walk(
+        bundle,
+        graph,
+        plan,
+        golden,
+        lambda arrays: step.run(["denoised"], _feeds(step, arrays))[0],
+        lambda arrays: finish.run(["sample"], _feeds(finish, arrays))[0],
+    )
 
 
 def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:

@@ -187,7 +187,7 @@ def test_nothing_that_depends_on_the_noise_level_alone_is_left(networks: dict[st
     assert not [name for name in model.graph.initializers if "time_emb" in name or "class_embedding" in name]
     blocks = sum(name.endswith("time_emb_proj") for name, _ in _denoiser(0).named_modules())
     assert left["Gather"] == 1 + PLANS["ddim"].rows * blocks  # the noise, and one line by label per residual block
-    assert sum(left.values()) < PLANS["ddim"].rows * len(network.traced.nodes) * 0.9
+    assert sum(left.values()) < PLANS["ddim"].rows * len(network.traced.nodes) * 0.95
 
 
 def test_tables_of_labels_that_would_outgrow_the_weights_are_not_made(tmp_path: Path) -> None:

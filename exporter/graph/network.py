@@ -53,7 +53,8 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
     inputs = {"x": torch.zeros(2, *manifest.state_shape), "timestep": torch.tensor(1.0)}
     for spec in manifest.condition.inputs():
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
-    module = _Evaluation(on_meta(denoiser)).to(DTYPES[precision])
+    module = _Evaluation(on_meta(denoiser))
+    nn.Module.to(module.denoiser.net, DTYPES[precision])
     return trace("net", module, inputs, static=["timestep"])
 
 

@@ -81,10 +81,9 @@ def on_meta(denoiser: Denoiser) -> Denoiser:
     """The same architecture in the same dtype on torch's meta device: shapes without weights, in eval mode."""
     with torch.device("meta"):
         net: Any = type(denoiser.net)
-        copy = net.from_config(denoiser.net.config)
+        copy = nn.Module.to(net.from_config(denoiser.net.config), denoiser.dtype)  # diffusers' own warns where nothing is wrong
         time_ids = [] if denoiser.time_ids is None else [0.0] * denoiser.time_ids.numel()
-        bare = Denoiser(copy, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids)
-        return bare.to(denoiser.dtype).eval()  # as a whole: diffusers' own `to` warns of what it does not do here
+        return Denoiser(copy, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids).eval()
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -49,22 +49,23 @@ def generate(
 
 @app.command()
 def check(bundle: BundlePath, as_json: Json = False) -> None:
-    """Verify every file of a bundle and compare its graphs with torch's reference, state by state. Needs no torch.
+    """Verify every file of a bundle and compare graphs and engines with torch's reference, state by state. Needs no torch.
 
-    Exit code 1 when a graph is off its limit, 2 when a file is not what was saved.
+    Engines run where their GPU is. Exit code 1 when one is off its limit, 2 when a file is not what was saved.
     """
+    from fewstep.exporter.engine.check import check_engines
     from fewstep.exporter.parity import check_graphs
 
     loaded = Bundle.load(bundle)
     loaded.verify()
-    results = check_graphs(loaded)
+    results = check_graphs(loaded) + check_engines(loaded)
     rows = []
     for r in results:
         verdict = "not here" if r.skipped else "ok" if r.ok else "OUT"
         numbers = (f"{r.max_error:.1e}", f"{r.limit:.0e}", f"{r.mean_error:.1e}", f"{r.psnr_db:.0f}", f"{r.min_psnr_db:.0f}")
         rows.append((r.graph, r.plan, *(numbers if not r.skipped else [""] * 5), verdict))
     head = ["graph", "plan", "max error", "limit", "mean", "PSNR", "limit", ""]
-    table("ONNX Runtime against torch fp32", head, rows)
+    table("against torch fp32: graphs in ONNX Runtime on the CPU, engines on the GPU", head, rows)
     for r in results:
         if r.skipped:
             say(f"{r.graph}: {r.skipped}")

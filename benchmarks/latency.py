@@ -1,0 +1,259 @@
+"""One plan, run in every way a user might: python benchmarks/latency.py demo/digits.bundle
+
+Writes benchmarks/results/latency.json. All ways start from the same noise and must give the same images. Each has a process of
+its own, for the waiting threads of one runtime slow down another's; they take turns in bursts, so that other load meets all of
+them, and are compared by medians. `bare` is one call of the network's plain ONNX export, without sampler; over_bare is a way's
+latency over evaluations x bare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from diffusers import EDMEulerScheduler
+
+from fewstep.bundle import Bundle
+from fewstep.demo import machine
+from fewstep.denoiser import Denoiser, load_network
+from fewstep.exporter.export import export_graphs
+from fewstep.guidance import guided
+from fewstep.plan import Plan, sample
+from fewstep.runtime import Generator
+from fewstep.runtime.noise import noise
+
+RESULT = Path(__file__).parent / "results" / "latency.json"
+PLANS = ("sid1", "sid2", "iia4", "ddim10", "ddim10_w2", "ddim10_w2_interval")
+BATCHES, BURSTS, BURST = (1, 8), 9, 10
+WAYS = (
+    "baked",
+    "baked, loop",
+    "Generator",
+    "Generator, step graph",
+    "eager torch",
+    "torch.compile",
+    "diffusers scheduler",
+    "Python loop over ONNX",
+    "bare",
+)
+Way = Callable[[], np.ndarray]
+
+
+def to_images(x: torch.Tensor | np.ndarray) -> np.ndarray:
+    array = np.asarray(x)
+    return np.clip(np.round((array + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way:
+    draws = [torch.tensor(start[:, i]) for i in range(plan.draws)]
+    condition, null = (torch.tensor(labels),), (torch.full((len(labels),), 10),)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            return to_images(sample(guided(denoiser, condition, null), float(plan.sigmas[0]) * draws[0], plan, draws[1:]))
+
+    return run
+
+
+def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way | None:
+    """What a diffusers pipeline does: its EDM Euler scheduler around the network, guidance by a doubled batch in every step."""
+    euler = np.allclose(plan.a[np.tril_indices(plan.rows, -1)], 0) and not plan.c.any()
+    full = (plan.weights == plan.weights[0]).all()
+    if not euler or not full or not np.allclose(plan.b[np.tril_indices(plan.rows, -1)], 0):
+        return None
+    scheduler = EDMEulerScheduler(sigma_data=0.5)
+    condition, null = torch.tensor(labels), torch.full((len(labels),), 10)
+    weight = float(plan.weights[0])
+
+    def network(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return denoiser.evaluate(x, 1000 * t.float(), label)  # the scheduler's t is ln(sigma) / 4
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            scheduler.set_timesteps(plan.rows)
+            scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32)
+            scheduler.timesteps = scheduler.precondition_noise(scheduler.sigmas[:-1])
+            x = torch.tensor(start[:, 0]) * float(plan.sigmas[0])
+            for t in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(x, t)
+                if weight == 1:
+                    out = network(scaled, t, condition)
+                else:
+                    both = network(torch.cat([scaled, scaled]), t, torch.cat([condition, null]))
+                    given, none = both.chunk(2)
+                    out = none + weight * (given - none)
+                x = scheduler.step(out, t, x).prev_sample
+            return to_images(x)
+
+    return run
+
+
+class Plain(torch.nn.Module):
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.denoiser.evaluate(x, timestep, labels)
+
+
+def write_plain(denoiser: Denoiser, path: Path) -> None:
+    """One evaluation as torch.onnx.export writes it: what most people deploy."""
+    example = (torch.zeros(2, 1, 28, 28), torch.tensor(1.0), torch.zeros(2, dtype=torch.int64))
+    batch = torch.export.Dim.DYNAMIC
+    torch.onnx.export(
+        Plain(denoiser).eval(),
+        example,
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: batch}, {}, {0: batch}),
+        opset_version=20,
+        verbose=False,
+    )
+
+
+def in_python(session: ort.InferenceSession, denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way:
+    names = [i.name for i in session.get_inputs()]
+
+    def denoise(x: np.ndarray, sigma: float, label: np.ndarray) -> np.ndarray:
+        s = denoiser.scales(sigma)
+        feeds = dict(zip(names, (np.float32(s.into) * x, np.array(s.timestep, np.float32), label), strict=True))
+        return np.float32(s.skip) * x + np.float32(s.out) * session.run(None, feeds)[0]
+
+    null = np.full_like(labels, 10)
+
+    def run() -> np.ndarray:
+        x = np.float32(plan.sigmas[0]) * start[:, 0]
+        draws = list(start[:, 1:].swapaxes(0, 1))
+        return to_images(sample(guided(denoise, (labels,), (null,)), x, plan, draws))
+
+    return run
+
+
+def bare(session: ort.InferenceSession, x: np.ndarray, labels: np.ndarray) -> Way:
+    values = (x, np.array(0.0, np.float32), labels)
+    feeds = {given.name: value for given, value in zip(session.get_inputs(), values, strict=True)}
+    return lambda: session.run(None, feeds)[0]
+
+
+def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Way | None:
+    """One way to run a plan; None where diffusers has no scheduler for it."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    bundle = Bundle.load(root)
+    plan, network = bundle.plan(name), bundle.manifest.plans[name].network
+    seeds, labels = list(range(batch)), np.arange(batch) % 10
+    start = noise(seeds, (plan.draws, 1, 28, 28))
+    graphs = {"baked": f"{name}.fp32", "baked, loop": f"{name}.loop.fp32", "step graph": f"{network}.step.fp32"}
+    if way in ("Generator", "Generator, step graph"):
+        generator = Generator(bundle, graphs["step graph" if "step" in way else "baked"], plan=name, backend="cpu")
+        return lambda: generator(labels, seeds=seeds)
+    if way in graphs:
+        session = ort.InferenceSession(
+            bundle.file(bundle.manifest.graphs[graphs[way]].file), providers=["CPUExecutionProvider"]
+        )
+        return lambda: session.run(["images"], {"noise": start, "labels": labels})[0]
+    if way == "bare":
+        return bare(ort.InferenceSession(plain, providers=["CPUExecutionProvider"]), start[:, 0], labels)
+    denoiser = load_network(bundle, network)
+    if way == "Python loop over ONNX":
+        session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
+        return in_python(session, denoiser, plan, start, labels)
+    if way == "diffusers scheduler":
+        return in_diffusers(denoiser, plan, start, labels)
+    if way == "torch.compile":
+        denoiser.net = torch.compile(denoiser.net, dynamic=False)  # type: ignore[assignment]
+    return in_torch(denoiser, plan, start, labels)
+
+
+def work(pipe: Connection, way: str, *arguments: Any) -> None:
+    run = build(way, *arguments)
+    pipe.send(None if run is None else run())
+    while run is not None and (count := pipe.recv()):
+        times = []
+        for _ in range(count + 1):
+            begin = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - begin) * 1e3)
+        pipe.send(times[1:])  # the first fills the caches that the others emptied
+
+
+def measure(root: Path, plain: Path, name: str, batch: int) -> dict[str, dict[str, float]]:
+    context = get_context("spawn")
+    pipes, made = {}, {}
+    for way in WAYS:  # one after the other: compiling takes both cores
+        pipes[way], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, way, root, plain, name, batch), daemon=True).start()
+        made[way] = pipes[way].recv()
+    ways = [way for way in WAYS if made[way] is not None]
+    for way in ways:
+        if way != "bare":
+            difference = np.abs(made[way].astype(int) - made["baked"].astype(int)).max()
+            assert difference <= 1, f"{way} gives another image of {name}"
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(BURSTS):
+        for way in ways:
+            pipes[way].send(BURST)
+            times[way] += pipes[way].recv()
+    for pipe in pipes.values():
+        with suppress(BrokenPipeError):
+            pipe.send(0)
+    return {
+        name: {"median_ms": median(t), "p25_ms": quantiles(t)[0], "p75_ms": quantiles(t)[2], "runs": len(t)}
+        for name, t in times.items()
+    }
+
+
+def main(source: Path) -> None:
+    result: dict[str, Any] = {"machine": machine(), "threads": torch.get_num_threads(), "plans": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = Bundle.load(source)
+        root = Path(directory, "digits.bundle")
+        shutil.copytree(bundle.root, root)
+        bundle = export_graphs(Bundle.load(root), PLANS, ["fp32"], report=print)
+        bundle = export_graphs(bundle, PLANS, ["fp32"], layout="loop")
+        bundle = export_graphs(bundle, PLANS, ["fp32"], layout="step")
+        for name in PLANS:
+            plan, entry = bundle.plan(name), bundle.manifest.plans[name]
+            plain = Path(directory, f"{name}.plain.onnx")
+            write_plain(load_network(bundle, entry.network), plain)
+            for batch in BATCHES:
+                result["plans"][f"{name}, batch {batch}"] = _one(bundle, name, plan, plain, batch)
+                RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def _one(bundle: Bundle, name: str, plan: Plan, plain: Path, batch: int) -> dict[str, Any]:
+    measured = measure(bundle.root, plain, name, batch)
+    floor = plan.nfe * measured["bare"]["median_ms"]
+    for way, row in measured.items():
+        row["over_bare"] = row["median_ms"] / floor
+        row["over_baked"] = row["median_ms"] / measured["baked"]["median_ms"]
+        line = f"{row['median_ms']:8.2f} ms  {row['over_baked']:.2f} x baked  {row['over_bare']:.3f} x bare"
+        print(f"{name:20} batch {batch}  {way:22} {line}", flush=True)
+    graphs = {"baked": f"{name}.fp32", "baked, loop": f"{name}.loop.fp32"}
+    nodes = {way: len(_nodes(bundle.file(bundle.manifest.graphs[graph].file))) for way, graph in graphs.items()}
+    nodes["evaluations x bare"] = plan.nfe * len(_nodes(plain))
+    doubled = bundle.manifest.graphs[f"{name}.fp32"].doubled
+    return {"evaluations": plan.nfe, "doubled": doubled, "nodes": nodes, "ways": measured}
+
+
+def _nodes(path: Path) -> list[str]:
+    return [str(node.name) for node in ir.load(path).graph.all_nodes()]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

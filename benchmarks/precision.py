@@ -1,0 +1,110 @@
+"""Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo
+
+Writes benchmarks/results/precision.json: image error from equal noise, Frechet distance and class accuracy over three sets of
+seeds, latency in interleaved runs. Needs a full run of the demo (its bundle and classifier).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from math import log10
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.classifier import classifier
+from fewstep.calibration.metrics import Judge
+from fewstep.calibration.ranges import calibrate_ranges
+from fewstep.data import open_images
+from fewstep.demo import full, machine
+from fewstep.exporter.export import export_graphs
+from fewstep.ranges import Ranges
+from fewstep.runtime import Generator
+
+RESULT = Path(__file__).parent / "results" / "precision.json"
+PLANS = ("sid1", "sid2", "iia4", "ddim10")
+SEEDS, RUNS = (1, 2, 3), 60
+
+
+def with_shared_ranges(bundle: Bundle, plan: str) -> Bundle:
+    """The bundle with the widest interval of all rows in every row: what one scale for all steps would see."""
+    ranges = bundle.ranges(plan)
+    assert ranges is not None
+    for layer in ranges.layers.values():
+        for intervals in (layer.input, layer.output):
+            intervals[:] = [(min(i[0] for i in intervals), max(i[1] for i in intervals))] * len(intervals)
+    with bundle.edit() as draft:
+        draft.new(f"ranges/{plan}.json").write_text(Ranges.model_validate(ranges.model_dump()).model_dump_json())
+    return Bundle.load(bundle.root)
+
+
+def images(generator: Generator, judge: Judge, seed: int) -> np.ndarray:
+    made = [
+        generator(judge.labels[i : i + 100], seeds=range(seed * judge.n + i, seed * judge.n + min(i + 100, judge.n)))
+        for i in range(0, judge.n, 100)
+    ]
+    return np.concatenate(made)
+
+
+def latency(generators: dict[str, Generator], batch: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in generators}
+    for _ in range(RUNS):
+        for name, generator in generators.items():
+            begin = time.perf_counter()
+            generator(np.arange(batch) % 10, seeds=range(batch))
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: median(values) * 1e3 for name, values in seconds.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": mean(values), "std": stdev(values)}
+
+
+def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    made = {name: [images(generator, judge, seed) for seed in SEEDS] for name, generator in generators.items()}
+    for name, sets in made.items():
+        scores = [asdict(judge.score(s.transpose(0, 3, 1, 2), judge.labels)) for s in sets]
+        result[name] = {key: spread([score[key] for score in scores]) for key in ("frechet", "accuracy")}
+        if name != "fp32":
+            errors = [np.square((a.astype(float) - b) / 255).mean() for a, b in zip(sets, made["fp32"], strict=True)]
+            result[name]["psnr_db"] = -10 * log10(mean(errors))
+            result[name]["frechet_over_fp32"] = result[name]["frechet"]["mean"] / result["fp32"]["frechet"]["mean"]
+    return result
+
+
+def main(demo: Path) -> None:
+    train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
+    judge = Judge(classifier(train, demo, full().judge), held_out)
+    result: dict[str, Any] = {"machine": machine(), "n": judge.n, "seeds": SEEDS, "plans": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        for plan in PLANS:
+            own, shared = Path(directory, f"{plan}.bundle"), Path(directory, f"{plan}.shared.bundle")
+            shutil.copytree(demo / "digits.bundle", own)
+            bundle = calibrate_ranges(Bundle.load(own), plan, ["int8"])
+            shutil.copytree(own, shared)
+            bundle = export_graphs(bundle, [plan], ["fp32", "int8"])
+            export_graphs(with_shared_ranges(Bundle.load(shared), plan), [plan], ["int8"])
+            generators = {p: Generator.open(own, plan=plan, precision=p, backend="cpu") for p in ("fp32", "int8")}
+            generators["int8, shared ranges"] = Generator.open(shared, plan=plan, precision="int8", backend="cpu")
+            ranges = bundle.ranges(plan)
+            assert ranges is not None
+            row = {"kept": ranges.kept["int8"], "foreseen_psnr_db": ranges.psnr_db["int8"], **judged(generators, judge)}
+            row["bytes"] = {p: bundle.manifest.files[f"graphs/{plan}.{p}.onnx"].bytes for p in ("fp32", "int8")}
+            for batch in (1, 8):
+                row[f"latency_ms, batch {batch}"] = latency(generators, batch)
+            result["plans"][plan] = row
+            print(plan, json.dumps(row, indent=1))
+            RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,83 @@
+"""Built engines against torch's reference, where a GPU is there to run them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.bundle import Bundle
+from fewstep.exporter.engine.flavour import installed
+from fewstep.exporter.engine.machine import Machine, this_machine
+from fewstep.exporter.parity import Arrays, Parity, compare, left_out, load_references, plans_of, walk
+from fewstep.manifest import EngineEntry, EngineKey
+
+__all__ = ["check_engines"]
+
+
+def check_engines(bundle: Bundle) -> list[Parity]:
+    """Run every engine on golden.npz and compare with torch's fp32 result there; those that cannot run here say why.
+
+    Raises ValueError for an engine that is not what was saved, or without a reference.
+    """
+    machine, references, results = this_machine(), load_references(bundle), []
+    for name, entry in bundle.manifest.engines.items():
+        graph = bundle.manifest.graphs[entry.graph]
+        reason = _reason_against(entry.key, machine)
+        for plan in plans_of(bundle, graph, references):
+            golden = references[plan]
+            profile = entry.key.profile(len(golden["noise"]))
+            if not reason and profile is None:
+                reason = f"it has no profile for the batch of {len(golden['noise'])} in golden.npz"
+            if reason or profile is None:
+                results.append(left_out(name, graph, plan, reason))
+            else:
+                made = _run(bundle, entry, plan, golden, profile)
+                results.append(compare(bundle, name, graph, plan, made, golden))
+    return results
+
+
+def _reason_against(key: EngineKey, machine: Machine) -> str:
+    """Why an engine cannot run here, or ""."""
+    if machine.sm is None:
+        return "no NVIDIA GPU here"
+    flavour = installed(key.flavour)
+    if flavour.version != key.version:
+        return (
+            f"it was built by {key.flavour} {key.version}, here is {flavour.version or 'none'}; rebuild it with: fewstep build"
+        )
+    if key.targets and machine.sm not in key.targets:
+        return f"it was built for SM {', '.join(key.targets)}, this GPU is SM {machine.sm}; rebuild it with: fewstep build"
+    if key.gpu is not None and key.gpu != machine.gpu:
+        return f"it was built on {key.gpu}, this is {machine.gpu}; rebuild it with: fewstep build"
+    return ""
+
+
+def _run(bundle: Bundle, entry: EngineEntry, plan: str, golden: Arrays, profile: int) -> Arrays:
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if entry.key.flavour == "tensorrt_rtx" else "0"
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    with ExitStack() as stack:
+        runners = [
+            stack.enter_context(TrtRunner(EngineFromBytes(bundle.file(path).read_bytes()), optimization_profile=profile))
+            for path in entry.paths
+        ]
+
+        def run(runner: Any, output: str, arrays: Arrays) -> npt.NDArray[Any]:
+            feeds = {name: np.ascontiguousarray(arrays[name]) for name in runner.get_input_metadata()}
+            return np.array(runner.infer(feeds)[output])
+
+        if len(runners) == 1:
+            return {"sample": run(runners[0], "sample", golden)}
+        step, finish = runners
+        return walk(
+            bundle,
+            bundle.manifest.graphs[entry.graph],
+            bundle.plan(plan),
+            golden,
+            lambda arrays: run(step, "denoised", arrays),
+            lambda arrays: run(finish, "sample", arrays),
+        )
