@@ -56,7 +56,7 @@ def one(root: Path, plan: str, layout: Layout) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for precision in ("fp32", "fp16"):
         begin = time.perf_counter()
-        bundle = export_graphs(Bundle.load(root), [plan], [precision], layout=layout)
+        bundle = export_graphs(Bundle.load(root), [plan], [precision], layouts=[layout])
         seconds = time.perf_counter() - begin
         name = "teacher.step" if layout == "step" else plan if layout == "unrolled" else f"{plan}.loop"
         graph = bundle.manifest.graphs[f"{name}.{precision}"]
@@ -90,7 +90,7 @@ def make_large(root: Path) -> None:
 def export_large(root: Path, precision: str, layout: str) -> None:
     """In a process of its own: prints what it took."""
     begin = time.perf_counter()
-    bundle = export_graphs(Bundle.load(root), ["n4"], [precision], layout=layout)  # type: ignore[arg-type, list-item]
+    bundle = export_graphs(Bundle.load(root), ["n4"], [precision], layouts=[layout])  # type: ignore[arg-type, list-item]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (graph,) = (g for g in bundle.manifest.graphs.values() if (g.precision, g.layout) == (precision, layout))
     sizes = {Path(p).name: bundle.manifest.files[p].bytes for p in graph.paths}

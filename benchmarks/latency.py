@@ -33,6 +33,7 @@ from fewstep.demo import machine
 from fewstep.denoiser import Denoiser, load_network
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import guided
+from fewstep.manifest import Layout
 from fewstep.plan import Plan, sample
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
@@ -224,9 +225,8 @@ def main(source: Path) -> None:
         bundle = Bundle.load(source)
         root = Path(directory, "digits.bundle")
         shutil.copytree(bundle.root, root)
-        bundle = export_graphs(Bundle.load(root), PLANS, ["fp32"], report=print)
-        bundle = export_graphs(bundle, PLANS, ["fp32"], layout="loop")
-        bundle = export_graphs(bundle, PLANS, ["fp32"], layout="step")
+        layouts: list[Layout] = ["unrolled", "loop", "step"]
+        bundle = export_graphs(Bundle.load(root), PLANS, ["fp32"], layouts=layouts, report=print)
         for name in PLANS:
             plan, entry = bundle.plan(name), bundle.manifest.plans[name]
             plain = Path(directory, f"{name}.plain.onnx")

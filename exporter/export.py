@@ -60,7 +60,7 @@ def export_graphs(
     plans: Sequence[str],
     precisions: Sequence[Precision],
     *,
-    layout: Layout | None = None,
+    layouts: Sequence[Layout] = (),
     doubled: bool | None = None,
     max_inline_bytes: int = MAX_INLINE_BYTES,
     report: Callable[[str], None] = lambda _: None,
@@ -68,7 +68,7 @@ def export_graphs(
 ) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    layout: by the size of the unrolled graph when None. doubled: both conditions of guided rows in one batch, or two calls;
+    layouts: by the size of the unrolled graph where none is given. doubled: both conditions of guided rows in one batch, or two calls;
     what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the graph. report
     takes a sentence for every choice made.
 
@@ -79,7 +79,7 @@ def export_graphs(
     exporter = _Exporter(bundle, doubled, max_inline_bytes, report)
     jobs = [(plan, precision) for plan in plans for precision in precisions]
     for plan, precision in jobs:
-        exporter.ranges(plan, precision, layout)
+        exporter.ranges(plan, precision, layouts)
     golden = dict(np.load(bundle.file(GOLDEN))) if GOLDEN in bundle.manifest.files else {}
     with bundle.edit() as draft:
         for i in track(range(len(jobs)), "export graphs"):
@@ -87,7 +87,8 @@ def export_graphs(
             if precision == precisions[0]:
                 found = reference(bundle, exporter.denoiser(plan), bundle.plan(plan), exporter.torch_decoder)
                 golden |= {f"{plan}/{key}": value for key, value in found.items()}
-            exporter.write(draft, plan, precision, layout)
+            for layout in layouts or (None,):
+                exporter.write(draft, plan, precision, layout)
         np.savez_compressed(draft.new(GOLDEN), allow_pickle=False, **golden)
     return Bundle.load(bundle.root)
 
@@ -123,11 +124,11 @@ class _Exporter:
             self.denoisers[name] = load_network(self.bundle, name)
         return self.denoisers[name]
 
-    def ranges(self, plan: str, precision: Precision, layout: Layout | None) -> Ranges | None:
+    def ranges(self, plan: str, precision: Precision, layouts: Sequence[Layout] = ()) -> Ranges | None:
         """What calibration found for a plan; it must have for eight bits."""
         ranges = self.bundle.ranges(plan)
         if precision in EIGHT_BITS:
-            if layout == "step":
+            if "step" in layouts:
                 raise ValueError(
                     f"{precision} has ranges for each row of a plan, which the step layout does not know; use fp16"
                 )
@@ -140,7 +141,7 @@ class _Exporter:
 
     def write(self, draft: Draft, plan_name: str, precision: Precision, layout: Layout | None) -> None:
         plan, entry = self.bundle.plan(plan_name), self.bundle.manifest.plans[plan_name]
-        ranges = self.ranges(plan_name, precision, layout)
+        ranges = self.ranges(plan_name, precision)
         kept = ranges.kept.get(precision, []) if ranges else []
         network = self._network(plan_name, precision)
         if layout is None:
@@ -207,7 +208,8 @@ class _Exporter:
 
     def _save(self, draft: Draft, file: str, model: ir.Model) -> tuple[str, str | None]:
         """Write a model, weights beside it where they are large; one tensor after the other, so memory holds no second copy."""
-        size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+        constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+        size = sum(constant.nbytes for constant in constants if constant is not None)
         path = draft.new(file)
         if size <= self.max_inline_bytes:
             ir.save(model, path)

@@ -16,7 +16,7 @@ from fewstep.denoiser import save_network
 from fewstep.exporter.export import MAX_UNROLLED_NODES, choose_layout, export_graphs
 from fewstep.exporter.parity import check_graphs
 from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import Layout, PlanEntry
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
 from fewstep.solvers import ddim
@@ -37,10 +37,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def exported(shared: Bundle) -> Bundle:
     """The guided plan in all layouts; weights of more than 100 kB beside the graph."""
-    bundle = shared
-    for layout in ("unrolled", "loop", "step"):
-        bundle = export_graphs(bundle, ["interval"], ["fp32"], layout=layout, doubled=True, max_inline_bytes=100_000)
-    return bundle
+    layouts: list[Layout] = ["unrolled", "loop", "step"]
+    return export_graphs(shared, ["interval"], ["fp32"], layouts=layouts, doubled=True, max_inline_bytes=100_000)
 
 
 def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported: Bundle) -> None:
@@ -86,13 +84,14 @@ def test_weights_beside_the_graph_are_checked_like_all_files(change: str, export
         check_graphs(Bundle.load(copy))
 
 
-def test_the_layout_is_chosen_by_size_and_the_choices_are_said(shared: Bundle) -> None:
+def test_the_layout_is_chosen_by_size_and_the_choices_are_said(shared: Bundle, tmp_path: Path) -> None:
     assert choose_layout(10, MAX_UNROLLED_NODES // 10)[0] == "unrolled"
     layout, reason = choose_layout(10, MAX_UNROLLED_NODES)
     assert layout == "loop"
     assert "over 10000 load and build slowly" in reason
     said: list[str] = []
-    bundle = export_graphs(shared, ["interval"], ["fp32"], report=said.append)
+    shutil.copytree(shared.root, tmp_path / "copy.bundle")
+    bundle = export_graphs(Bundle.load(tmp_path / "copy.bundle"), ["interval"], ["fp32"], report=said.append)
     assert any("interval.fp32: unrolled (3 evaluations of" in line for line in said)
     (measured,) = (line for line in said if "as fast on this CPU" in line)
     assert bundle.manifest.graphs["interval.fp32"].doubled == ("one doubled batch" in measured)
@@ -102,7 +101,7 @@ def test_eight_bits_need_ranges_and_a_plan(shared: Bundle) -> None:
     with pytest.raises(ValueError, match=r"int8 needs the ranges of the plan 'plain'; collect them with: fewstep quantise"):
         export_graphs(shared, ["plain"], ["int8"])
     with pytest.raises(ValueError, match="which the step layout does not know"):
-        export_graphs(shared, ["plain"], ["int8"], layout="step")
+        export_graphs(shared, ["plain"], ["int8"], layouts=["step"])
     with pytest.raises(ValueError, match="fp32 rounds nothing"):
         calibrate_ranges(shared, "plain", ["fp32"])
 
@@ -115,3 +114,25 @@ def test_a_graph_that_is_none_is_refused_in_words(content: bytes, digits: Bundle
         check_graphs(Bundle.load(digits.root))
     with pytest.raises(ValueError, match=r"ONNX Runtime \S+ refuses the graph '.*sid2\.fp32.*: .*; export it again"):
         Generator.open(digits.root, plan="sid2", precision="fp32")
+
+
+def test_a_graph_of_an_opset_to_come_is_refused_in_words(digits: Bundle) -> None:
+    path = digits.file(digits.manifest.graphs["sid2.fp32"].file)
+    model = onnx.load(path)
+    model.opset_import[0].version = 99
+    with digits.edit() as draft:
+        draft.new(digits.manifest.graphs["sid2.fp32"].file).write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"refuses the graph .*[Oo]pset 99.*; export it again"):
+        Generator.open(digits.root, plan="sid2", precision="fp32")
+
+
+def test_a_plan_of_another_network_is_refused(exported: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "small.bundle"
+    shutil.copytree(exported.root, copy)
+    with Bundle.load(copy).edit() as draft:
+        draft.manifest.networks["other"] = exported.manifest.networks["teacher"].model_copy(update={"directory": None})
+        draft.manifest.plans["foreign"] = exported.manifest.plans["plain"].model_copy(update={"network": "other"})
+    with pytest.raises(ValueError, match=r"the plan 'foreign' belongs to the network 'other', the graph .* to 'teacher'"):
+        Generator(Bundle.load(copy), "teacher.step.fp32", plan="foreign")
+    with pytest.raises(ValueError, match="no graph of the plan 'foreign'"):
+        Generator.open(copy, plan="foreign")

@@ -99,7 +99,7 @@ TINY |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
 def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bundle, plan = _latent_bundle(tmp_path / "latent.bundle", kind(**config))
-    exported = export_graphs(bundle, ["heun2"], ["fp32"], layout=layout, doubled=True)
+    exported = export_graphs(bundle, ["heun2"], ["fp32"], layouts=[layout], doubled=True)
     (result,) = check_graphs(exported)
     assert result.ok
     assert len(result.drift) == plan.rows

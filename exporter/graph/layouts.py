@@ -112,7 +112,7 @@ def guided_where(
     evaluations: Evaluations, writer: Writer, x: Symbol, weight: Symbol, where: ir.Value, at: At, *, doubled: bool
 ) -> Symbol:
     """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run."""
-    then, otherwise = Writer(writer), Writer(writer)
+    then, otherwise = (Writer(writer, branch=True) for _ in range(2))
     weight = Symbol(then, weight.value)
     if doubled:
         inside = Symbol(then, x.value)

@@ -36,7 +36,9 @@ def export(
     lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
     hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
     precision: Annotated[str, typer.Option(help=f"Of {', '.join(get_args(Precision))}, commas between.")] = "fp32,fp16",
-    layout: Annotated[str | None, typer.Option(help="unrolled, loop or step.", show_default="by size")] = None,
+    layout: Annotated[
+        list[str] | None, typer.Option(help="unrolled, loop or step; repeat for more.", show_default="by size")
+    ] = None,
     doubled: Annotated[
         bool | None,
         typer.Option("--doubled/--two-calls", help="Guided rows as one batch of twice the size.", show_default="measured here"),
@@ -50,8 +52,9 @@ def export(
     from fewstep.exporter.export import export_graphs
 
     loaded, wanted = Bundle.load(bundle), precisions(precision)
-    if layout not in (None, *get_args(Layout)):
-        raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {layout!r}")
+    layouts = [cast(Layout, name) for name in layout or []]
+    if unknown := [name for name in layouts if name not in get_args(Layout)]:
+        raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
     described = (steps, guidance, lo, hi) != (10, 1.0, 0.0, inf)
     if (plan and solver) or (described and not solver):
         raise ValueError(
@@ -64,9 +67,9 @@ def export(
         plan = [name]
     plans = plan or [cast(str, loaded.manifest.default)]
     loaded = _with_ranges(loaded, plans, wanted)
-    exported = export_graphs(loaded, plans, wanted, layout=cast(Any, layout), doubled=doubled, report=say, track=track)
+    exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
     new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
-    new = {name: g for name, g in new.items() if g.precision in wanted and layout in (None, g.layout)}
+    new = {name: g for name, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
     for graph in new.values():
         say(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
     files = {name: graph.file for name, graph in new.items()}
