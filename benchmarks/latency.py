@@ -39,7 +39,7 @@ from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
-PLANS = ("sid1", "sid2", "iia4", "ddim10", "ddim10_w2", "ddim10_w2_interval")
+PLANS = ("sid1", "ddim10", "ddim10_w2_interval")
 BATCHES, BURSTS, BURST = (1, 8), 9, 10
 WAYS = (
     "baked",

@@ -68,9 +68,9 @@ def export_graphs(
 ) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    layouts: by the size of the unrolled graph where none is given. doubled: both conditions of guided rows in one batch, or two calls;
-    what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the graph. report
-    takes a sentence for every choice made.
+    layouts: by the size of the unrolled graph where none is given. doubled: both conditions of guided rows in one batch, or
+    two calls; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the graph.
+    report takes a sentence for every choice made.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
@@ -158,11 +158,13 @@ class _Exporter:
         name = plan_name if layout != "step" else entry.network
         name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":
-            model, end = step(network, doubled=doubled), finish(network.state, image, decoder)
+            model, end = step(network, doubled=doubled, layers=layers), finish(network.state, image, decoder)
         else:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None
         limits = _limits(precision, ranges)
+        for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
+            draft.remove(old)
         file, data = self._save(draft, f"graphs/{name}.onnx", model)
         draft.manifest.graphs[name] = GraphEntry(
             file=file,

@@ -20,7 +20,7 @@ from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["train", "distill", "calibrate", "export", "build", "package", "generate", "check", "inspect", "demo"]
+VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
 
 
 def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -193,3 +193,15 @@ def test_the_verbs_work_one_after_the_other(tmp_path: Path) -> None:
     fewstep("check", "digits.bundle", cwd=tmp_path)
     fewstep("generate", "digits.bundle", "--plan", "iia2", cwd=tmp_path)
     assert Image.open(tmp_path / "grid.png").size == (10 * 28 * 4, 28 * 4)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [("torch", ["export"], "export"), ("onnxruntime", ["generate"], "cpu"), ("onnx_ir", ["export"], "export")],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, arguments: list[str], extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from fewstep.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments, "examples/digits.bundle"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"fewstep: this needs {package}, which is not installed; pip install 'fewstep[{extra}]'"

@@ -27,6 +27,8 @@ def check_engines(bundle: Bundle) -> list[Parity]:
     for name, entry in bundle.manifest.engines.items():
         graph = bundle.manifest.graphs[entry.graph]
         reason = _reason_against(entry.key, machine)
+        if entry.key.graph_sha256 != bundle.manifest.files[graph.file].sha256:
+            reason = "its graph was exported again since; rebuild it with: fewstep build"
         for plan in plans_of(bundle, graph, references):
             golden = references[plan]
             profile = entry.key.profile(len(golden["noise"]))

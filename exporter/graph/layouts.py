@@ -127,7 +127,7 @@ def guided_where(
     return Symbol(writer, writer.op("If", where, **branches))
 
 
-def step(network: Network, *, doubled: bool = False) -> ir.Model:
+def step(network: Network, *, doubled: bool = False, layers: LayerPrecision | None = None) -> ir.Model:
     """One evaluation of any row of any plan: x (B, C, H, W), scales (4,), weight () and the condition -> denoised.
 
     scales are the four numbers of `network.scales(sigma)`; where weight is 1 the unconditional evaluation does not run.
@@ -139,7 +139,7 @@ def step(network: Network, *, doubled: bool = False) -> ir.Model:
     weight = ir.val("weight", ir.DataType.FLOAT, ())
     skip, out, into, timestep = (Symbol(writer, v) for v in writer.outputs("Split", 4, scales, axis=0, num_outputs=4))
     at = At("step", None, writer.op("Reshape", timestep.value, writer.constant([])))
-    evaluations = Evaluations(network, writer, x, given, null, folded=Folded({}, {}))
+    evaluations = Evaluations(network, writer, x, given, null, folded=Folded({}, {}), layers=layers)
     scaled_x = into * Symbol(writer, x)
     if conditional:
         on = writer.op("Not", writer.op("Equal", weight, writer.constant(1.0)))

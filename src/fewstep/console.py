@@ -80,7 +80,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
     """A table: first column left, numbers right."""
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     _out.print(shown)

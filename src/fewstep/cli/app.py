@@ -17,6 +17,23 @@ from fewstep.manifest import Precision
 
 __all__ = ["BundlePath", "Json", "Seed", "app", "finish", "main", "precisions", "size", "whole_numbers"]
 
+# Which extra brings a package that a verb found missing.
+EXTRA_OF = {
+    "accelerate": "train",
+    "datasets": "train",
+    "diffusers": "export",
+    "mlxtend": "demo",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "openvino": "openvino",
+    "polygraphy": "rtx",
+    "safetensors": "export",
+    "torch": "export",
+    "torchmetrics": "train",
+}
+
 app = typer.Typer(
     help="Train, distil, calibrate, export and run few-step diffusion models.\n\n"
     "A bundle directory goes from verb to verb: train makes it, each verb adds to it, generate needs nothing else.",
@@ -73,10 +90,10 @@ def size(count: int) -> str:
 
 
 def main() -> None:
-    """Run the command; bad input and a full disk end with one sentence and exit code 2."""
+    """Run the command; bad input, a package that is not installed and a full disk end with one sentence and exit code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("FEWSTEP_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
@@ -84,5 +101,10 @@ def main() -> None:
             text = (
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
             )
+        if isinstance(error, ImportError):
+            package = (error.name or text).split(".")[0]
+            text = f"this needs the package {package}, which is not installed or does not load: {text}"
+            if package in EXTRA_OF:
+                text = f"this needs {package}, which is not installed; pip install 'fewstep[{EXTRA_OF[package]}]'"
         say(f"fewstep: {text}")
         sys.exit(2)

@@ -10,6 +10,7 @@ import typer
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
 from fewstep.console import say, table
+from fewstep.manifest import Manifest
 
 __all__ = ["check", "demo", "generate", "inspect"]
 
@@ -84,10 +85,16 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     condition = kinds[manifest.condition.kind]
     say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
     plans = [
-        (name + (" (default)" if name == manifest.default else ""), p.network, p.solver, str(p.plan().nfe))
+        (
+            name + (" (default)" if name == manifest.default else ""),
+            p.network,
+            p.solver,
+            str(p.plan().nfe),
+            _exported(manifest, name),
+        )
         for name, p in manifest.plans.items()
     ]
-    table("plans", ["name", "network", "solver", "network calls"], plans)
+    table("plans", ["name", "network", "solver", "calls", "graphs"], plans)
     files = [
         (name, g.file, g.precision, size(sum(manifest.files[path].bytes for path in g.paths)))
         for name, g in manifest.graphs.items()
@@ -95,6 +102,13 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     files += [(name, e.file, e.key.precision, size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
     table("graphs and engines", ["name", "file", "precision", "size"], files)
     finish(manifest.model_dump(mode="json", by_alias=True), as_json)
+
+
+def _exported(manifest: Manifest, plan: str) -> str:
+    """The precisions a plan has graphs in, a step graph of its network among them."""
+    network = manifest.plans[plan].network
+    found = [g.precision for g in manifest.graphs.values() if g.plan == plan or (g.plan is None and g.network == network)]
+    return " ".join(dict.fromkeys(found)) or "none yet"
 
 
 @app.command()
