@@ -9,7 +9,6 @@ latency over evaluations x bare.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -20,27 +19,25 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-import torch
-from diffusers import EDMEulerScheduler
 
 from fewstep.bundle import Bundle
-from fewstep.demo import machine
-from fewstep.denoiser import Denoiser, load_network
-from fewstep.exporter.export import export_graphs
 from fewstep.guidance import guided
 from fewstep.manifest import Layout
 from fewstep.plan import Plan, sample
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 
+if TYPE_CHECKING:
+    from fewstep.denoiser import Denoiser
+
 RESULT = Path(__file__).parent / "results" / "latency.json"
 PLANS = ("sid1", "ddim10", "ddim10_w2_interval")
-BATCHES, BURSTS, BURST = (1, 8), 9, 10
+BATCHES, ROUNDS, BURSTS, BURST, SETTLE, REST_SECONDS = (1, 8), 3, 4, 8, 3, 0.3
 WAYS = (
     "baked",
     "baked, loop",
@@ -55,12 +52,14 @@ WAYS = (
 Way = Callable[[], np.ndarray]
 
 
-def to_images(x: torch.Tensor | np.ndarray) -> np.ndarray:
+def to_images(x: Any) -> np.ndarray:
     array = np.asarray(x)
     return np.clip(np.round((array + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way:
+    import torch
+
     draws = [torch.tensor(start[:, i]) for i in range(plan.draws)]
     condition, null = (torch.tensor(labels),), (torch.full((len(labels),), 10),)
 
@@ -73,6 +72,9 @@ def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarr
 
 def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way | None:
     """What a diffusers pipeline does: its EDM Euler scheduler around the network, guidance by a doubled batch in every step."""
+    import torch
+    from diffusers import EDMEulerScheduler
+
     euler = np.allclose(plan.a[np.tril_indices(plan.rows, -1)], 0) and not plan.c.any()
     full = (plan.weights == plan.weights[0]).all()
     if not euler or not full or not np.allclose(plan.b[np.tril_indices(plan.rows, -1)], 0):
@@ -81,7 +83,7 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
     condition, null = torch.tensor(labels), torch.full((len(labels),), 10)
     weight = float(plan.weights[0])
 
-    def network(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def network(x: Any, t: Any, label: Any) -> Any:
         return denoiser.evaluate(x, 1000 * t.float(), label)  # the scheduler's t is ln(sigma) / 4
 
     def run() -> np.ndarray:
@@ -104,21 +106,22 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
     return run
 
 
-class Plain(torch.nn.Module):
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.denoiser.evaluate(x, timestep, labels)
-
-
 def write_plain(denoiser: Denoiser, path: Path) -> None:
     """One evaluation as torch.onnx.export writes it: what most people deploy."""
+    import torch
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.denoiser = denoiser
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return self.denoiser.evaluate(x, timestep, labels)
+
     example = (torch.zeros(2, 1, 28, 28), torch.tensor(1.0), torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim.DYNAMIC
     torch.onnx.export(
-        Plain(denoiser).eval(),
+        Plain().eval(),
         example,
         path,
         dynamo=True,
@@ -128,11 +131,13 @@ def write_plain(denoiser: Denoiser, path: Path) -> None:
     )
 
 
-def in_python(session: ort.InferenceSession, denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way:
+def in_python(
+    session: ort.InferenceSession, scales: Callable[[float], Any], plan: Plan, start: np.ndarray, labels: np.ndarray
+) -> Way:
     names = [i.name for i in session.get_inputs()]
 
     def denoise(x: np.ndarray, sigma: float, label: np.ndarray) -> np.ndarray:
-        s = denoiser.scales(sigma)
+        s = scales(sigma)
         feeds = dict(zip(names, (np.float32(s.into) * x, np.array(s.timestep, np.float32), label), strict=True))
         return np.float32(s.skip) * x + np.float32(s.out) * session.run(None, feeds)[0]
 
@@ -154,7 +159,6 @@ def bare(session: ort.InferenceSession, x: np.ndarray, labels: np.ndarray) -> Wa
 
 def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Way | None:
     """One way to run a plan; None where diffusers has no scheduler for it."""
-    torch.set_num_threads(os.cpu_count() or 1)
     bundle = Bundle.load(root)
     plan, network = bundle.plan(name), bundle.manifest.plans[name].network
     seeds, labels = list(range(batch)), np.arange(batch) % 10
@@ -170,10 +174,14 @@ def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Way | Non
         return lambda: session.run(["images"], {"noise": start, "labels": labels})[0]
     if way == "bare":
         return bare(ort.InferenceSession(plain, providers=["CPUExecutionProvider"]), start[:, 0], labels)
-    denoiser = load_network(bundle, network)
     if way == "Python loop over ONNX":
         session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
-        return in_python(session, denoiser, plan, start, labels)
+        return in_python(session, bundle.manifest.networks[network].parametrisation.scales, plan, start, labels)
+    import torch
+
+    from fewstep.denoiser import load_network
+
+    denoiser = load_network(bundle, network)
     if way == "diffusers scheduler":
         return in_diffusers(denoiser, plan, start, labels)
     if way == "torch.compile":
@@ -186,14 +194,24 @@ def work(pipe: Connection, way: str, *arguments: Any) -> None:
     pipe.send(None if run is None else run())
     while run is not None and (count := pipe.recv()):
         times = []
-        for _ in range(count + 1):
+        for _ in range(count + SETTLE):
             begin = time.perf_counter()
             run()
             times.append((time.perf_counter() - begin) * 1e3)
-        pipe.send(times[1:])  # the first fills the caches that the others emptied
+        pipe.send(times[SETTLE:])  # the first fill the caches that the others emptied
 
 
 def measure(root: Path, plain: Path, name: str, batch: int) -> dict[str, dict[str, float]]:
+    """Over rounds of fresh processes: where memory happens to lie moves a whole process by more than its runs differ."""
+    rounds = [one_round(root, plain, name, batch) for _ in range(ROUNDS)]
+    times = {way: [t for times in rounds for t in times[way]] for way in rounds[0]}
+    return {
+        way: {"median_ms": median(t), "p25_ms": quantiles(t)[0], "p75_ms": quantiles(t)[2], "runs": len(t)}
+        for way, t in times.items()
+    }
+
+
+def one_round(root: Path, plain: Path, name: str, batch: int) -> dict[str, list[float]]:
     context = get_context("spawn")
     pipes, made = {}, {}
     for way in WAYS:  # one after the other: compiling takes both cores
@@ -208,19 +226,21 @@ def measure(root: Path, plain: Path, name: str, batch: int) -> dict[str, dict[st
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(BURSTS):
         for way in ways:
+            time.sleep(REST_SECONDS)  # threads of the last one that wait for more work spin until they give up
             pipes[way].send(BURST)
             times[way] += pipes[way].recv()
     for pipe in pipes.values():
         with suppress(BrokenPipeError):
             pipe.send(0)
-    return {
-        name: {"median_ms": median(t), "p25_ms": quantiles(t)[0], "p75_ms": quantiles(t)[2], "runs": len(t)}
-        for name, t in times.items()
-    }
+    return times
 
 
 def main(source: Path) -> None:
-    result: dict[str, Any] = {"machine": machine(), "threads": torch.get_num_threads(), "plans": {}}
+    from fewstep.demo import machine
+    from fewstep.denoiser import load_network
+    from fewstep.exporter.export import export_graphs
+
+    result: dict[str, Any] = {"machine": machine(), "rounds": ROUNDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:
         bundle = Bundle.load(source)
         root = Path(directory, "digits.bundle")

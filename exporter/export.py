@@ -147,7 +147,9 @@ class _Exporter:
         if layout is None:
             layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
             self.report(f"{plan_name}.{precision}: {layout} ({reason})")
-        doubled = plan.guided and self._doubled(entry.network, network, plan)
+        # In a Loop or a step, rows that may go without guidance take two calls, one of them in an If.
+        straight = layout == "unrolled" or (layout == "loop" and bool((plan.weights != 1).all()))
+        doubled = plan.guided and straight and self._doubled(entry.network, network, plan)
         layers = LayerPrecision(frozenset(kept))
         if precision in EIGHT_BITS:
             kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
@@ -158,7 +160,7 @@ class _Exporter:
         name = plan_name if layout != "step" else entry.network
         name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":
-            model, end = step(network, doubled=doubled, layers=layers), finish(network.state, image, decoder)
+            model, end = step(network, layers=layers), finish(network.state, image, decoder)
         else:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None

@@ -12,6 +12,7 @@ from fewstep.demo import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+LATENCY = json.loads((ROOT / "benchmarks/results/latency.json").read_text("utf-8"))
 RESULT = json.loads((ROOT / "benchmarks/results/digits.json").read_text("utf-8"))
 
 
@@ -35,6 +36,31 @@ def table() -> str:
 
 def test_the_table_is_the_result_file() -> None:
     assert table() in README
+
+
+def latency_table() -> str:
+    """The README's second table: a plan in one graph against other ways to run it."""
+    ways = ("torch.compile", "diffusers scheduler", "Python loop over ONNX")
+    lines = [
+        "| plan | evaluations | one graph, ms | over bare evaluations | " + " | ".join(ways) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(ways),
+    ]
+    for name, row in LATENCY["plans"].items():
+        measured, baked = row["ways"], row["ways"]["baked"]
+        cells = [f"{measured[way]['over_baked']:.2f} x" if way in measured else "" for way in ways]
+        lines.append(
+            f"| {name} | {row['evaluations']} | {baked['median_ms']:.2f} | {baked['over_bare']:.2f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def test_the_second_table_is_its_result_file_and_one_graph_is_the_fastest_way() -> None:
+    assert latency_table() in README
+    for name, row in LATENCY["plans"].items():
+        measured = row["ways"]
+        assert measured["baked"]["over_bare"] <= 1.03, name
+        assert min(measured[way]["over_baked"] for way in ("eager torch", "torch.compile")) >= 1.3, name
+        assert measured["Python loop over ONNX"]["over_baked"] > 1, name
 
 
 def test_it_is_short() -> None:

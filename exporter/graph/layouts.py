@@ -108,26 +108,21 @@ def guided_output(
     return mixed
 
 
-def guided_where(
-    evaluations: Evaluations, writer: Writer, x: Symbol, weight: Symbol, where: ir.Value, at: At, *, doubled: bool
-) -> Symbol:
-    """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run."""
+def guided_where(evaluations: Evaluations, writer: Writer, x: Symbol, weight: Symbol, where: ir.Value, at: At) -> Symbol:
+    """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run.
+
+    It stands in the branch of an If, the conditional one outside, where ONNX Runtime optimises it best.
+    """
     then, otherwise = (Writer(writer, branch=True) for _ in range(2))
-    weight = Symbol(then, weight.value)
-    if doubled:
-        inside = Symbol(then, x.value)
-        guided = guided_output(evaluations, then, inside, weight, at, doubled=True)
-        plain = evaluations.evaluate(otherwise, x.value, "given", at)
-    else:
-        conditional = evaluations.evaluate(writer, x.value, "given", at)
-        unconditional = evaluations.evaluate(then, x.value, "null", at)
-        guided = mix(Symbol(then, conditional), Symbol(then, unconditional), weight)
-        plain = otherwise.op("Identity", conditional)
+    conditional = evaluations.evaluate(writer, x.value, "given", at)
+    unconditional = evaluations.evaluate(then, x.value, "null", at)
+    guided = mix(Symbol(then, conditional), Symbol(then, unconditional), Symbol(then, weight.value))
+    plain = otherwise.op("Identity", conditional)
     branches = {"then_branch": then.graph("guided", [], [guided.value]), "else_branch": otherwise.graph("plain", [], [plain])}
     return Symbol(writer, writer.op("If", where, **branches))
 
 
-def step(network: Network, *, doubled: bool = False, layers: LayerPrecision | None = None) -> ir.Model:
+def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
     """One evaluation of any row of any plan: x (B, C, H, W), scales (4,), weight () and the condition -> denoised.
 
     scales are the four numbers of `network.scales(sigma)`; where weight is 1 the unconditional evaluation does not run.
@@ -143,7 +138,7 @@ def step(network: Network, *, doubled: bool = False, layers: LayerPrecision | No
     scaled_x = into * Symbol(writer, x)
     if conditional:
         on = writer.op("Not", writer.op("Equal", weight, writer.constant(1.0)))
-        output = guided_where(evaluations, writer, scaled_x, Symbol(writer, weight), on, at, doubled=doubled)
+        output = guided_where(evaluations, writer, scaled_x, Symbol(writer, weight), on, at)
     else:
         output = guided_output(evaluations, writer, scaled_x, 1.0, at, doubled=False)
     denoised = (skip * Symbol(writer, x) + out * output).value

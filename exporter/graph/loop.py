@@ -28,7 +28,8 @@ def loop(
 ) -> ir.Model:
     """The whole plan as one Loop that carries the states and estimates which later rows read.
 
-    Rows without guidance skip the unconditional evaluation by an If inside. Raises ValueError for a plan that does not fit.
+    Rows without guidance skip the unconditional evaluation by an If inside, which takes two calls; doubled is for plans that
+    are guided in every row. Raises ValueError for a plan that does not fit.
     """
     graph = Sampler(network, plan, layers)
     body = _Body(graph, doubled=doubled)
@@ -78,7 +79,7 @@ class _Body:
         if (weights != 1).all():
             return guided_output(evaluations, self.writer, x, weight, at, doubled=self.doubled)
         on = self.writer.op("Gather", self.table(weights != 1), self.i, axis=0)
-        return guided_where(evaluations, self.writer, x, weight, on, at, doubled=self.doubled)
+        return guided_where(evaluations, self.writer, x, weight, on, at)
 
     def _state(self, estimates: Sequence[Symbol]) -> Symbol:
         """x_{k+1}, its terms in the order of `advance`."""

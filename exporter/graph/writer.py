@@ -26,6 +26,8 @@ class Writer:
         self.initializers: dict[str, ir.Value] = outer.initializers if outer and branch else {}
         self._own = not branch
         self._numbers: count[int] = outer._numbers if outer else count()
+        around = outer._scope if outer else ""
+        self._scope: str = f"body_{self.number()}/" if outer and not branch else around
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int] | ir.Graph) -> ir.Value:
         (output,) = self.outputs(kind, 1, *inputs, **attributes)
@@ -59,6 +61,7 @@ class Writer:
 
     def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """The graph's value for a named tensor, one for everything that uses it."""
+        name = self._scope + name  # a body must not reuse a name of the graph around it
         if name not in self.initializers:
             self.initializers[name] = ir.val(name, const_value=tensor)
         return self.initializers[name]
