@@ -99,7 +99,7 @@ def test_the_graph_rounds_as_calibration_foresaw(
 
 
 def _constants(model: ir.Model) -> dict[str, np.ndarray]:
-    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    return {str(v.name): v.const_value.numpy() for graph in model.graphs() for v in graph.initializers.values()}
 
 
 def _activation_scales(model: ir.Model, layer: str) -> list[float]:
