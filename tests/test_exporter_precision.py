@@ -40,7 +40,7 @@ NAMES = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 @pytest.fixture(scope="module")
 def denoiser() -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CLASSES, channels=(8,), layers=1, attention=True, patch=1, sigma_data=0.5).eval()
+    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=True, patch=1, sigma_data=0.5).eval()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,8 @@ def test_the_graph_rounds_as_calibration_foresaw(
         error = np.abs(foreseen - exact).mean()
         assert error > 1e-4  # eight bits leave a trace
         assert np.abs(made - exact).mean() == pytest.approx(error, rel=0.15)
-        assert np.abs(made - foreseen).mean() < (0.3 if len(names) == 1 else 2) * error
+        base = 0.3 if precision == "int8" else 0.6  # the rest in fp16 flips some roundings
+        assert np.abs(made - foreseen).mean() < (base if len(names) == 1 else 2) * error
 
 
 def _constants(model: ir.Model) -> dict[str, np.ndarray]:
