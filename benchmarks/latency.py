@@ -1,9 +1,8 @@
 """One plan, run in every way a user might: python benchmarks/latency.py demo/digits.bundle
 
-Writes benchmarks/results/latency.json. All ways start from the same noise and must give the same images. Each has a process of
-its own, for the waiting threads of one runtime slow down another's; they take turns in bursts, so that other load meets all of
-them, and are compared by medians. `bare` is one call of the network's plain ONNX export, without sampler; over_bare is a way's
-latency over evaluations x bare.
+Writes benchmarks/results/latency.json. All ways start from the same noise and must give the same images; how they take turns
+says turns.py. `bare` is one call of the network's plain ONNX export, without sampler; over_bare is a way's latency over
+evaluations x bare.
 """
 
 from __future__ import annotations
@@ -12,18 +11,14 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from turns import ROUNDS, Run, in_turns
 
 from fewstep.bundle import Bundle
 from fewstep.guidance import guided
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
 PLANS = ("sid1", "ddim10", "ddim10_w2_interval")
-BATCHES, ROUNDS, BURSTS, BURST, SETTLE, REST_SECONDS = (1, 8), 3, 4, 8, 3, 0.3
+BATCHES = (1, 8)
 WAYS = (
     "baked",
     "baked, loop",
@@ -49,7 +44,6 @@ WAYS = (
     "Python loop over ONNX",
     "bare",
 )
-Way = Callable[[], np.ndarray]
 
 
 def to_images(x: Any) -> np.ndarray:
@@ -57,7 +51,7 @@ def to_images(x: Any) -> np.ndarray:
     return np.clip(np.round((array + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way:
+def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Run:
     import torch
 
     draws = [torch.tensor(start[:, i]) for i in range(plan.draws)]
@@ -70,7 +64,7 @@ def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarr
     return run
 
 
-def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Way | None:
+def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Run | None:
     """What a diffusers pipeline does: its EDM Euler scheduler around the network, guidance by a doubled batch in every step."""
     import torch
     from diffusers import EDMEulerScheduler
@@ -133,7 +127,7 @@ def write_plain(denoiser: Denoiser, path: Path) -> None:
 
 def in_python(
     session: ort.InferenceSession, scales: Callable[[float], Any], plan: Plan, start: np.ndarray, labels: np.ndarray
-) -> Way:
+) -> Run:
     names = [i.name for i in session.get_inputs()]
 
     def denoise(x: np.ndarray, sigma: float, label: np.ndarray) -> np.ndarray:
@@ -151,13 +145,13 @@ def in_python(
     return run
 
 
-def bare(session: ort.InferenceSession, x: np.ndarray, labels: np.ndarray) -> Way:
+def bare(session: ort.InferenceSession, x: np.ndarray, labels: np.ndarray) -> Run:
     values = (x, np.array(0.0, np.float32), labels)
     feeds = {given.name: value for given, value in zip(session.get_inputs(), values, strict=True)}
     return lambda: session.run(None, feeds)[0]
 
 
-def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Way | None:
+def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Run | None:
     """One way to run a plan; None where diffusers has no scheduler for it."""
     bundle = Bundle.load(root)
     plan, network = bundle.plan(name), bundle.manifest.plans[name].network
@@ -189,50 +183,10 @@ def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Way | Non
     return in_torch(denoiser, plan, start, labels)
 
 
-def work(pipe: Connection, way: str, *arguments: Any) -> None:
-    run = build(way, *arguments)
-    pipe.send(None if run is None else run())
-    while run is not None and (count := pipe.recv()):
-        times = []
-        for _ in range(count + SETTLE):
-            begin = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - begin) * 1e3)
-        pipe.send(times[SETTLE:])  # the first fill the caches that the others emptied
-
-
-def measure(root: Path, plain: Path, name: str, batch: int) -> dict[str, dict[str, float]]:
-    """Over rounds of fresh processes: where memory happens to lie moves a whole process by more than its runs differ."""
-    rounds = [one_round(root, plain, name, batch) for _ in range(ROUNDS)]
-    times = {way: [t for times in rounds for t in times[way]] for way in rounds[0]}
-    return {
-        way: {"median_ms": median(t), "p25_ms": quantiles(t)[0], "p75_ms": quantiles(t)[2], "runs": len(t)}
-        for way, t in times.items()
-    }
-
-
-def one_round(root: Path, plain: Path, name: str, batch: int) -> dict[str, list[float]]:
-    context = get_context("spawn")
-    pipes, made = {}, {}
-    for way in WAYS:  # one after the other: compiling takes both cores
-        pipes[way], theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, way, root, plain, name, batch), daemon=True).start()
-        made[way] = pipes[way].recv()
-    ways = [way for way in WAYS if made[way] is not None]
-    for way in ways:
-        if way != "bare":
-            difference = np.abs(made[way].astype(int) - made["baked"].astype(int)).max()
-            assert difference <= 1, f"{way} gives another image of {name}"
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(BURSTS):
-        for way in ways:
-            time.sleep(REST_SECONDS)  # threads of the last one that wait for more work spin until they give up
-            pipes[way].send(BURST)
-            times[way] += pipes[way].recv()
-    for pipe in pipes.values():
-        with suppress(BrokenPipeError):
-            pipe.send(0)
-    return times
+def same_images(made: dict[str, np.ndarray]) -> None:
+    for way, images in made.items():
+        difference = 0 if way == "bare" else np.abs(images.astype(int) - made["baked"].astype(int)).max()
+        assert difference <= 1, f"{way} gives another image"
 
 
 def main(source: Path) -> None:
@@ -257,7 +211,7 @@ def main(source: Path) -> None:
 
 
 def _one(bundle: Bundle, name: str, plan: Plan, plain: Path, batch: int) -> dict[str, Any]:
-    measured = measure(bundle.root, plain, name, batch)
+    measured = in_turns(build, {way: (way, bundle.root, plain, name, batch) for way in WAYS}, same_images)
     floor = plan.nfe * measured["bare"]["median_ms"]
     for way, row in measured.items():
         row["over_bare"] = row["median_ms"] / floor

@@ -1,7 +1,7 @@
 """Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo
 
 Writes benchmarks/results/precision.json: image error from equal noise, Frechet distance and class accuracy over three sets of
-seeds, latency in interleaved runs. Needs a full run of the demo (its bundle and classifier).
+seeds, latency in turns. Needs a full run of the demo (its bundle and classifier).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from math import log10
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from turns import Run, in_turns
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.classifier import classifier
@@ -26,12 +26,13 @@ from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
 from fewstep.demo import full, machine
 from fewstep.exporter.export import export_graphs
+from fewstep.manifest import Precision
 from fewstep.ranges import Ranges
 from fewstep.runtime import Generator
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 PLANS = ("sid1", "sid2", "iia4", "ddim10")
-SEEDS, RUNS = (1, 2, 3), 60
+SEEDS = (1, 2, 3)
 
 
 def with_shared_ranges(bundle: Bundle, plan: str) -> Bundle:
@@ -54,14 +55,10 @@ def images(generator: Generator, judge: Judge, seed: int) -> np.ndarray:
     return np.concatenate(made)
 
 
-def latency(generators: dict[str, Generator], batch: int) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in generators}
-    for _ in range(RUNS):
-        for name, generator in generators.items():
-            begin = time.perf_counter()
-            generator(np.arange(batch) % 10, seeds=range(batch))
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: median(values) * 1e3 for name, values in seconds.items()}
+def generate(root: Path, plan: str, precision: Precision, batch: int) -> Run:
+    generator = Generator.open(root, plan=plan, precision=precision, backend="cpu")
+    labels, seeds = np.arange(batch) % 10, range(batch)
+    return lambda: generator(labels, seeds=seeds)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -93,14 +90,21 @@ def main(demo: Path) -> None:
             shutil.copytree(own, shared)
             bundle = export_graphs(bundle, [plan], ["fp32", "int8"])
             export_graphs(with_shared_ranges(Bundle.load(shared), plan), [plan], ["int8"])
-            generators = {p: Generator.open(own, plan=plan, precision=p, backend="cpu") for p in ("fp32", "int8")}
-            generators["int8, shared ranges"] = Generator.open(shared, plan=plan, precision="int8", backend="cpu")
+            ways: dict[str, tuple[Path, str, Precision]] = {
+                "fp32": (own, plan, "fp32"),
+                "int8": (own, plan, "int8"),
+                "int8, shared ranges": (shared, plan, "int8"),
+            }
+            generators = {
+                way: Generator.open(root, plan=plan, precision=precision, backend="cpu")
+                for way, (root, _, precision) in ways.items()
+            }
             ranges = bundle.ranges(plan)
             assert ranges is not None
             row = {"kept": ranges.kept["int8"], "foreseen_psnr_db": ranges.psnr_db["int8"], **judged(generators, judge)}
             row["bytes"] = {p: bundle.manifest.files[f"graphs/{plan}.{p}.onnx"].bytes for p in ("fp32", "int8")}
             for batch in (1, 8):
-                row[f"latency_ms, batch {batch}"] = latency(generators, batch)
+                row[f"latency, batch {batch}"] = in_turns(generate, {way: (*given, batch) for way, given in ways.items()})
             result["plans"][plan] = row
             print(plan, json.dumps(row, indent=1))
             RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -271,24 +271,3 @@ def test_without_openvino_its_target_says_what_to_install(tmp_path: Path, monkey
     with pytest.raises(ValueError, match=r"needs OpenVINO; install it with: pip install 'fewstep\[openvino\]'"):
         package(EXAMPLE, tmp_path / "out", ["openvino"])
     assert not list(tmp_path.iterdir())
-
-
-def test_the_documented_figures_are_those_of_the_result_file() -> None:
-    root = Path(__file__).parent.parent
-    text = (root / "docs/edge.md").read_text("utf-8")
-    result = json.loads((root / "benchmarks/results/edge.json").read_text("utf-8"))
-    rows = {
-        "ONNX, ONNX Runtime": result["cpu"]["sid1"]["onnx"],
-        ".ort, ONNX Runtime": result["cpu"]["sid1"]["ort"],
-        "OpenVINO, f32": result["cpu"]["sid1"]["openvino f32"],
-        "OpenVINO, its default (bf16 here)": result["cpu"]["sid1"]["openvino default"],
-        "browser, Chromium, WebAssembly": result["browser"]["sid1"],
-    }
-    for title, row in rows.items():
-        error = f"{row['max_error']:.1e}".replace("0.0e+00", "0") if "max_error" in row else "not visible"
-        share = f"{row['pixels_that_differ'] * 100:.2g} %"
-        assert f"| {title} | {error} | {row['max_levels']} | {share} | {row['latency_ms']:.1f} |" in text
-    sizes = {(part["target"], part["part"]): part["bytes"] for part in result["sizes"]["parts"]}
-    for target, graph in (("ort", "sid1.fp32"), ("web", "sid1.fp32"), ("openvino", "sid1.fp32"), ("device", "sid1.fp32")):
-        size = sizes[target, f"{graph}: graph"] + sizes[target, f"{graph}: weights"]
-        assert f"| {target} | {size / 1e6:.2f}" in text

@@ -1,0 +1,155 @@
+"""Writes the measured tables of README and docs from the result files: python benchmarks/tables.py
+
+A table stands between `<!-- table: NAME -->` and the next `<!-- end -->`; tests check that pages hold what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fewstep.demo import SAMPLERS
+
+__all__ = ["PAGES", "ROOT", "result", "written"]
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/export.md", "docs/edge.md")
+BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def result(name: str) -> dict[str, Any]:
+    """A result file, by the name of its benchmark."""
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))
+    return found
+
+
+def written(page: str) -> str:
+    """A page's text with its tables as the result files have them."""
+    return BLOCK.sub(lambda block: "".join((*block.groups(), TABLES[block[1]](), "\n")), page)
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    titles = list(head)
+    lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *(list(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("|  |", "| |").replace("|  |", "| |")
+
+
+def spread(row: dict[str, float], digits: int) -> str:
+    return f"{row['mean']:.{digits}f} ± {row['std']:.{digits}f}"
+
+
+def digits() -> str:
+    found = result("digits")
+    rows = []
+    for name, title in SAMPLERS.items():
+        row = found["samplers"][name]
+        scores = spread(row["frechet"], 2), spread(row["accuracy"], 3)
+        rows.append([title, str(row["nfe"]), *scores, f"{row['latency_ms']['mean']:.1f}"])
+    real = found["real_against_real"]
+    rows.append(["real training images", "", spread(real["frechet"], 2), spread(real["accuracy"], 3), ""])
+    return markdown(["sampler", "network calls", "Frechet distance", "class accuracy", "ms per image"], rows)
+
+
+def latency() -> str:
+    ways = ("torch.compile", "diffusers scheduler", "Python loop over ONNX")
+    rows = []
+    for name, row in result("latency")["plans"].items():
+        measured, baked = row["ways"], row["ways"]["baked"]
+        slower = (f"{measured[way]['over_baked']:.2f} x" if way in measured else "" for way in ways)
+        nodes = f"{row['nodes']['baked']} of {row['nodes']['evaluations x bare']}"
+        rows.append([name, str(row["evaluations"]), nodes, f"{baked['median_ms']:.2f}", f"{baked['over_bare']:.2f}", *slower])
+    return markdown(["plan", "evaluations", "nodes left", "one graph, ms", "over bare evaluations", *ways], rows)
+
+
+def precision() -> str:
+    rows = []
+    for plan, row in result("precision")["plans"].items():
+        for name in ("fp32", "int8", "int8, shared ranges"):
+            scores = row[name]
+            psnr = f"{scores['psnr_db']:.1f}" if "psnr_db" in scores else ""
+            times = []
+            for batch in ("latency, batch 1", "latency, batch 8"):
+                ms = {way: measured["median_ms"] for way, measured in row[batch].items()}
+                times.append(f"{ms[name]:.1f}" + (f" ({ms['fp32'] / ms[name]:.2f} x)" if name != "fp32" else ""))
+            kept = str(len(row["kept"])) if name != "fp32" else ""
+            rows.append([f"{plan}, {name}", kept, psnr, spread(scores["frechet"], 2), spread(scores["accuracy"], 3), *times])
+    head = ("plan", "layers kept", "PSNR, dB", "Frechet distance", "class accuracy", "ms, batch 1", "ms, batch 8")
+    return markdown(head, rows)
+
+
+def export() -> str:
+    rows = []
+    for name, row in result("export")["digits teacher"].items():
+        engine = row["engine fp16 SM89"]
+        fp32 = row["fp32"]
+        sizes = [f"{row[p]['bytes'] / 1e6:.2f}" for p in ("fp32", "fp16")] + [f"{engine['bytes'] / 1e6:.1f}"]
+        seconds = (f"{s:.1f}" for s in (fp32["export_seconds"], fp32["load_seconds"], engine["build_seconds"]))
+        rows.append([name, str(fp32["nodes"]), *sizes, *seconds])
+    return markdown(("graph", "nodes", "fp32, MB", "fp16, MB", "engine, MB", "export, s", "load, s", "engine build, s"), rows)
+
+
+def large() -> str:
+    found = result("export")["large"]
+    weights = found["weights_bytes"]
+    rows = [
+        [name, f"{sum(row['files'].values()) / 1e9:.2f}", f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 1e9:.2f}",
+         f"{(row['peak_bytes'] - found['peak_bytes_of_imports']) / weights:.2f} x"]
+        for name, row in found["graphs"].items()
+    ]  # fmt: skip
+    return markdown(("graph", "written, GB", "seconds", "peak memory, GB", "less imports, over the weights"), rows)
+
+
+def edge() -> str:
+    found = result("edge")
+    titles = {
+        "onnx": "ONNX, ONNX Runtime",
+        "ort": ".ort, ONNX Runtime",
+        "openvino f32": "OpenVINO, f32",
+        "openvino default": "OpenVINO, its default (bf16 here)",
+    }
+    measured = [(title, found["cpu"]["sid1"][name]) for name, title in titles.items()]
+    rows = []
+    for title, row in (*measured, ("browser, Chromium, WebAssembly", found["browser"]["sid1"])):
+        error = f"{row['max_error']:.1e}".replace("0.0e+00", "0") if "max_error" in row else "not visible"
+        rows.append(
+            [title, error, str(row["max_levels"]), f"{row['pixels_that_differ'] * 100:.2g} %", f"{row['latency_ms']:.1f}"]
+        )
+    return markdown(
+        ("target", "largest error of the sample", "largest difference, of 255", "pixels that differ", "ms per image"), rows
+    )
+
+
+def sizes() -> str:
+    parts = result("edge")["sizes"]["parts"]
+
+    def total(target: str, *begins: str, key: str = "bytes") -> str:
+        found = [p[key] or 0 for p in parts if p["target"] == target and p["part"].startswith(begins)]
+        return f"{sum(found) / 1e6:.2f}" if any(found) else ""
+
+    rows = []
+    for target, title, runtime in (
+        ("ort", "ort", ("onnxruntime",)),
+        ("web", "web", ("onnxruntime-web",)),
+        ("web", "web, gzipped", ("onnxruntime-web",)),
+        ("openvino", "openvino", ("openvino",)),
+        ("device", "device, with ONNX Runtime", ("onnxruntime",)),
+        ("device", "device, with TensorRT-RTX", ("tensorrt", "polygraphy")),
+    ):
+        key = "gzip_bytes" if "gzipped" in title else "bytes"
+        graphs = (total(target, f"sid1.{p}", key=key) for p in ("fp32", "fp16"))
+        rows.append([title, *graphs, total(target, *runtime, key=key)])
+    return markdown(("target", "graph and weights, fp32, MB", "fp16, MB", "to install or download beside it, MB"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table for table in (digits, latency, precision, export, large, edge, sizes)
+}
+
+if __name__ == "__main__":
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(written(path.read_text("utf-8")), "utf-8")
