@@ -13,10 +13,11 @@ import tempfile
 from dataclasses import asdict
 from math import log10
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
+from digits import spread
 from turns import Run, in_turns
 
 from fewstep.bundle import Bundle
@@ -59,10 +60,6 @@ def generate(root: Path, plan: str, precision: Precision, batch: int) -> Run:
     generator = Generator.open(root, plan=plan, precision=precision, backend="cpu")
     labels, seeds = np.arange(batch) % 10, range(batch)
     return lambda: generator(labels, seeds=seeds)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": mean(values), "std": stdev(values)}
 
 
 def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:

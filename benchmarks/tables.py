@@ -88,7 +88,7 @@ def export() -> str:
         fp32 = row["fp32"]
         sizes = [f"{row[p]['bytes'] / 1e6:.2f}" for p in ("fp32", "fp16")] + [f"{engine['bytes'] / 1e6:.1f}"]
         seconds = (f"{s:.1f}" for s in (fp32["export_seconds"], fp32["load_seconds"], engine["build_seconds"]))
-        rows.append([name, str(fp32["nodes"]), *sizes, *seconds])
+        rows.append([name.replace("1 steps,", "1 step,"), str(fp32["nodes"]), *sizes, *seconds])
     return markdown(("graph", "nodes", "fp32, MB", "fp16, MB", "engine, MB", "export, s", "load, s", "engine build, s"), rows)
 
 
