@@ -18,6 +18,7 @@ from PIL import Image
 
 from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
+from fewstep.console import say, table
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
@@ -205,3 +206,11 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == f"fewstep: this needs {package}, which is not installed; pip install 'fewstep[{extra}]'"
+
+
+def test_brackets_in_tables_and_sentences_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    table("found", ["what", "fix"], [("nothing", "pip install 'fewstep[gpu]'")])
+    say("or 'fewstep[cpu]'")
+    shown = capsys.readouterr().err
+    assert "fewstep[gpu]" in shown
+    assert "fewstep[cpu]" in shown

@@ -15,13 +15,13 @@ from fewstep.progress import Report
 
 __all__ = ["clock", "meter", "say", "table", "track"]
 
-_out = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 PLAIN_EVERY_SECONDS = 5.0
 
 
 def say(text: str) -> None:
     """A line for people. Goes to stderr, so that stdout is left to --json."""
-    _out.print(text, markup=False)
+    _out.print(text)
 
 
 def track(steps: Sequence[int], what: str) -> Iterable[int]:
@@ -77,10 +77,11 @@ def clock(seconds: float) -> str:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: first column left, numbers right."""
+    """A table: numbers right, words left. Cells are shown as they are."""
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(head):
-        shown.add_column(name, justify="right" if i else "left", overflow="fold")
+        numbers = i > 0 and all(row[i][:1] in "-0123456789" for row in rows)
+        shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     _out.print(shown)
