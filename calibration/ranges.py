@@ -46,9 +46,12 @@ def calibrate_ranges(
     samples: int = 32,
     min_psnr_db: float = MIN_PSNR_DB,
     seed: int = 0,
+    again: bool = True,
     track: Track = silent,
 ) -> Bundle:
     """Collect the ranges of a plan's layers and find the layers to keep, for each precision; write ranges/NAME.json.
+
+    again: collect ranges that there are once more. What was found for other precisions stays.
 
     Raises ValueError for a plan the bundle does not have, or conditions that cannot be drawn at random (embeddings).
     """
@@ -58,8 +61,9 @@ def calibrate_ranges(
     denoiser = load_network(bundle, bundle.manifest.plans[name].network)
     inputs = _inputs(bundle, plan, samples, seed)
     span = bundle.manifest.image.high - bundle.manifest.image.low
-    ranges = collect(denoiser, plan, inputs, name=name)
-    if known := bundle.ranges(name):
+    known = bundle.ranges(name)
+    ranges = known if known and not again else collect(denoiser, plan, inputs, name=name)
+    if known:
         ranges.kept, ranges.psnr_db = known.kept, known.psnr_db
     for precision in precisions:
         kept, psnr = kept_layers(denoiser, plan, inputs, ranges, precision, span=span, min_psnr_db=min_psnr_db, track=track)

@@ -30,7 +30,7 @@ from fewstep.plan import Plan
 from fewstep.progress import Track, silent
 from fewstep.ranges import Ranges
 
-__all__ = ["LIMITS", "MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "Limits", "choose_layout", "export_graphs"]
+__all__ = ["LIMITS", "MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "Limits", "choose_layout", "export_graphs", "refuse_layouts"]
 
 MAX_UNROLLED_NODES = 10_000  # beyond, loading takes ONNX Runtime several seconds and TensorRT minutes to build
 MAX_INLINE_BYTES = 512 << 20  # a protobuf is copied whole several times wherever it is written or read; ends at 2 GB anyway
@@ -74,12 +74,13 @@ def export_graphs(
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
+    refuse_layouts(layouts, precisions)
     for name in plans:
         bundle.pick("plan", name, bundle.manifest.plans)
     exporter = _Exporter(bundle, doubled, max_inline_bytes, report)
     jobs = [(plan, precision) for plan in plans for precision in precisions]
     for plan, precision in jobs:
-        exporter.ranges(plan, precision, layouts)
+        exporter.ranges(plan, precision)
     golden = dict(np.load(bundle.file(GOLDEN))) if GOLDEN in bundle.manifest.files else {}
     with bundle.edit() as draft:
         for i in track(range(len(jobs)), "export graphs"):
@@ -91,6 +92,13 @@ def export_graphs(
                 exporter.write(draft, plan, precision, layout)
         np.savez_compressed(draft.new(GOLDEN), allow_pickle=False, **golden)
     return Bundle.load(bundle.root)
+
+
+def refuse_layouts(layouts: Sequence[Layout], precisions: Sequence[Precision]) -> None:
+    """Raise ValueError for a precision that one of the layouts cannot have."""
+    eight = [precision for precision in precisions if precision in EIGHT_BITS]
+    if eight and "step" in layouts:
+        raise ValueError(f"{eight[0]} has ranges for each row of a plan, which the step layout does not know; use fp16")
 
 
 def choose_layout(evaluations: int, nodes: int) -> tuple[Layout, str]:
@@ -124,19 +132,14 @@ class _Exporter:
             self.denoisers[name] = load_network(self.bundle, name)
         return self.denoisers[name]
 
-    def ranges(self, plan: str, precision: Precision, layouts: Sequence[Layout] = ()) -> Ranges | None:
+    def ranges(self, plan: str, precision: Precision) -> Ranges | None:
         """What calibration found for a plan; it must have for eight bits."""
         ranges = self.bundle.ranges(plan)
-        if precision in EIGHT_BITS:
-            if "step" in layouts:
-                raise ValueError(
-                    f"{precision} has ranges for each row of a plan, which the step layout does not know; use fp16"
-                )
-            if ranges is None or precision not in ranges.kept:
-                raise ValueError(
-                    f"{precision} needs the ranges of the plan {plan!r}; collect them with: "
-                    f"fewstep quantise {self.bundle.root.name} --plan {plan} --precision {precision}"
-                )
+        if precision in EIGHT_BITS and (ranges is None or precision not in ranges.kept):
+            raise ValueError(
+                f"{precision} needs the ranges of the plan {plan!r}; collect them with: "
+                f"fewstep quantise {self.bundle.root.name} --plan {plan} --precision {precision}"
+            )
         return ranges
 
     def write(self, draft: Draft, plan_name: str, precision: Precision, layout: Layout | None) -> None:

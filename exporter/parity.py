@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import log10
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import onnxruntime as ort
 
 from fewstep.bundle import Bundle
 from fewstep.exporter.outputs import with_outputs
+from fewstep.external import check_files
 from fewstep.manifest import GraphEntry
 from fewstep.plan import Plan, trajectory
 from fewstep.sessions import NoKernelError, open_session
@@ -68,8 +70,12 @@ def check_graphs(bundle: Bundle) -> list[Parity]:
 
 def load_references(bundle: Bundle) -> dict[str, Arrays]:
     """golden.npz by plan: the inputs and torch's states and sample."""
-    with np.load(bundle.file("golden.npz"), allow_pickle=False) as file:
-        golden = dict(file)
+    path = bundle.file("golden.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            golden = dict(file)
+    except (BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{bundle.root.name}/golden.npz cannot be read ({error}); export the plans again") from None
     plans = {key.split("/")[0] for key in golden if key.endswith("/sample")}
     return {plan: {k.split("/")[1]: v for k, v in golden.items() if k.startswith(f"{plan}/")} for plan in sorted(plans)}
 
@@ -84,7 +90,16 @@ def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]
 
 
 def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Arrays, golden: Arrays) -> Parity:
-    """What was made of a plan's reference inputs against torch's sample, and state by state where there are states."""
+    """What was made of a plan's reference inputs against torch's sample, and state by state where there are states.
+
+    Raises ValueError where these are not images of the bundle.
+    """
+    image = bundle.manifest.image
+    if not made["sample"].shape[1:] == golden["sample"].shape[1:] == image.shape:
+        raise ValueError(
+            f"the manifest says that images are {image.shape}, the graph {name!r} makes {made['sample'].shape[1:]} "
+            f"and golden.npz holds {golden['sample'].shape[1:]}; export the plan again"
+        )
     span = bundle.manifest.image.high - bundle.manifest.image.low
     difference = np.abs(made["sample"] - golden["sample"])
     scale = max(1.0, float(np.abs(golden["sample"]).max()))  # random networks leave the range of images
@@ -175,8 +190,7 @@ def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:
 
 
 def _session(bundle: Bundle, graph: GraphEntry, model: bytes) -> ort.InferenceSession:
-    for path in graph.paths:
-        bundle.file(path)  # weights beside the graph are opened by ONNX Runtime itself
+    check_files(bundle, graph)  # weights beside the graph are opened by ONNX Runtime itself
     # The optimiser puts fp8 where no kernel takes it, and drops rounding to bf16.
     optimise = graph.precision not in ("fp8", "bf16")
     return open_session(model, repr(graph.file), folder=bundle.file(graph.file).parent, optimise=optimise)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
+from fewstep.external import check_files
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.runtime.noise import noise
 from fewstep.runtime.walker import Walker
@@ -39,8 +40,7 @@ class Generator:
         self.condition = bundle.manifest.condition
         self.plan = bundle.plan(_plan_of(bundle, name, graph, plan))
         self.backend, self.reason = _choose(backend)
-        for path in graph.paths:
-            bundle.file(path)  # ONNX Runtime opens weights beside the graph by itself
+        check_files(bundle, graph)  # ONNX Runtime opens weights beside the graph by itself
         session = _session(bundle.file(graph.file), name, self.backend)
         if PROVIDERS[self.backend] not in session.get_providers():
             self.backend, self.reason = "cpu", f"{self.reason}, but CUDA could not start; the CPU runs everything"
@@ -75,7 +75,7 @@ class Generator:
             wanted = f"{precision} graph" if precision else "graph"
             raise ValueError(
                 f"{path} has no {wanted} of the plan {plan!r} (it has: {', '.join(sorted(graphs)) or 'none'}); "
-                f"write it with: fewstep export {path} --plan {plan}"
+                f"write it with: fewstep export {path} --plan {plan}" + (f" --precision {precision}" if precision else "")
             )
         chosen, _ = _choose(backend)
         generator = cls(bundle, graphs[precision or _preferred(chosen, graphs)], plan=plan, backend=backend)

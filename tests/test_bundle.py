@@ -67,7 +67,7 @@ def test_a_changed_truncated_or_missing_file_is_refused(bundle: Bundle, change: 
 
 def test_a_file_the_manifest_does_not_know_is_refused(bundle: Bundle) -> None:
     (bundle.root / "networks" / "extra.py").write_text("print('hello')")
-    with pytest.raises(ValueError, match=r"does not know: \['networks/extra.py'\]"):
+    with pytest.raises(ValueError, match=r"does not know: networks/extra.py; move them elsewhere"):
         bundle.verify()
 
 
@@ -167,3 +167,28 @@ def test_what_is_missing_is_named_with_what_there_is(bundle: Bundle) -> None:
         bundle.plan("fast")
     with pytest.raises(ValueError, match="no network 'student'; it has: teacher"):
         bundle.network("student")
+
+
+def test_a_change_does_not_lose_files_that_somebody_put_there(bundle: Bundle) -> None:
+    note = bundle.root / "notes.txt"
+    note.write_text("mine")
+    with pytest.raises(ValueError, match=r"does not know: notes.txt; move them elsewhere"), bundle.edit():
+        pass
+    assert note.read_text() == "mine"
+
+
+def test_a_bundle_reached_by_a_link_is_changed_where_it_is(bundle: Bundle, tmp_path: Path) -> None:
+    link = tmp_path / "link.bundle"
+    link.symlink_to(bundle.root)
+    for text in ("one", "two"):
+        with Bundle.load(link).edit() as draft:
+            draft.new("card.md").write_text(text)
+        assert link.is_symlink()
+        assert Bundle.load(bundle.root).file("card.md").read_text() == text
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"schema": 1e999}'])
+def test_a_manifest_that_is_no_manifest_is_refused(content: str, bundle: Bundle) -> None:
+    (bundle.root / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=r"is not JSON|has bundle schema|is not a valid manifest"):
+        Bundle.load(bundle.root)

@@ -84,6 +84,10 @@ def test_ranges_are_kept_in_the_bundle_and_another_precision_adds_to_them(digits
     assert again is not None
     assert set(again.kept) == {*known.kept, "fp8"}
     assert again.kept["int8"] == known.kept["int8"]
+    more = calibrate_ranges(Bundle.load(digits.root), "sid1", ["bf16"], samples=4, again=False, min_psnr_db=20).ranges("sid1")
+    assert more is not None
+    assert more.layers == again.layers
+    assert set(more.kept) == {*again.kept, "bf16"}
     Bundle.load(digits.root).verify()
     with digits.edit() as draft:
         draft.new("ranges/sid1.json").write_text('{"plan": "sid1"}')

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
 from fewstep.bundle import Bundle
+from fewstep.denoiser import load_network
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
 from fewstep.manifest import PlanEntry
@@ -64,3 +69,38 @@ def test_polygraphys_runner_gives_the_runtimes_image(digits: Bundle) -> None:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     with OnnxrtRunner(session) as runner:
         np.testing.assert_array_equal(runner.infer(feeds)["images"], session.run(["images"], feeds)[0])
+
+
+def rewritten(bundle: Bundle, name: str, content: bytes) -> Bundle:
+    with bundle.edit() as draft:
+        draft.new(name).write_bytes(content)
+    return Bundle.load(bundle.root)
+
+
+def test_a_reference_that_cannot_be_read_is_said(digits: Bundle) -> None:
+    with pytest.raises(ValueError, match=r"golden.npz cannot be read .*; export the plans again"):
+        check_graphs(rewritten(digits, "golden.npz", b"not a zip"))
+
+
+def test_a_manifest_that_promises_other_images_than_the_graphs_make_is_refused(digits: Bundle) -> None:
+    with digits.edit() as draft:
+        draft.manifest.image = digits.manifest.image.model_copy(update={"height": 32})
+    message = r"the manifest says that images are \(1, 32, 28\), the graph 'sid[12].fp32' makes \(1, 28, 28\)"
+    with pytest.raises(ValueError, match=message):
+        check_graphs(Bundle.load(digits.root))
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(digits: Bundle) -> None:
+    name = "networks/teacher/config.json"
+    config = json.loads(digits.file(name).read_text()) | {"block_out_channels": [32, 128]}
+    with pytest.raises(ValueError, match=r"the weights of network 'teacher' do not fit its config.json"):
+        load_network(rewritten(digits, name, json.dumps(config).encode()), "teacher")
+
+
+def test_a_command_that_is_refused_leaves_no_plan_behind(digits: Bundle) -> None:
+    before = {p: p.read_bytes() for p in digits.root.rglob("*") if p.is_file()}
+    arguments = ["export", str(digits.root), "--solver", "ddim", "--steps", "14", "--precision", "int8", "--layout", "step"]
+    done = subprocess.run([sys.executable, "-m", "fewstep.cli", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "which the step layout does not know" in done.stderr
+    assert {p: p.read_bytes() for p in digits.root.rglob("*") if p.is_file()} == before

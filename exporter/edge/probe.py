@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
+from fewstep.external import check_files
 from fewstep.manifest import Condition, GraphEntry
 from fewstep.sessions import open_session
 
@@ -34,8 +35,7 @@ class Probe:
 def probe(bundle: Bundle, name: str) -> Probe:
     """Run a graph that holds a whole plan on four images, the last without a class. Raises ValueError where it cannot run."""
     graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
-    for path in graph.paths:
-        bundle.file(path)
+    check_files(bundle, graph)
     running = open_session(bundle.file(graph.file), repr(name))
     feeds = _feeds(running, bundle.manifest.condition)
     images, sample = running.run(["images", "sample"], feeds)

@@ -9,6 +9,8 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
+from fewstep.exporter.engine.facts import graphs_in
+
 __all__ = ["Deviation", "Part", "Report", "graph_parts", "installed", "zipped"]
 
 
@@ -105,7 +107,7 @@ def graph_parts(target: str, name: str, path: Path, *, data: Path | None = None,
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
         raise ValueError(f"{path.name} is not an ONNX graph; export it again") from None
-    weights = [t.SerializeToString() for t in model.graph.initializer]
+    weights = [t.SerializeToString() for graph in graphs_in(model.graph) for t in graph.initializer]
     count, total = sum(map(len, weights)), path.stat().st_size
     count_sent, total_sent = (zipped(b"".join(weights)), zipped(path.read_bytes())) if sent else (None, None)
     rest_sent = None if count_sent is None or total_sent is None else max(total_sent - count_sent, 0)

@@ -12,6 +12,8 @@ from fewstep.exporter.engine.flavour import Flavour
 from fewstep.exporter.engine.machine import Machine
 from fewstep.manifest import EngineFlag
 
+MAX_BATCH = 1 << 16
+
 __all__ = ["Case", "Finding", "Row", "Settings"]
 
 Severity = Literal["stops", "note"]
@@ -35,8 +37,11 @@ class Settings:
     flags: tuple[EngineFlag, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.batch or self.batch[0] < 1 or any(a >= b for a, b in zip(self.batch, self.batch[1:], strict=False)):
-            raise ValueError(f"batches are whole numbers from 1 that increase, such as 1,4,16, got {list(self.batch)}")
+        rising = all(a < b for a, b in zip((0, *self.batch), self.batch, strict=False))
+        if not self.batch or not rising or self.batch[-1] > MAX_BATCH:
+            raise ValueError(
+                f"batches are whole numbers from 1 to {MAX_BATCH} that increase, such as 1,4,16, got {list(self.batch)}"
+            )
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise ValueError(f"a workspace has at least 1 byte, got {self.workspace_bytes}")
         if self.level is not None and not 0 <= self.level <= 5:

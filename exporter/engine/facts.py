@@ -15,7 +15,7 @@ from fewstep.manifest import GraphEntry, Layout, Precision
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["GraphFacts", "graph_facts"]
+__all__ = ["GraphFacts", "graph_facts", "graphs_in"]
 
 _STANDARD = ("", "ai.onnx")
 _DEQUANTIZE = ("QuantizeLinear", "DequantizeLinear")
@@ -55,7 +55,7 @@ def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
     model = models[0]
     import onnx  # after _load, which says how to install it
 
-    graphs = [graph for m in models for graph in _graphs(m.graph)]
+    graphs = [graph for m in models for graph in graphs_in(m.graph)]
     nodes = [node for graph in graphs for node in graph.node]
     tensors = {t.name: t for graph in graphs for t in graph.initializer}
     tensors |= {n.output[0]: a.t for n in nodes if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
@@ -97,14 +97,14 @@ def _load(bundle: Bundle, name: str, entry: GraphEntry) -> list[onnx.ModelProto]
         raise ValueError(f"the graph {name!r} is not a readable ONNX file ({error}); export it again") from None
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and those inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node:
-                    yield from _graphs(inner)
+                    yield from graphs_in(inner)
 
 
 def _names(nodes: Iterable[onnx.NodeProto]) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ class Bundle:
 
         Raises FileNotFoundError where there is no bundle, ValueError where the manifest cannot be trusted.
         """
-        root = Path(path).absolute()
+        root = Path(path).resolve()
         recover(root)
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
@@ -83,7 +83,7 @@ class Bundle:
             raise ValueError(f"{manifest_path} is over {MAX_MANIFEST_BYTES >> 20} MiB, which no bundle needs")
         try:
             raw = json.loads(manifest_path.read_text("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{manifest_path} is not JSON ({error}); copy the bundle again from its source") from None
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if not isinstance(schema, int) or schema > SCHEMA:
@@ -122,9 +122,14 @@ class Bundle:
         """Check every file. Raises ValueError on the first that is missing, altered or not in the manifest."""
         for name in self.manifest.files:
             self.file(name)
+        self._refuse_strangers()
+
+    def _refuse_strangers(self) -> None:
         found = {p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if not p.is_dir() or p.is_symlink()}
         if extra := found - set(self.manifest.files) - {MANIFEST}:
-            raise ValueError(f"{self.root.name} holds files its manifest does not know: {sorted(extra)}; remove them")
+            raise ValueError(
+                f"{self.root.name} holds files its manifest does not know: {', '.join(sorted(extra))}; move them elsewhere"
+            )
 
     def network(self, name: str) -> Path:
         """The directory of a network, every file in it checked."""
@@ -163,7 +168,11 @@ class Bundle:
 
     @contextmanager
     def edit(self) -> Iterator[Draft]:
-        """Change the bundle: a draft that replaces it when the block ends well, and vanishes when it does not."""
+        """Change the bundle: a draft that replaces it when the block ends well, and vanishes when it does not.
+
+        Raises ValueError where files lie in it that the manifest does not know, for they would be lost.
+        """
+        self._refuse_strangers()
         with staged(self.root) as staging:
             for name in self.manifest.files:
                 target = staging / name
@@ -193,7 +202,7 @@ class Draft:
     @contextmanager
     def create(cls, path: str | os.PathLike[str], *, image: ImageSpec, condition: Condition) -> Iterator[Draft]:
         """A new bundle at path. Raises FileExistsError when something is there already."""
-        root = Path(path).absolute()
+        root = Path(path).resolve()
         recover(root)
         if root.exists():
             raise FileExistsError(f"{path} exists already; choose another name or remove it first")

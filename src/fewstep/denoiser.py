@@ -154,9 +154,15 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     directory = bundle.network(name)
     entry = bundle.manifest.networks[name]
     kind = json.loads(Path(directory, "config.json").read_text("utf-8")).get("_class_name")
-    net, report = network_class(kind).from_pretrained(
-        directory, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        net, report = network_class(kind).from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        raise ValueError(
+            f"the weights of network {name!r} do not fit its config.json ({reason}); copy the bundle again from its source"
+        ) from None
     if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
         raise ValueError(
             f"the weights of network {name!r} do not match its config.json in {len(wrong)} tensors, the first is {wrong[0]}; "

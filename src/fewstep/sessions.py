@@ -41,6 +41,8 @@ def open_session(
         return ort.InferenceSession(model, options, providers=list(providers))
     except ERRORS as error:
         reason = " ".join(str(error).split(" : ", 2)[-1].split())
+        if "bfloat16" in reason:
+            raise NoKernelError(f"ONNX Runtime has no bf16 kernels for {name} here; use fp32 or fp16") from None
         if "NOT_IMPLEMENTED" in str(error):
             raise NoKernelError(f"ONNX Runtime {ort.__version__} cannot compute {name} here: {reason}") from None
         raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name}: {reason}; export it again") from None

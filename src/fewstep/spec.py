@@ -13,6 +13,9 @@ __all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "St
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 
 
+MAX_SIDE = 1 << 14  # pixels; what a manifest says must not make a reader take all memory
+
+
 class Strict(BaseModel):
     """Unknown keys, infinities and NaN are refused."""
 
@@ -23,8 +26,8 @@ class ImageSpec(Strict):
     """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
 
     channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
+    height: int = Field(gt=0, le=MAX_SIDE)
+    width: int = Field(gt=0, le=MAX_SIDE)
     low: float = -1.0
     high: float = 1.0
 

@@ -69,11 +69,11 @@ def _root(
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
-    """3,1,4 as numbers. Raises ValueError for anything else."""
+    """1,4,16 as numbers. Raises ValueError for anything else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name} are whole numbers with commas between, such as 3,1,4, got {text!r}") from None
+        raise ValueError(f"{name} are whole numbers with commas between, such as 1,4,16, got {text!r}") from None
 
 
 def precisions(text: str) -> list[Precision]:

@@ -49,7 +49,7 @@ def export(
 
     int8 is for CPUs, int8-fp16 and fp8 for GPUs; all three collect the plan's ranges first where `quantise` did not.
     """
-    from fewstep.exporter.export import export_graphs
+    from fewstep.exporter.export import export_graphs, refuse_layouts
 
     loaded, wanted = Bundle.load(bundle), precisions(precision)
     layouts = [cast(Layout, name) for name in layout or []]
@@ -66,6 +66,7 @@ def export(
         loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
         plan = [name]
     plans = plan or [cast(str, loaded.manifest.default)]
+    refuse_layouts(layouts, wanted)
     loaded = _with_ranges(loaded, plans, wanted)
     exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
     new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
@@ -73,33 +74,36 @@ def export(
     for graph in new.values():
         say(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
     files = {name: graph.file for name, graph in new.items()}
-    finish({"bundle": str(bundle), "graphs": files}, as_json, f"fewstep generate {bundle} --plan {plans[-1]} --out grid.png")
+    then = f"fewstep generate {bundle} --plan {plans[-1]} --precision {wanted[0]} --out grid.png"
+    if loaded.manifest.condition.kind == "embeddings" or wanted[0] == "bf16":
+        then = f"fewstep check {bundle}"  # what generate cannot make here
+    finish({"bundle": str(bundle), "graphs": files}, as_json, then)
 
 
 def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
-    """Add a solver's plan on the usual grid of the teacher to a bundle, and its name."""
+    """A bundle with a solver's plan on the usual grid of the teacher, which the next edit writes, and the plan's name."""
     if solver not in SOLVERS:
         raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
     plan = SOLVERS[solver](teacher.parametrisation.grid(steps), guidance)
     interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
     name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
-    with bundle.edit() as draft:
-        draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
-    return Bundle.load(bundle.root), name
+    manifest = bundle.manifest.model_copy(deep=True)
+    manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
+    return Bundle(bundle.root, manifest), name
 
 
 def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precision]) -> Bundle:
     """Collect the ranges that eight bits need and the bundle lacks."""
     from fewstep.exporter.graph.precision import EIGHT_BITS
 
-    missing = [p for p in wanted if p in EIGHT_BITS]
-    for plan in plans if missing else []:
+    eight = [p for p in wanted if p in EIGHT_BITS]
+    for plan in plans if eight else []:
         from fewstep.calibration.ranges import calibrate_ranges
 
         known = bundle.ranges(plan)
-        if known is None or not set(missing) <= known.kept.keys():
-            bundle = calibrate_ranges(bundle, plan, missing, track=track)
+        if missing := [p for p in eight if known is None or p not in known.kept]:
+            bundle = calibrate_ranges(bundle, plan, missing, again=False, track=track)
     return bundle
 
 
@@ -160,7 +164,7 @@ def build(
         _say_engines(loaded, jobs)
     result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
     result["engines"] = {job.name: job.report(None if explain else loaded) for job in jobs}
-    finish(result, as_json, f"fewstep {'build' if explain else 'check'} {bundle}")
+    finish(result, as_json, None if explain else f"fewstep check {bundle}")
 
 
 def _for_gpus(bundle: Bundle) -> list[str]:
