@@ -40,7 +40,7 @@ class Settings:
         rising = all(a < b for a, b in zip((0, *self.batch), self.batch, strict=False))
         if not self.batch or not rising or self.batch[-1] > MAX_BATCH:
             raise ValueError(
-                f"batches are whole numbers from 1 to {MAX_BATCH} that increase, such as 1,4,16, got {list(self.batch)}"
+                f"batches are whole numbers from 1 that increase, up to {MAX_BATCH}, such as 1,4,16, got {list(self.batch)}"
             )
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise ValueError(f"a workspace has at least 1 byte, got {self.workspace_bytes}")
