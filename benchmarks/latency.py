@@ -159,7 +159,7 @@ def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Run | Non
     start = noise(seeds, (plan.draws, 1, 28, 28))
     graphs = {"baked": f"{name}.fp32", "baked, loop": f"{name}.loop.fp32", "step graph": f"{network}.step.fp32"}
     if way in ("Generator", "Generator, step graph"):
-        generator = Generator(bundle, graphs["step graph" if "step" in way else "baked"], plan=name, backend="cpu")
+        generator = Generator(bundle, graph=graphs["step graph" if "step" in way else "baked"], plan=name, backend="cpu")
         return lambda: generator(labels, seeds=seeds)
     if way in graphs:
         session = ort.InferenceSession(

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.outputs import with_outputs
 from fewstep.external import check_files
 from fewstep.manifest import GraphEntry
+from fewstep.outputs import with_outputs
 from fewstep.plan import Plan, trajectory
 from fewstep.sessions import NoKernelError, open_session
 

@@ -1,89 +1,121 @@
-"""Generator: a bundle's graph, ready to make images."""
+"""Generator: a bundle's graph or engine, ready to make images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import get_args
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.external import check_files
-from fewstep.manifest import GraphEntry, Precision
-from fewstep.runtime.noise import noise
-from fewstep.runtime.walker import Walker
-from fewstep.sessions import CPU, open_session
+from fewstep.manifest import Precision
+from fewstep.runtime.backends.base import Array, Binding
+from fewstep.runtime.buckets import BUCKETS, Pool, parts
+from fewstep.runtime.finite import NotFiniteError, where_it_ended
+from fewstep.runtime.ladder import Wanted, climb
+from fewstep.runtime.noise import checked_seeds, noise_into
+from fewstep.runtime.walker import OnStep, Walk
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "Inputs"]
 
-# Fastest first; the first that this machine has is used.
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": CPU}
+OnNan = Literal["raise", "fp32", "ignore"]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What images are made of: a seed for each, and the condition's tensors by name, (B, ...)."""
+
+    seeds: Sequence[int]
+    condition: Mapping[str, Array]
+
+    @staticmethod
+    def joined(parts: Sequence[Inputs]) -> Inputs:
+        """Several batches as one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        names = parts[0].condition
+        condition = {name: np.concatenate([part.condition[name] for part in parts]) for name in names}
+        return Inputs([seed for part in parts for seed in part.seeds], condition)
+
+
+class Choices(TypedDict, total=False):
+    """The choices of Generator, see there."""
+
+    plan: str | None
+    graph: str | None
+    precision: str | None
+    backend: str | None
+    threads: int | None
+    buckets: Sequence[int]
+    on_nan: OnNan
+    cuda_graphs: bool
 
 
 class Generator:
-    """Makes images with one plan of a bundle. `backend` names where it runs, `reason` why there.
+    """Makes images with one plan of a bundle. `backend` names where it runs, `reason` why there and not faster.
 
-    An image depends on its own seed and label only, not on the batch it is made in (in fp16, kernels that round by batch
-    size may move single pixels by one level). Calls are safe from many threads.
+    An image depends on its own seed and condition only, not on the batch it is made in (in fp16, kernels that round by batch
+    size may move single pixels by one level). Calls are safe from many threads: weights are shared, buffers are not. On a GPU
+    calls take turns.
     """
 
-    def __init__(self, bundle: Bundle, name: str, *, plan: str | None = None, backend: str | None = None) -> None:
-        """name: a graph of the bundle. plan: for a graph of the step layout, which takes any. See `open`."""
-        graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
-        self.bundle = bundle
-        self.graph = name
-        self.image = bundle.manifest.image
-        self.condition = bundle.manifest.condition
-        self.plan = bundle.plan(_plan_of(bundle, name, graph, plan))
-        self.backend, self.reason = _choose(backend)
-        check_files(bundle, graph)  # ONNX Runtime opens weights beside the graph by itself
-        session = _session(bundle.file(graph.file), name, self.backend)
-        if PROVIDERS[self.backend] not in session.get_providers():
-            self.backend, self.reason = "cpu", f"{self.reason}, but CUDA could not start; the CPU runs everything"
-        self._walker: Walker | None = None
-        if graph.finish:
-            scales = bundle.manifest.networks[graph.network].parametrisation.scales
-            self._walker = Walker(self.plan, scales, session, _session(bundle.file(graph.finish), name, self.backend))
-        self._session = session
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
+    def __init__(
+        self,
+        bundle: Bundle,
         *,
         plan: str | None = None,
+        graph: str | None = None,
         precision: str | None = None,
         backend: str | None = None,
-    ) -> Generator:
-        """Open a bundle: its default plan unless one is named; fp16 on a GPU and fp32 on a CPU unless precision says.
+        threads: int | None = None,
+        buckets: Sequence[int] = BUCKETS,
+        on_nan: OnNan = "raise",
+        cuda_graphs: bool = True,
+    ) -> None:
+        """The bundle's default plan unless one is named, on the fastest backend that holds unless one is named.
 
-        Raises ValueError or FileNotFoundError when there is no such bundle, plan, graph or backend.
+        graph: one of the bundle by name. precision: fp16 on a GPU and fp32 on a CPU unless said. threads: of the CPU.
+        buckets: the batch sizes that warm_up prepares, where the engine takes them; a larger batch is made in parts.
+        on_nan: where a number in a sample is not finite, raise, make the batch again in fp32, or do not look. cuda_graphs:
+        capture one for every bucket, on a GPU.
+
+        Raises ValueError when there is no such plan, graph or backend.
         """
         if precision not in (None, *get_args(Precision)):
             raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {precision!r}")
-        bundle = Bundle.load(path)
-        plan = plan or bundle.manifest.default
-        if plan is None:
-            raise ValueError(f"{path} has no default plan; name one of: {', '.join(sorted(bundle.manifest.plans))}")
-        bundle.pick("plan", plan, bundle.manifest.plans)
-        graphs = _graphs_of(bundle, plan)
-        if not graphs or (precision and precision not in graphs):
-            wanted = f"{precision} graph" if precision else "graph"
+        if not buckets or list(buckets) != sorted({int(b) for b in buckets}) or buckets[0] < 1:
+            raise ValueError(f"buckets are batch sizes of 1 or more, increasing, got {list(buckets)}")
+        if on_nan not in get_args(OnNan):
+            raise ValueError(f"on_nan is {', '.join(get_args(OnNan))}, got {on_nan!r}")
+        plan = _plan(bundle, plan, graph)
+        self._wanted = Wanted(plan, graph, cast("Precision | None", precision), backend, threads, cuda_graphs)
+        chosen = climb(bundle, self._wanted)
+        self.bundle, self.on_nan = bundle, on_nan
+        self.buckets = tuple(size for size in buckets if chosen.program.takes(size))
+        if not self.buckets:
             raise ValueError(
-                f"{path} has no {wanted} of the plan {plan!r} (it has: {', '.join(sorted(graphs)) or 'none'}); "
-                f"write it with: fewstep export {path} --plan {plan}" + (f" --precision {precision}" if precision else "")
+                f"{chosen.engine or chosen.graph} takes none of the batch sizes {list(buckets)}; build it for them"
             )
-        chosen, _ = _choose(backend)
-        generator = cls(bundle, graphs[precision or _preferred(chosen, graphs)], plan=plan, backend=backend)
-        if precision is None and generator.backend != chosen:  # it fell back to a backend that prefers another precision
-            reason = generator.reason
-            generator = cls(bundle, graphs[_preferred(generator.backend, graphs)], plan=plan, backend=generator.backend)
-            generator.reason = reason
-        return generator
+        self.image, self.condition = bundle.manifest.image, bundle.manifest.condition
+        self.plan = bundle.plan(plan)
+        self.graph, self.precision = chosen.graph, chosen.precision
+        self.backend, self.reason = chosen.backend, chosen.reason
+        self.rescued = 0  # batches that were made again in fp32
+        self._pool = Pool(chosen.program)
+        self._fp32: Generator | None = None
+        self._embeddings = self._embedding_shapes()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], **choices: Unpack[Choices]) -> Generator:
+        """Open a bundle directory; the choices are those of the class.
+
+        Raises FileNotFoundError where there is no bundle, ValueError as the class does.
+        """
+        return cls(Bundle.load(path), **choices)
 
     def __call__(
         self,
@@ -91,36 +123,135 @@ class Generator:
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        on_step: OnStep | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """Images uint8 (B, H, W, C), one per seed. labels (B,) for a bundle with classes; None draws without a class.
+        """Images uint8 (B, H, W, C), one per seed. See `generate_into`."""
+        inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
+        images = np.empty((len(inputs.seeds), *self.image_shape), np.uint8)
+        self._make(inputs, images, on_step)
+        return images
 
-        embeddings: for a bundle conditioned on them, its tensors by name, (B, ...) float32; the names are in the errors.
-        Raises ValueError for an empty batch, a label out of range, or conditions and seeds of unequal length.
+    def generate_into(
+        self,
+        out: npt.NDArray[np.uint8],
+        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        on_step: OnStep | None = None,
+    ) -> None:
+        """Write images into out, uint8 (B, H, W, C), one per seed; any array of the host that speaks DLPack will do.
+
+        labels (B,) for a bundle with classes; None draws without a class. embeddings: for a bundle conditioned on them, its
+        tensors by name, (B, ...) float32; the names are in the errors. on_step: in the step layout, sees every row and may
+        stop by returning False; then CancelledError is raised.
+
+        Raises ValueError for an empty batch, a label out of range, conditions and seeds of unequal length, or an out of
+        another shape; NotFiniteError where a sample is not finite (see on_nan in `open`).
         """
-        if not isinstance(seeds, (Sequence, np.ndarray)) or isinstance(seeds, str):
-            raise ValueError(f"seeds are a list of whole numbers, one per image, got {type(seeds).__name__}")
-        if len(seeds) == 0:
-            raise ValueError("a batch needs at least 1 image, got 0 seeds")
-        condition = self._labels(labels, len(seeds)) | self._embeddings(embeddings or {}, len(seeds))
-        drawn = noise(seeds, (self.plan.draws, *self.bundle.manifest.state_shape))
-        if self._walker is not None:
-            return self._walker.walk(drawn, condition)
-        result: npt.NDArray[np.uint8] = self._session.run(["images"], {"noise": drawn} | condition)[0]
-        return result
+        inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
+        shape = (len(inputs.seeds), *self.image_shape)
+        if not isinstance(out, np.ndarray):
+            out = np.from_dlpack(out)
+        if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
+            raise ValueError(f"out is a writable uint8 array of shape {shape}, got {out.dtype} {out.shape}")
+        self._make(inputs, out, on_step)
 
-    def _embeddings(self, given: Mapping[str, npt.NDArray[np.float32]], batch: int) -> dict[str, npt.NDArray[np.generic]]:
+    def prepare(
+        self,
+        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    ) -> Inputs:
+        """Checked inputs of a batch. Raises ValueError as `generate_into` does."""
+        seeds = checked_seeds(seeds)
+        return Inputs(seeds, self._labels(labels, len(seeds)) | self._checked(embeddings or {}, len(seeds)))
+
+    def make(self, inputs: Inputs) -> npt.NDArray[np.uint8]:
+        """Images uint8 (B, H, W, C) of checked inputs. Raises NotFiniteError as `generate_into` does."""
+        images = np.empty((len(inputs.seeds), *self.image_shape), np.uint8)
+        self._make(inputs, images, None)
+        return images
+
+    def _make(self, inputs: Inputs, out: npt.NDArray[np.uint8], on_step: OnStep | None) -> None:
+        batch = len(inputs.seeds)
+        for begin, end, bucket in parts(batch, self.buckets, exact=self._pool.program.exact):
+            count = end - begin
+            with self._pool.borrow(bucket) as binding:
+                given = binding.inputs
+                noise_into(given["noise"][:count], inputs.seeds[begin:end])
+                for name, values in inputs.condition.items():
+                    given[name][:count] = values[begin:end]
+                self._run(binding, count, on_step)
+                out[begin:end] = binding.outputs["images"][:count]
+
+    def example(self, batch: int) -> Inputs:
+        """Inputs to measure with: seeds and labels that count up, embeddings of zeros."""
+        labels = [i % self.condition.classes for i in range(batch)] if self.condition.kind == "labels" else None
+        zeros = {name: np.zeros((batch, *shape), np.float32) for name, shape in self._embeddings.items()}
+        return self.prepare(labels, seeds=range(batch), embeddings=zeros)
+
+    def warm_up(self) -> dict[int, float]:
+        """Run every bucket once; the seconds that each first call took, by batch size."""
+        seconds = {}
+        for bucket in self.buckets:
+            begin = time.perf_counter()
+            with self._pool.borrow(bucket) as binding:
+                binding.run()
+            seconds[bucket] = time.perf_counter() - begin
+        return seconds
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.image.height, self.image.width, self.image.channels
+
+    def _run(self, binding: Binding, count: int, on_step: OnStep | None) -> None:
+        if on_step is None:
+            binding.run()
+        elif isinstance(binding, Walk):
+            binding.run(on_step)
+        else:
+            raise ValueError(f"{self.graph} holds the whole plan in one graph; for previews export it with: --layout step")
+        sample = binding.outputs["sample"][:count]
+        if self.on_nan != "ignore" and not np.isfinite(np.vdot(sample, sample)):  # a sum that needs no second array
+            self._rescue(binding, count)
+
+    def _rescue(self, binding: Binding, count: int) -> None:
+        """The batch once more in fp32, into the binding's images, where that was asked for."""
+        if self.on_nan == "raise" or self.precision == "fp32":
+            entry = self.bundle.manifest.graphs[self.graph]
+            inputs = {name: array[:count] for name, array in binding.inputs.items()}
+            found = where_it_ended(self.bundle, entry, inputs)
+            raise NotFiniteError(f"{self.graph} on {self.backend} made numbers that are not finite ({found})")
+        if self._fp32 is None:
+            self._fp32 = Generator(self.bundle, plan=self._wanted.plan, precision="fp32", buckets=self.buckets)
+        again = self._fp32._pool
+        bucket = count if again.program.exact else len(binding.inputs["noise"])
+        with again.borrow(bucket) as other:
+            for name, array in other.inputs.items():
+                array[:count] = binding.inputs[name][:count]
+            self._fp32._run(other, count, None)
+            binding.outputs["images"][:count] = other.outputs["images"][:count]
+        self.rescued += 1
+
+    def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
         specs = self.condition.inputs() if self.condition.kind == "embeddings" else ()
         specs += self.condition.null_inputs() if self.plan.guided else ()
-        wanted = {spec.name: (batch, *spec.shape) for spec in specs}
-        if given.keys() != wanted.keys():
-            raise ValueError(f"this bundle takes the embeddings {sorted(wanted) or 'none'}, got {sorted(given) or 'none'}")
+        return {spec.name: spec.shape for spec in specs}
+
+    def _checked(self, given: Mapping[str, npt.NDArray[np.float32]], batch: int) -> dict[str, Array]:
+        if given.keys() != self._embeddings.keys():
+            wanted = sorted(self._embeddings) or "none"
+            raise ValueError(f"this bundle takes the embeddings {wanted}, got {sorted(given) or 'none'}")
         arrays = {name: np.asarray(value, np.float32) for name, value in given.items()}
-        for name, shape in wanted.items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name} has shape {shape} for {batch} seeds, got {arrays[name].shape}")
+        for name, shape in self._embeddings.items():
+            if arrays[name].shape != (batch, *shape):
+                raise ValueError(f"{name} has shape {(batch, *shape)} for {batch} seeds, got {arrays[name].shape}")
         return dict(arrays)
 
-    def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, npt.NDArray[np.generic]]:
+    def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, Array]:
         classes = self.condition.classes
         if self.condition.kind != "labels":
             if labels is not None:
@@ -129,54 +260,19 @@ class Generator:
         values = np.full(batch, classes) if labels is None else np.asarray(labels)
         if values.shape != (batch,) or not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"labels are whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}")
-        if labels is not None and not ((values >= 0) & (values < classes)).all():
+        if labels is not None and not (values.min() >= 0 and values.max() < classes):
             wrong = values[(values < 0) | (values >= classes)][0]
             raise ValueError(f"a label of this bundle is 0 to {classes - 1}, got {wrong}")
-        return {"labels": values.astype(np.int64)}
+        return {"labels": values}
 
 
-def _choose(backend: str | None) -> tuple[str, str]:
-    """The backend to use and the reason in words."""
-    here = [name for name, provider in PROVIDERS.items() if provider in ort.get_available_providers()]
-    if backend is None:
-        reasons = {
-            "cuda": "this ONNX Runtime has the CUDA provider",
-            "cpu": "this ONNX Runtime has no CUDA provider (pip install 'fewstep[gpu]' brings one)",
-        }
-        return here[0], reasons[here[0]]
-    if backend not in here:
-        raise ValueError(f"backend {backend!r} is not available here; there is: {', '.join(here)}")
-    return backend, "you asked for it"
-
-
-def _preferred(backend: str, graphs: Collection[str]) -> str:
-    """The precision to run on a backend, of those there are; eight bits and bf16 are taken by name only."""
-    order = ("fp16", "fp32") if backend == "cuda" else ("fp32", "fp16")  # CPUs compute fp16 slowly
-    found = next((p for p in order if p in graphs), None)
-    return found or next(iter(sorted(graphs)))
-
-
-def _graphs_of(bundle: Bundle, plan: str) -> dict[str, str]:
-    """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network."""
-    network, found = bundle.manifest.plans[plan].network, {}
-    for layout in ("step", "loop", "unrolled"):
-        for name, graph in bundle.manifest.graphs.items():
-            if graph.layout == layout and (graph.plan == plan or (graph.plan is None and graph.network == network)):
-                found[str(graph.precision)] = name
-    return found
-
-
-def _plan_of(bundle: Bundle, name: str, graph: GraphEntry, plan: str | None) -> str:
-    chosen = graph.plan or plan or ""
-    if plan not in (None, chosen):
-        raise ValueError(f"the graph {name!r} holds the plan {graph.plan!r}, not {plan!r}; choose a graph of that plan")
-    entry = bundle.pick("plan", chosen, bundle.manifest.plans)
-    if entry.network != graph.network:
-        raise ValueError(
-            f"the plan {chosen!r} belongs to the network {entry.network!r}, the graph {name!r} to {graph.network!r}"
-        )
-    return chosen
-
-
-def _session(path: Path, name: str, backend: str) -> ort.InferenceSession:
-    return open_session(path, repr(name), providers=list(dict.fromkeys([PROVIDERS[backend], CPU])))
+def _plan(bundle: Bundle, plan: str | None, graph: str | None) -> str:
+    """The plan to make: the one named, else the graph's own, else the bundle's default. Raises ValueError for none."""
+    if plan is None and graph is not None:
+        plan = bundle.pick("graph", graph, bundle.manifest.graphs).plan
+    name = plan or bundle.manifest.default
+    if name is None:
+        known = ", ".join(sorted(bundle.manifest.plans))
+        raise ValueError(f"{bundle.root.name} has no default plan; name one of: {known or 'none, it has no plans'}")
+    bundle.pick("plan", name, bundle.manifest.plans)
+    return name

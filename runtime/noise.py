@@ -7,19 +7,31 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_SEED", "noise"]
+__all__ = ["MAX_SEED", "checked_seeds", "noise", "noise_into"]
 
 MAX_SEED = 2**64 - 1
 
 
-def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Unit-normal noise (len(seeds), *shape), each sample from its own seed alone.
-
-    Raises ValueError for a seed that is not a whole number 0 .. 2**64 - 1.
-    """
-    out = np.empty((len(seeds), *shape), dtype=np.float32)
-    for i, seed in enumerate(seeds):
+def checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
+    """Seeds as they are. Raises ValueError for none at all, or one that is not a whole number 0 .. 2**64 - 1."""
+    if not isinstance(seeds, (Sequence, np.ndarray)) or isinstance(seeds, str):
+        raise ValueError(f"seeds are a list of whole numbers, one per image, got {type(seeds).__name__}")
+    if len(seeds) == 0:
+        raise ValueError("a batch needs at least 1 image, got 0 seeds")
+    for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}")
-        np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(dtype=np.float32, out=out[i])
+    return seeds
+
+
+def noise_into(out: npt.NDArray[np.float32], seeds: Sequence[int]) -> None:
+    """Unit-normal noise into out (len(seeds), ...), contiguous; each sample from its own seed alone."""
+    for sample, seed in zip(out, seeds, strict=True):
+        np.random.Generator(np.random.Philox(key=int(seed))).standard_normal(dtype=np.float32, out=sample)
+
+
+def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """The same as a new array (len(seeds), *shape)."""
+    out = np.empty((len(seeds), *shape), dtype=np.float32)
+    noise_into(out, seeds)
     return out

@@ -3,45 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from fewstep.parametrisation import Scales
 from fewstep.plan import Plan, trajectory
+from fewstep.runtime.backends.base import Array, Binding, Program, Tensor, buffers
 
-__all__ = ["Walker"]
-
-Condition = Mapping[str, npt.NDArray[np.generic]]
+__all__ = ["CancelledError", "OnStep", "Preview", "Walk", "Walker"]
 
 
-@dataclass(frozen=True, eq=False)
+class Preview(NamedTuple):
+    """After row `row` of `rows`. images() makes of the estimate so far what it would look like, uint8 (B, H, W, C)."""
+
+    row: int
+    rows: int
+    images: Callable[[], npt.NDArray[np.uint8]]
+
+
+OnStep: TypeAlias = Callable[[Preview], bool | None]  # False stops
+
+
+class CancelledError(Exception):
+    """A callback asked to stop."""
+
+
 class Walker:
-    """A plan, how its network's output becomes an estimate, and the two graphs of the step layout."""
+    """A plan over the two programs of the step layout, as one program that takes noise and gives images."""
 
-    plan: Plan
-    scales: Callable[[float], Scales]
-    step: ort.InferenceSession
-    finish: ort.InferenceSession
+    def __init__(self, plan: Plan, scales: Callable[[float], Scales], step: Program, finish: Program) -> None:
+        self.plan, self.scales, self.step, self.finish = plan, scales, step, finish
+        self.concurrent, self.exact = step.concurrent, step.exact
+        state = step.inputs["x"]
+        condition = {name: t for name, t in step.inputs.items() if name not in ("x", "scales", "weight")}
+        if not plan.guided:
+            condition = {name: t for name, t in condition.items() if not name.startswith("null_")}
+        self.inputs = {"noise": Tensor(state.dtype, (None, plan.draws, *state.shape[1:])), **condition}
+        self.outputs = finish.outputs
 
-    def walk(self, noise: npt.NDArray[np.float32], condition: Condition) -> npt.NDArray[np.uint8]:
-        """Images uint8 (B, H, W, C) from noise (B, draws, C, H, W) and the condition's tensors by name."""
-        inputs = {given.name for given in self.step.get_inputs()}
-        # A step graph takes what guidance needs even where this plan has none.
-        feeds = {
-            name: condition.get(name, condition.get(name.removeprefix("null_"))) for name in inputs - {"x", "scales", "weight"}
-        }
+    def takes(self, batch: int) -> bool:
+        """See Program.takes."""
+        return self.step.takes(batch) and self.finish.takes(batch)
 
-        def denoise(x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0) -> npt.NDArray[np.float32]:
-            numbers = {"scales": np.array(self.scales(sigma), np.float32), "weight": np.array(weight, np.float32)}
-            given = {name: value for name, value in numbers.items() if name in inputs}
-            denoised: npt.NDArray[np.float32] = self.step.run(["denoised"], {"x": x} | given | feeds)[0]
-            return denoised
+    def bind(self, batch: int) -> Walk:
+        """See Program.bind."""
+        step, finish = self.step.bind(batch), self.finish.bind(batch)
+        return Walk(self, buffers(self.inputs, batch), step, finish)
 
-        x = np.float32(self.plan.sigmas[0]) * noise[:, 0]
-        for made in trajectory(denoise, x, self.plan, list(noise[:, 1:].swapaxes(0, 1))):
+
+class Walk:
+    """A Walker bound to buffers: those of its programs, and the noise."""
+
+    def __init__(self, walker: Walker, inputs: Mapping[str, Array], step: Binding, finish: Binding) -> None:
+        self._walker, self._step, self._finish = walker, step, finish
+        self.inputs, self.outputs = inputs, finish.outputs
+
+    def run(self, on_step: OnStep | None = None) -> None:
+        """Compute images from noise and condition; on_step sees every row. Raises CancelledError where it returns False."""
+        plan, given = self._walker.plan, self._step.inputs
+        for name in given.keys() - {"x", "scales", "weight"}:
+            # A step graph takes what guidance needs even where this plan has none.
+            given[name][...] = self.inputs[name if name in self.inputs else name.removeprefix("null_")]
+        noise = self.inputs["noise"]
+        x = np.float32(plan.sigmas[0]) * noise[:, 0]
+        for made in trajectory(self._denoise, x, plan, list(noise[:, 1:].swapaxes(0, 1))):
             x = made.x
-        images: npt.NDArray[np.uint8] = self.finish.run(["images"], {"x": x})[0]
+            if on_step and on_step(Preview(made.row, plan.rows, partial(self._images, made.denoised))) is False:
+                raise CancelledError(f"stopped after row {made.row + 1} of {plan.rows}")
+        self._images(x)
+
+    def _denoise(self, x: Array, sigma: float, weight: float = 1.0) -> Array:
+        given = self._step.inputs
+        given["x"][...] = x
+        for name, value in (("scales", self._walker.scales(sigma)), ("weight", weight)):
+            if name in given:
+                given[name][...] = value
+        self._step.run()
+        return self._step.outputs["denoised"].copy()  # later rows may need it
+
+    def _images(self, x: Array) -> npt.NDArray[np.uint8]:
+        self._finish.inputs["x"][...] = x
+        self._finish.run()
+        images: npt.NDArray[np.uint8] = self._finish.outputs["images"].copy()
         return images

@@ -16,7 +16,7 @@ from fewstep.bundle import MANIFEST, Bundle
 from fewstep.exporter.engine.build import Job, Miss, build_engines, prepare
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.engine.flavour import Flavour
-from fewstep.exporter.engine.machine import Machine, this_machine
+from fewstep.machine import Machine, this_machine
 from fewstep.manifest import EngineKey
 
 pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")

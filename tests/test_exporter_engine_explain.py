@@ -15,8 +15,8 @@ from fewstep.exporter.engine.cases import Case, Settings
 from fewstep.exporter.engine.explain import ROWS, explain
 from fewstep.exporter.engine.facts import GraphFacts, graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose, installed
-from fewstep.exporter.engine.machine import Machine, this_machine
 from fewstep.exporter.engine.worker import Request
+from fewstep.machine import Machine, this_machine
 from fewstep.manifest import Precision
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))

@@ -19,6 +19,7 @@ from fewstep.exporter.parity import check_graphs
 from fewstep.guidance import Guidance
 from fewstep.manifest import Layout, PlanEntry
 from fewstep.runtime import Generator
+from fewstep.runtime.walker import CancelledError
 from fewstep.schedule import karras
 from fewstep.solvers import ddim
 
@@ -54,7 +55,7 @@ def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported
     results = check_graphs(exported)
     assert all(r.ok and r.psnr_db > 90 for r in results)
     assert [len(r.drift) for r in results] == [2, 1, 2]  # the states of a Loop stay inside
-    made = [Generator(exported, name, plan="interval")([0, 1, 2], seeds=[5, 6, 7]) for name in graphs]
+    made = [Generator(exported, graph=name, plan="interval")([0, 1, 2], seeds=[5, 6, 7]) for name in graphs]
     for images in made[1:]:
         assert np.abs(images.astype(int) - made[0].astype(int)).max() <= 1
     assert made[0].std() > 10
@@ -64,9 +65,8 @@ def test_a_generator_takes_the_straight_graph_where_there_is_one_and_walks_where
     assert Generator.open(exported.root, plan="interval").graph == "interval.fp32"
     assert Generator.open(exported.root, plan="plain").graph == "teacher.step.fp32"
     with pytest.raises(ValueError, match="holds the plan 'interval', not 'plain'"):
-        Generator(exported, "interval.fp32", plan="plain")
-    with pytest.raises(ValueError, match="has no plan ''"):
-        Generator(exported, "teacher.step.fp32")
+        Generator(exported, graph="interval.fp32", plan="plain")
+    assert Generator(exported, graph="teacher.step.fp32").plan.rows == exported.plan("plain").rows
 
 
 @pytest.mark.parametrize("change", ["missing", "altered", "truncated"])
@@ -80,7 +80,7 @@ def test_weights_beside_the_graph_are_checked_like_all_files(change: str, export
         data.write_bytes(content[:-1] if change == "truncated" else bytes([content[0] ^ 1]) + content[1:])
     message = {"missing": "is missing", "altered": "does not match its sha256", "truncated": "truncated or altered"}[change]
     with pytest.raises(ValueError, match=message):
-        Generator(Bundle.load(copy), "interval.fp32")
+        Generator(Bundle.load(copy), graph="interval.fp32")
     with pytest.raises(ValueError, match=message):
         check_graphs(Bundle.load(copy))
 
@@ -134,7 +134,7 @@ def test_a_plan_of_another_network_is_refused(exported: Bundle, tmp_path: Path) 
         draft.manifest.networks["other"] = exported.manifest.networks["teacher"].model_copy(update={"directory": None})
         draft.manifest.plans["foreign"] = exported.manifest.plans["plain"].model_copy(update={"network": "other"})
     with pytest.raises(ValueError, match=r"the plan 'foreign' belongs to the network 'other', the graph .* to 'teacher'"):
-        Generator(Bundle.load(copy), "teacher.step.fp32", plan="foreign")
+        Generator(Bundle.load(copy), graph="teacher.step.fp32", plan="foreign")
     with pytest.raises(ValueError, match="no graph of the plan 'foreign'"):
         Generator.open(copy, plan="foreign")
 
@@ -157,3 +157,15 @@ def test_bf16_that_no_cpu_computes_does_not_keep_others_from_being_checked(in_bf
 def test_the_weights_inside_a_loop_count_as_weights(in_bf16: Bundle) -> None:
     graph, weights = graph_parts("ort", "loop", in_bf16.file("graphs/plain.loop.fp32.onnx"))
     assert weights.bytes > graph.bytes > 0
+
+
+def test_walking_shows_every_row_and_stops_when_asked(in_bf16: Bundle) -> None:
+    generator = Generator(in_bf16, graph="teacher.step.fp32", plan="plain", backend="cpu")
+    seen = []
+    images = generator([0, 1], seeds=[5, 6], on_step=lambda preview: seen.append((preview.row, preview.images().shape)))
+    np.testing.assert_array_equal(images, generator([0, 1], seeds=[5, 6]))
+    assert seen == [(0, (2, *generator.image_shape)), (1, (2, *generator.image_shape))]
+    with pytest.raises(CancelledError, match="stopped after row 1 of 2"):
+        generator([0, 1], seeds=[5, 6], on_step=lambda _: False)
+    with pytest.raises(ValueError, match=r"holds the whole plan in one graph; for previews export it with: --layout step"):
+        Generator(in_bf16, graph="plain.loop.fp32", backend="cpu")([0], seeds=[0], on_step=print)

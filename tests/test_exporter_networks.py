@@ -109,7 +109,7 @@ def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any],
         np.testing.assert_allclose(golden["heun2/sample"], load_decoder(exported)(latent).numpy(), atol=1e-6)
     condition = {key: golden[f"heun2/{key}"] for key in ("embeddings", "pooled", "null_embeddings", "null_pooled")}
     batch = len(condition["embeddings"])
-    generator = Generator(exported, result.graph, plan="heun2")
+    generator = Generator(exported, graph=result.graph, plan="heun2")
     images = generator(seeds=range(batch), embeddings=condition)
     assert images.shape == (batch, 16, 16, 3)
     one = generator(seeds=[2], embeddings={name: value[2:3] for name, value in condition.items()})

@@ -8,11 +8,15 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from onnx import numpy_helper
 
 from fewstep.bundle import Bundle
 from fewstep.runtime import Generator
+from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.noise import noise
 
 BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
@@ -79,7 +83,8 @@ def test_the_backend_is_chosen_with_a_reason() -> None:
         assert generator.backend in generator.reason or "CUDA" in generator.reason
     else:
         assert generator.backend == "cpu"
-        assert "no CUDA provider" in generator.reason
+        assert "no engine of this plan" in generator.reason
+        assert "no CUDAExecutionProvider (pip install 'fewstep[gpu]' brings one)" in generator.reason
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_bad_input_is_refused_in_words(labels: list[int], seeds: list[int], mess
         ({"plan": "iia4"}, r"no graph of the plan 'iia4' .*fewstep export"),
         ({"precision": "fp64"}, "precision is one of fp32, fp16, bf16, int8, int8-fp16, fp8, got 'fp64'"),
         ({"precision": "fp8"}, r"has no fp8 graph of the plan 'sid1' \(it has: fp16, fp32, int8, int8-fp16\)"),
-        ({"backend": "tpu"}, "backend 'tpu' is not available here; there is: .*cpu"),
+        ({"backend": "tpu"}, "backend is one of tensorrt, cuda, onnxruntime-tensorrt, cpu, got 'tpu'"),
     ],
 )
 def test_what_the_bundle_or_machine_lacks_is_named(choice: dict[str, str], message: str) -> None:
@@ -149,3 +154,58 @@ def test_importing_the_runtime_adds_little_to_importing_onnx_runtime() -> None:
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) for _ in range(3)
     ]
     assert min(runs) < 1.5
+
+
+def test_generating_into_an_array_fills_it_and_refuses_another(digits: Bundle) -> None:
+    generator = Generator(digits, backend="cpu")
+    out = np.zeros((2, 28, 28, 1), np.uint8)
+    generator.generate_into(out, [3, 1], seeds=[0, 1])
+    np.testing.assert_array_equal(out, generator([3, 1], seeds=[0, 1]))
+    tensor = torch.zeros((2, 28, 28, 1), dtype=torch.uint8)
+    generator.generate_into(tensor, [3, 1], seeds=[0, 1])  # whatever speaks DLPack
+    np.testing.assert_array_equal(tensor.numpy(), out)
+    for wrong in (np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1), np.int8)):
+        with pytest.raises(ValueError, match=r"out is a writable uint8 array of shape \(2, 28, 28, 1\), got"):
+            generator.generate_into(wrong, [3, 1], seeds=[0, 1])
+
+
+def test_a_large_batch_is_made_in_parts(digits: Bundle) -> None:
+    small, large = Generator(digits, backend="cpu", buckets=(1, 2, 4)), Generator(digits, backend="cpu")
+    labels, seeds = [i % 10 for i in range(11)], range(11)
+    np.testing.assert_array_equal(small(labels, seeds=seeds), large(labels, seeds=seeds))
+    assert list(small.warm_up()) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("buckets", [(), (0,), (2, 1), (1, 1)])
+def test_buckets_that_are_none_are_refused(buckets: tuple[int, ...], digits: Bundle) -> None:
+    with pytest.raises(ValueError, match="buckets are batch sizes of 1 or more, increasing"):
+        Generator(digits, backend="cpu", buckets=buckets)
+
+
+def overflowing(bundle: Bundle, precision: str) -> Bundle:
+    """The bundle with NaN in a weight of the two-step generator's graph."""
+    graph = bundle.manifest.graphs[f"sid2.{precision}"]
+    model = onnx.load(bundle.file(graph.file))
+    (weight,) = (t for t in model.graph.initializer if t.name.endswith("conv_out.bias"))
+    values = numpy_helper.to_array(weight).copy()
+    values[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with bundle.edit() as draft:
+        draft.new(graph.file).write_bytes(model.SerializeToString())
+    return Bundle.load(bundle.root)
+
+
+def test_a_sample_that_is_not_finite_is_reported_with_its_row(digits: Bundle) -> None:
+    generator = Generator(overflowing(digits, "fp16"), plan="sid2", precision="fp16", backend="cpu")
+    with pytest.raises(NotFiniteError, match=r"sid2.fp16 on cpu made numbers that are not finite \(from row 1 of 2 on\)"):
+        generator([3], seeds=[0])
+
+
+def test_a_sample_that_is_not_finite_is_made_again_in_fp32_where_that_was_asked_for(digits: Bundle) -> None:
+    broken = overflowing(digits, "fp16")
+    generator = Generator(broken, plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
+    exact = Generator(broken, plan="sid2", precision="fp32", backend="cpu")
+    for batch in (1, 3):
+        labels, seeds = list(range(batch)), list(range(batch))
+        np.testing.assert_array_equal(generator(labels, seeds=seeds), exact(labels, seeds=seeds))
+    assert generator.rescued == 2

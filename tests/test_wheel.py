@@ -16,7 +16,8 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("plan", "trainer/sid", "calibration/iia", "exporter/graph/layouts", "runtime/generator"):
         assert f"fewstep/{module}.py" in names
-    assert {"fewstep/py.typed", "fewstep/exporter/edge/page/index.html", "fewstep/exporter/edge/page/noise.js"} <= set(names)
+    data = {"py.typed", "style.css", "exporter/edge/page/index.html", "runtime/server/page/playground.js"}
+    assert {f"fewstep/{name}" for name in data} <= set(names)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     requirement = f"{wheel}[cpu]"

@@ -112,7 +112,8 @@ def write_page(
 
 
 def _page() -> list[Path]:
-    return sorted(Path(str(resources.files("fewstep.exporter.edge") / "page")).iterdir())
+    style = Path(str(resources.files("fewstep") / "style.css"))  # the playground of `fewstep serve` looks the same
+    return [*sorted(Path(str(resources.files("fewstep.exporter.edge") / "page")).iterdir()), style]
 
 
 def _fill(text: str, runtime: OrtWeb) -> str:

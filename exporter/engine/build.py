@@ -16,8 +16,8 @@ from fewstep.exporter.engine.cases import Case, Finding, Settings
 from fewstep.exporter.engine.explain import explain
 from fewstep.exporter.engine.facts import graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose
-from fewstep.exporter.engine.machine import Machine, this_machine
 from fewstep.exporter.engine.worker import Request
+from fewstep.machine import Machine, this_machine
 from fewstep.manifest import EngineEntry, EngineKey, GraphEntry
 from fewstep.progress import Meter, unseen
 

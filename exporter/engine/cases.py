@@ -9,7 +9,7 @@ from typing import Literal
 
 from fewstep.exporter.engine.facts import GraphFacts
 from fewstep.exporter.engine.flavour import Flavour
-from fewstep.exporter.engine.machine import Machine
+from fewstep.machine import Machine
 from fewstep.manifest import EngineFlag
 
 MAX_BATCH = 1 << 16

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.engine.flavour import installed
-from fewstep.exporter.engine.machine import Machine, this_machine
+from fewstep.engines import unfit
 from fewstep.exporter.parity import Arrays, Parity, compare, left_out, load_references, plans_of, walk
-from fewstep.manifest import EngineEntry, EngineKey
+from fewstep.machine import this_machine
+from fewstep.manifest import EngineEntry
 
 __all__ = ["check_engines"]
 
@@ -26,9 +26,7 @@ def check_engines(bundle: Bundle) -> list[Parity]:
     machine, references, results = this_machine(), load_references(bundle), []
     for name, entry in bundle.manifest.engines.items():
         graph = bundle.manifest.graphs[entry.graph]
-        reason = _reason_against(entry.key, machine)
-        if entry.key.graph_sha256 != bundle.manifest.files[graph.file].sha256:
-            reason = "its graph was exported again since; rebuild it with: fewstep build"
+        reason = unfit(bundle, entry, machine)
         for plan in plans_of(bundle, graph, references):
             golden = references[plan]
             profile = entry.key.profile(len(golden["noise"]))
@@ -40,22 +38,6 @@ def check_engines(bundle: Bundle) -> list[Parity]:
                 made = _run(bundle, entry, plan, golden, profile)
                 results.append(compare(bundle, name, graph, plan, made, golden))
     return results
-
-
-def _reason_against(key: EngineKey, machine: Machine) -> str:
-    """Why an engine cannot run here, or ""."""
-    if machine.sm is None:
-        return "no NVIDIA GPU here"
-    flavour = installed(key.flavour)
-    if flavour.version != key.version:
-        return (
-            f"it was built by {key.flavour} {key.version}, here is {flavour.version or 'none'}; rebuild it with: fewstep build"
-        )
-    if key.targets and machine.sm not in key.targets:
-        return f"it was built for SM {', '.join(key.targets)}, this GPU is SM {machine.sm}; rebuild it with: fewstep build"
-    if key.gpu is not None and key.gpu != machine.gpu:
-        return f"it was built on {key.gpu}, this is {machine.gpu}; rebuild it with: fewstep build"
-    return ""
 
 
 def _run(bundle: Bundle, entry: EngineEntry, plan: str, golden: Arrays, profile: int) -> Arrays:

@@ -5,12 +5,12 @@ All are driven through Polygraphy and all compute strictly in the types of the g
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.exporter.engine.machine import Machine
+from fewstep.engines import load_tensorrt
+from fewstep.machine import Machine
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
 
@@ -64,7 +64,7 @@ class Flavour:
 
 def installed(name: FlavourName) -> Flavour:
     """A flavour as it is installed here."""
-    module = _import(name) if importlib.util.find_spec("polygraphy") else None
+    module: Any = load_tensorrt(name) if importlib.util.find_spec("polygraphy") else None
     if module is None:
         return Flavour(name, None, _RTX_TARGETS if name == "tensorrt_rtx" else ())
     members = module.ComputeCapability.__members__ if name == "tensorrt_rtx" else ()
@@ -90,13 +90,3 @@ def choose(name: FlavourName | None, machine: Machine) -> tuple[Flavour, str]:
         "building engines needs TensorRT; install it with: pip install 'fewstep[rtx]' (or 'fewstep[tensorrt]' for "
         "data-centre GPUs and Jetson)"
     )
-
-
-def _import(name: str) -> Any:
-    """The module, or None where it is not installed. A TensorRT that is there and does not load says so itself."""
-    if importlib.util.find_spec(name) is None:
-        return None
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        raise ValueError(f"{name} is installed but does not load ({error}); reinstall it") from None

@@ -1,4 +1,4 @@
-"""PNG files of image grids. Needs Pillow."""
+"""Pictures of image grids. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["refuse_path", "save_grid"]
+__all__ = ["grid", "refuse_path", "save_grid"]
 
 
 def refuse_path(path: Path) -> None:
@@ -21,22 +21,24 @@ def refuse_path(path: Path) -> None:
         raise ValueError(f"{path} is not a file that can be replaced; name a new file, such as grid.png")
 
 
-def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
-    """Write images (B, H, W, C) uint8 as one PNG, row by row, each pixel `scale` pixels wide; beside first, then in place.
-
-    Raises ValueError as refuse_path does.
-    """
-    refuse_path(path)
-    path = path.resolve()
+def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Image.Image:
+    """Images (B, H, W, C) uint8 as one picture, row by row, each pixel `scale` pixels wide."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)
     padded[:count] = images
-    grid = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    grid = grid.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
+    pixels = padded.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    pixels = pixels.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
+    """Write a grid as PNG; beside first, then in place. Raises ValueError as refuse_path does."""
+    refuse_path(path)
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary, format="PNG")
+        grid(images, columns=columns, scale=scale).save(temporary, format="PNG")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

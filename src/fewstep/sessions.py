@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -23,11 +24,14 @@ def open_session(
     model: Path | bytes,
     name: str,
     *,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[Any] = (CPU,),
     folder: Path | None = None,
     optimise: bool = True,
+    threads: int | None = None,
 ) -> ort.InferenceSession:
     """A session for a graph, called `name` in errors. folder: where the weights beside a graph given as bytes are.
+
+    providers: by name, or pairs of name and options. threads: of the CPU, all cores unless said.
 
     Raises NoKernelError where a kernel is missing, ValueError for a file that is no graph ONNX Runtime takes.
     """
@@ -35,6 +39,8 @@ def open_session(
     options.log_severity_level = 3
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if threads is not None:
+        options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

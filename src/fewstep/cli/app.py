@@ -22,6 +22,8 @@ EXTRA_OF = {
     "accelerate": "train",
     "datasets": "train",
     "diffusers": "export",
+    "fastapi": "serve",
+    "httptools": "serve",
     "mlxtend": "demo",
     "onnx": "export",
     "onnx_ir": "export",
@@ -29,9 +31,11 @@ EXTRA_OF = {
     "onnxscript": "export",
     "openvino": "openvino",
     "polygraphy": "rtx",
+    "prometheus_client": "serve",
     "safetensors": "export",
     "torch": "export",
     "torchmetrics": "train",
+    "uvicorn": "serve",
 }
 
 app = typer.Typer(

@@ -133,7 +133,7 @@ def build(
     from fewstep.exporter.engine import build as engine
     from fewstep.exporter.engine.cases import Settings
     from fewstep.exporter.engine.flavour import choose
-    from fewstep.exporter.engine.machine import this_machine
+    from fewstep.machine import this_machine
 
     if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
         raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")

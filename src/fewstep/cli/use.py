@@ -23,7 +23,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
     plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision of the graph.", show_default="by backend")] = None,
-    backend: Annotated[str | None, typer.Option(help="cuda or cpu.", show_default="the best here")] = None,
+    backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest here")] = None,
     graph: Annotated[str | None, typer.Option(help="A graph of the bundle.", show_default="by plan and precision")] = None,
     scale: Annotated[int, typer.Option(min=1, max=64, help="Enlarge each pixel.")] = 4,
     as_json: Json = False,
@@ -34,12 +34,7 @@ def generate(
     from fewstep.picture import refuse_path, save_grid
     from fewstep.runtime import Generator
 
-    if graph is None:
-        generator = Generator.open(bundle, plan=plan, precision=precision, backend=backend)
-    elif precision is None:
-        generator = Generator(Bundle.load(bundle), graph, plan=plan, backend=backend)
-    else:
-        raise ValueError("--graph has a precision of its own; leave --precision out")
+    generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend)
     classes = generator.condition.classes
     wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
     refuse_path(out)

@@ -1,0 +1,71 @@
+"""What a backend offers: a program, loaded once, and bindings of it to buffers that stay where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Array", "Binding", "Program", "Tensor", "buffers"]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a program. shape has None for the batch, which only comes first."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        """The shape at a batch size."""
+        return tuple(batch if size is None else size for size in self.shape)
+
+
+class Binding(Protocol):
+    """Buffers of one batch size. Write inputs in place, run, read outputs in place; one call at a time."""
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Arrays by name, to be written."""
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Arrays by name, to be read."""
+
+    def run(self) -> None:
+        """Compute outputs from inputs. Returns when they are there."""
+
+
+class Program(Protocol):
+    """A graph or engine with its weights in memory once, however many bindings there are.
+
+    concurrent: bindings may run at the same time. exact: any batch size runs as it is; else a batch is filled up to one of
+    the sizes that were warmed up.
+    """
+
+    concurrent: bool
+    exact: bool
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """By name."""
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """By name."""
+
+    def takes(self, batch: int) -> bool:
+        """Whether a binding of this batch size can be made."""
+
+    def bind(self, batch: int) -> Binding:
+        """New buffers for a batch size."""
+
+
+def buffers(tensors: Mapping[str, Tensor], batch: int) -> dict[str, Array]:
+    """Zeroed arrays of a batch size in ordinary memory."""
+    return {name: np.zeros(tensor.at(batch), tensor.dtype) for name, tensor in tensors.items()}

@@ -1,0 +1,107 @@
+"""Graphs in ONNX Runtime: on the CPU, or on a GPU by its CUDA or TensorRT provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fewstep.runtime.backends.base import Array, Tensor, buffers
+from fewstep.sessions import CPU, open_session
+
+__all__ = ["CUDA", "TENSORRT", "OnnxProgram"]
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
+PLAIN_LAUNCH = "-1"  # ONNX Runtime's gpu_graph_annotation_id that neither captures nor replays
+
+
+class OnnxProgram:
+    """A graph in a session of its own.
+
+    provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, all cores unless said.
+    cuda_graphs: capture a graph for each binding where the provider is CUDA.
+
+    Raises ValueError for a file that is no graph ONNX Runtime takes.
+    """
+
+    def __init__(
+        self, model: Path | bytes, name: str, *, provider: str = CPU, threads: int | None = None, cuda_graphs: bool = False
+    ) -> None:
+        options: dict[str, str] = {"enable_cuda_graph": "1"} if cuda_graphs and provider == CUDA else {}
+        self.session = open_session(model, name, providers=_providers(provider, options), threads=threads)
+        self.gpu = provider in self.session.get_providers() and provider != CPU
+        self.concurrent = self.exact = not self.gpu
+        self.captures = bool(options) and self.gpu
+        self.inputs = {given.name: _tensor(given) for given in self.session.get_inputs()}
+        self.outputs = {made.name: _tensor(made) for made in self.session.get_outputs()}
+        self._graph_ids = count(1)
+
+    def takes(self, batch: int) -> bool:
+        """See Program.takes."""
+        return batch > 0
+
+    def bind(self, batch: int) -> OnnxBinding | OnnxGpuBinding:
+        """See Program.bind."""
+        if not self.gpu:
+            return OnnxBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+        graph = str(next(self._graph_ids)) if self.captures else PLAIN_LAUNCH
+        return OnnxGpuBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch), graph)
+
+
+class OnnxBinding:
+    """numpy arrays that the session reads and writes where they are."""
+
+    def __init__(self, session: ort.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._session, self._binding = session, session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, array in outputs.items():
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def run(self) -> None:
+        """See Binding.run."""
+        self._session.run_with_iobinding(self._binding)
+
+
+class OnnxGpuBinding:
+    """Arrays on the host and their twins on the GPU, at addresses that a captured CUDA graph may keep."""
+
+    def __init__(
+        self, session: ort.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array], graph: str
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._session, self._binding, self._options = session, session.io_binding(), ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_annotation_id", graph)
+        self._device_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in inputs.items()}
+        self._device_outputs = {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in outputs.items()}
+        for name, value in self._device_inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._device_outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self) -> None:
+        """See Binding.run."""
+        for name, array in self.inputs.items():
+            self._device_inputs[name].update_inplace(array)
+        self._session.run_with_iobinding(self._binding, self._options)
+        for name, array in self.outputs.items():
+            np.copyto(array, self._device_outputs[name].numpy())
+
+
+def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:
+    if provider == CPU:
+        return [CPU]
+    # TensorRT's provider leaves what it cannot parse to CUDA.
+    between = [CUDA] if provider == TENSORRT else []
+    return [(provider, dict(options)), *between, CPU]
+
+
+def _tensor(argument: Any) -> Tensor:
+    """ONNX Runtime's description of an input or output. Only the batch has no number."""
+    return Tensor(np.dtype(NUMPY[argument.type]), tuple(size if isinstance(size, int) else None for size in argument.shape))

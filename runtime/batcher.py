@@ -1,0 +1,184 @@
+"""Batcher: requests of many callers, joined into batches of one Generator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition as Monitor
+from threading import Thread
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.runtime.generator import Generator, Inputs
+
+__all__ = ["Batcher", "ClosedError", "DeadlineError", "FullError"]
+
+Images = npt.NDArray[np.uint8]
+
+
+class FullError(RuntimeError):
+    """The queue is full. retry_s: when there may be room, from how fast batches were made so far."""
+
+    def __init__(self, waiting: int, retry_s: float) -> None:
+        super().__init__(f"{waiting} images are waiting, which is all the queue takes; try again in {retry_s:.1f} s")
+        self.retry_s = retry_s
+
+
+class DeadlineError(TimeoutError):
+    """A request's deadline passed before its batch began."""
+
+
+class ClosedError(RuntimeError):
+    """The batcher takes no more requests."""
+
+
+@dataclass(eq=False)
+class _Request:
+    inputs: Inputs
+    deadline: float
+    future: Future[Images] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """First come, first served: a batch is what waited when the last one ended, up to max_batch images.
+
+    max_request: images in one request; one of more than max_batch has a batch of its own. wait_ms: how long a request may wait
+    for others to join it while nothing else runs; 0 starts at once. max_waiting: images in the queue beyond which requests are
+    refused. Calls are safe from many threads, and from asyncio.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        max_batch: int | None = None,
+        max_request: int | None = None,
+        wait_ms: float = 0.0,
+        max_waiting: int = 256,
+    ) -> None:
+        self.generator = generator
+        self.max_batch = generator.buckets[-1] if max_batch is None else max_batch
+        self.max_request = self.max_batch if max_request is None else max_request
+        if self.max_batch < 1 or wait_ms < 0 or max_waiting < max(self.max_batch, self.max_request):
+            raise ValueError(
+                "a batcher needs max_batch >= 1, wait_ms >= 0 and max_waiting >= max_batch and max_request, "
+                f"got {self.max_batch}, {wait_ms}, {max_waiting} and {self.max_request}"
+            )
+        self.wait_s, self.max_waiting = wait_ms / 1e3, max_waiting
+        self.waiting = 0  # images in the queue
+        self.seconds_per_image = 0.0  # a running mean
+        self._queue: deque[_Request] = deque()
+        self._monitor, self._closed = Monitor(), False
+        self._thread = Thread(target=self._work, name="fewstep-batcher", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        labels: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        timeout_s: float = float("inf"),
+    ) -> Future[Images]:
+        """Queue a request of at most max_request images. Cancelling the future before its batch begins takes it out.
+
+        The future raises DeadlineError when timeout_s pass before its batch begins.
+        Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
+        """
+        inputs = self.generator.prepare(labels, seeds=seeds, embeddings=embeddings)
+        count = len(inputs.seeds)
+        if count > self.max_request:
+            raise ValueError(f"a request has at most {self.max_request} images, got {count}")
+        request = _Request(inputs, time.monotonic() + timeout_s)
+        with self._monitor:
+            if self._closed:
+                raise ClosedError("this batcher is closed")
+            wait_s = self.waiting * self.seconds_per_image
+            if self.waiting + count > self.max_waiting or wait_s > timeout_s:  # it would not be served in time
+                raise FullError(self.waiting, max(0.1, wait_s))
+            self._queue.append(request)
+            self.waiting += count
+            self._monitor.notify()
+        return request.future
+
+    async def generate(
+        self,
+        labels: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        timeout_s: float = float("inf"),
+    ) -> Images:
+        """The images of a request, for asyncio; cancelling the task takes the request out."""
+        return await asyncio.wrap_future(self.submit(labels, seeds=seeds, embeddings=embeddings, timeout_s=timeout_s))
+
+    def close(self) -> None:
+        """Take no more requests, finish those that wait, and end the thread."""
+        with self._monitor:
+            self._closed = True
+            self._monitor.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            begin = time.perf_counter()
+            self._make(batch)
+            seconds = (time.perf_counter() - begin) / sum(len(r.inputs.seeds) for r in batch)
+            self.seconds_per_image = 0.9 * self.seconds_per_image + 0.1 * seconds if self.seconds_per_image else seconds
+
+    def _next(self) -> list[_Request]:
+        """The requests of the next batch, in their order; none when closed and empty."""
+        with self._monitor:
+            while True:
+                self._monitor.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return []
+                begins = self._queue[0].arrived + self.wait_s
+                self._monitor.wait_for(
+                    lambda: self.waiting >= self.max_batch or self._closed, max(0.0, begins - time.monotonic())
+                )
+                if batch := self._take():
+                    return batch
+
+    def _take(self) -> list[_Request]:
+        """The oldest requests that fit in a batch; those that were cancelled or are too late fall out."""
+        batch: list[_Request] = []
+        room, now = self.max_batch, time.monotonic()
+        while self._queue and (len(self._queue[0].inputs.seeds) <= room or not batch):
+            request = self._queue.popleft()
+            self.waiting -= len(request.inputs.seeds)
+            if not request.future.set_running_or_notify_cancel():
+                continue
+            if now > request.deadline:
+                request.future.set_exception(DeadlineError("the deadline passed before the request's batch began"))
+                continue
+            batch.append(request)
+            room -= len(request.inputs.seeds)
+        return batch
+
+    def _make(self, batch: Sequence[_Request]) -> None:
+        try:
+            images = self.generator.make(Inputs.joined([r.inputs for r in batch]))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            else:  # one request must not spoil its neighbours
+                for request in batch:
+                    self._make([request])
+            return
+        end = 0
+        for request in batch:
+            begin, end = end, end + len(request.inputs.seeds)
+            request.future.set_result(images[begin:end])

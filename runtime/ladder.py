@@ -1,0 +1,172 @@
+"""Where a plan runs on this machine: TensorRT, else ONNX Runtime with CUDA, else its CPU provider; and why there.
+
+A rung is tried in earnest, by loading, and what speaks against it is kept in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import onnxruntime as ort
+
+from fewstep.bundle import Bundle
+from fewstep.engines import unfit
+from fewstep.external import check_files
+from fewstep.machine import this_machine
+from fewstep.manifest import EngineKey, GraphEntry, Precision
+from fewstep.runtime.backends.base import Program
+from fewstep.runtime.backends.onnx import CUDA, TENSORRT, OnnxProgram
+from fewstep.runtime.walker import Walker
+from fewstep.sessions import CPU
+
+__all__ = ["RUNGS", "Chosen", "Wanted", "climb", "graphs_of"]
+
+PROVIDERS = {"cuda": CUDA, "onnxruntime-tensorrt": TENSORRT, "cpu": CPU}
+FAST_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32")  # on a GPU; eight bits are taken by name only
+
+
+class Wanted(NamedTuple):
+    """What a user asked for; None leaves the choice to the ladder. graph: one by name, for a plan it can make."""
+
+    plan: str
+    graph: str | None = None
+    precision: Precision | None = None
+    backend: str | None = None
+    threads: int | None = None
+    cuda_graphs: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A program that loaded. engine: its name where one runs. reason: why here and not faster."""
+
+    program: Program
+    graph: str
+    backend: str
+    precision: Precision
+    engine: str | None = None
+    reason: str = ""
+
+
+def climb(bundle: Bundle, wanted: Wanted) -> Chosen:
+    """The first rung that holds; the one that was asked for, or an error.
+
+    Raises ValueError for a backend there is not or that does not hold, or where the plan has no graph to run.
+    """
+    graphs = _candidates(bundle, wanted)
+    if wanted.backend not in (None, *RUNGS):
+        raise ValueError(f"backend is one of {', '.join(RUNGS)}, got {wanted.backend!r}")
+    against: list[str] = []
+    for backend in [wanted.backend] if wanted.backend else LADDER:
+        try:
+            chosen = RUNGS[backend](bundle, wanted, graphs, backend)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            if backend in (wanted.backend, LADDER[-1]):
+                raise ValueError(f"backend {backend!r} cannot run {wanted.plan!r} here: {error}") from None
+            against.append(f"not {backend}: {error}")
+        else:
+            return replace(
+                chosen, reason="you asked for it" if wanted.backend else "; ".join(against) or "the fastest there is"
+            )
+    raise AssertionError("the last rung holds or raises")
+
+
+def _candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
+    """The graphs to choose from, by precision."""
+    graphs = graphs_of(bundle, wanted.plan)
+    if wanted.graph is not None:
+        entry: GraphEntry = bundle.pick("graph", wanted.graph, bundle.manifest.graphs)
+        network = bundle.manifest.plans[wanted.plan].network
+        if entry.plan not in (None, wanted.plan):
+            raise ValueError(
+                f"the graph {wanted.graph!r} holds the plan {entry.plan!r}, not {wanted.plan!r}; choose a graph of that plan"
+            )
+        if entry.network != network:
+            raise ValueError(
+                f"the plan {wanted.plan!r} belongs to the network {network!r}, the graph {wanted.graph!r} to {entry.network!r}"
+            )
+        graphs = {entry.precision: wanted.graph}
+    if not graphs or (wanted.precision and wanted.precision not in graphs):
+        kind = f"{wanted.precision} graph" if wanted.precision else "graph"
+        raise ValueError(
+            f"{bundle.root.name} has no {kind} of the plan {wanted.plan!r} (it has: {', '.join(sorted(graphs)) or 'none'}); "
+            f"write it with: fewstep export {bundle.root.name} --plan {wanted.plan}"
+            + (f" --precision {wanted.precision}" if wanted.precision else "")
+        )
+    return graphs
+
+
+def _engine(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], backend: str) -> Chosen:
+    """The plan's engine that can run here."""
+    machine, against = this_machine(), []
+    for precision in [wanted.precision] if wanted.precision else FAST_FIRST:
+        for name, entry in bundle.manifest.engines.items():
+            if entry.graph != graphs.get(precision):
+                continue
+            if reason := unfit(bundle, entry, machine):
+                against.append(f"{name}: {reason}")
+                continue
+            from fewstep.runtime.backends.tensorrt import EngineProgram
+
+            key = entry.key
+
+            def load(path: str, name: str = name, key: EngineKey = key) -> Program:
+                content = bundle.file(path).read_bytes()
+                return EngineProgram(content, name, flavour=key.flavour, profiles=key.profiles)
+
+            return Chosen(_program(bundle, wanted.plan, entry.graph, entry.paths, load), entry.graph, backend, precision, name)
+    raise ValueError(f"{'; '.join(against) or 'no engine of this plan in the bundle'}")
+
+
+def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], backend: str) -> Chosen:
+    """The plan's graph in ONNX Runtime."""
+    provider = PROVIDERS[backend]
+    if provider not in ort.get_available_providers():
+        raise ValueError(f"this ONNX Runtime has no {provider} (pip install 'fewstep[gpu]' brings one)")
+    order: tuple[Precision, ...] = ("fp32", "fp16") if backend == "cpu" else FAST_FIRST  # CPUs compute fp16 slowly
+    found = [p for p in order if p in graphs] or sorted(graphs)
+    precision = wanted.precision or found[0]
+    name = graphs[precision]
+    entry = bundle.manifest.graphs[name]
+    check_files(bundle, entry)  # ONNX Runtime opens weights beside the graph by itself
+
+    def load(path: str) -> Program:
+        graph_of = wanted.cuda_graphs and entry.layout != "loop"  # control flow cannot be captured
+        program = OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=graph_of)
+        if backend != "cpu" and not program.gpu:
+            raise ValueError(f"{provider} could not start; run `fewstep doctor` for what it lacks")
+        return program
+
+    paths = [path for path in (entry.file, entry.finish) if path]
+    return Chosen(_program(bundle, wanted.plan, name, paths, load), name, backend, precision)
+
+
+def _program(bundle: Bundle, plan: str, graph: str, paths: Sequence[str], load: Callable[[str], Program]) -> Program:
+    """One program; of the two of a step layout, the one that walks the plan."""
+    first, *rest = [load(path) for path in paths]
+    if not rest:
+        return first
+    scales = bundle.manifest.networks[bundle.manifest.graphs[graph].network].parametrisation.scales
+    return Walker(bundle.plan(plan), scales, first, rest[0])
+
+
+def graphs_of(bundle: Bundle, plan: str) -> dict[Precision, str]:
+    """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network."""
+    network, found = bundle.manifest.plans[plan].network, {}
+    for layout in ("step", "loop", "unrolled"):
+        for name, graph in bundle.manifest.graphs.items():
+            if graph.layout == layout and (graph.plan == plan or (graph.plan is None and graph.network == network)):
+                found[graph.precision] = name
+    return found
+
+
+# Fastest first. ONNX Runtime's TensorRT provider builds engines of its own for minutes at first use: by name only.
+LADDER = ("tensorrt", "cuda", "cpu")
+RUNGS: dict[str, Callable[[Bundle, Wanted, Mapping[Precision, str], str], Chosen]] = {
+    "tensorrt": _engine,
+    "cuda": _graph,
+    "onnxruntime-tensorrt": _graph,
+    "cpu": _graph,
+}

@@ -1,0 +1,1 @@
+"""Bundles over HTTP: the Open Inference Protocol, images at /generate, a playground at /."""

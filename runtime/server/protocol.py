@@ -1,0 +1,155 @@
+"""The Open Inference Protocol (KServe v2): JSON with tensors in it or, by the binary extension, behind it.
+
+https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["DATATYPES", "HEADER_LENGTH", "InferRequest", "InputTensor", "answer", "parse"]
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "UINT8": np.dtype(np.uint8),
+    "UINT64": np.dtype("<u8"),
+    "INT64": np.dtype("<i8"),
+    "INT32": np.dtype("<i4"),
+    "FP32": np.dtype("<f4"),
+}
+Datatype = Literal["UINT8", "UINT64", "INT64", "INT32", "FP32"]
+Size = Annotated[int, Field(ge=0, le=1 << 31)]
+
+
+class _Message(BaseModel):
+    """Unknown keys are let pass, as the protocol asks for."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class InputTensor(_Message):
+    """A tensor of a request: `data` in JSON, flat or nested, or `binary_data_size` bytes behind it."""
+
+    name: str
+    datatype: Datatype
+    shape: Annotated[list[Size], Field(max_length=8)]
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class OutputTensor(_Message):
+    """A tensor that a request wants back."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(_Message):
+    """The JSON of a request."""
+
+    id: Annotated[str, Field(max_length=200)] = ""
+    parameters: dict[str, Any] = {}
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=16)]
+    outputs: Annotated[list[OutputTensor], Field(max_length=16)] = []
+
+    def binary(self, output: str) -> bool:
+        """Whether an output goes behind the JSON."""
+        for wanted in self.outputs:
+            if wanted.name == output:
+                return wanted.parameters.get("binary_data") is True
+        return self.parameters.get("binary_data_output") is True
+
+
+def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
+    """A request and its tensors by name. header_length: the header of that name, the bytes of JSON where more follows.
+
+    Raises ValueError for what is not a request, in one sentence.
+    """
+    end = len(body)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > len(body):
+            raise ValueError(f"{HEADER_LENGTH} is the length of the JSON at the start of the body, got {header_length[:40]!r}")
+        end = int(header_length)
+    try:
+        request = InferRequest.model_validate_json(body[:end])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"the request is not of the Open Inference Protocol: {where or 'body'}: {first['msg']}") from None
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for tensor in request.inputs:
+        if tensor.name in tensors:
+            raise ValueError(f"the input {tensor.name[:80]!r} is there twice")
+        tensors[tensor.name], end = _read(tensor, body, end)
+    if end != len(body):
+        raise ValueError(f"the body has {len(body) - end} bytes that belong to no input")
+    return request, tensors
+
+
+def _read(tensor: InputTensor, body: bytes, at: int) -> tuple[npt.NDArray[Any], int]:
+    """A tensor's values, and where in the body the next one's begin."""
+    name, dtype, count = tensor.name[:80], DATATYPES[tensor.datatype], prod(tensor.shape)
+    size = tensor.parameters.get("binary_data_size")
+    if (size is None) == (tensor.data is None):
+        raise ValueError(f"the input {name!r} needs either data or binary_data_size")
+    if size is not None:
+        if size != count * dtype.itemsize or at + size > len(body):
+            raise ValueError(
+                f"the input {name!r} of shape {tensor.shape} has {count * dtype.itemsize} bytes, got binary_data_size {size!r}"
+            )
+        return np.frombuffer(body, dtype, count, at).reshape(tensor.shape), at + size
+    values = _flat(tensor.data or [])
+    kind: tuple[type, ...] = (int, float) if dtype.kind == "f" else (int,)
+    if len(values) != count or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"the input {name!r} of shape {tensor.shape} needs {count} numbers of {tensor.datatype} in data")
+    try:
+        return np.array(values, dtype).reshape(tensor.shape), at
+    except OverflowError:
+        raise ValueError(f"the input {name!r} has a number that {tensor.datatype} cannot hold") from None
+
+
+def _flat(data: Sequence[Any]) -> list[Any]:
+    """Nested lists as one, without recursion: depth is the sender's choice."""
+    flat: list[Any] = []
+    waiting: list[Any] = [iter(data)]
+    while waiting:
+        for value in waiting[-1]:
+            if isinstance(value, list):
+                waiting.append(iter(value))
+                break
+            flat.append(value)
+        else:
+            waiting.pop()
+    return flat
+
+
+def answer(
+    request: InferRequest, model: str, version: str, outputs: Mapping[str, tuple[Datatype, npt.NDArray[Any]]]
+) -> tuple[bytes, dict[str, str]]:
+    """A response's body and headers. Raises ValueError where the request wants an output there is not."""
+    if unknown := [wanted.name for wanted in request.outputs if wanted.name not in outputs]:
+        raise ValueError(f"there is no output {unknown[0][:80]!r}; there is: {', '.join(outputs)}")
+    wanted = [output.name for output in request.outputs] or list(outputs)
+    entries, behind = [], []
+    for name in wanted:
+        datatype, array = outputs[name]
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        if request.binary(name):
+            entry["parameters"] = {"binary_data_size": array.nbytes}
+            behind.append(np.ascontiguousarray(array).tobytes())
+        else:
+            entry["data"] = array.reshape(-1).tolist()
+        entries.append(entry)
+    message = {"model_name": model, "model_version": version, "outputs": entries}
+    head = json.dumps(message | ({"id": request.id} if request.id else {}), separators=(",", ":")).encode()
+    if not behind:
+        return head, {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *behind]), headers

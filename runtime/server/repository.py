@@ -1,0 +1,163 @@
+"""What a server serves: bundles by name, each in versions, of which one is current and the one before it stays loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from fewstep.bundle import Bundle
+from fewstep.runtime.batcher import Batcher
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.ladder import graphs_of
+
+__all__ = ["LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
+
+
+class UnknownError(LookupError):
+    """There is no such model, version or plan."""
+
+
+class LoadingError(RuntimeError):
+    """The model has not been warmed up yet."""
+
+
+class Options(NamedTuple):
+    """How every bundle is opened. plans: those to serve, all that were exported when empty."""
+
+    plans: tuple[str, ...] = ()
+    precision: str | None = None
+    backend: str | None = None
+    threads: int | None = None
+    max_batch: int = 32
+    max_request: int = 64
+    wait_ms: float = 0.0
+    max_waiting: int = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A bundle as it was when it was loaded: a batcher for every plan, warmed up."""
+
+    number: int
+    bundle: Bundle
+    batchers: dict[str, Batcher]
+    first_call_ms: dict[str, float]
+
+    @property
+    def default(self) -> str:
+        """The plan for requests that name none."""
+        default = self.bundle.manifest.default
+        return default if default in self.batchers else next(iter(self.batchers))
+
+    def batcher(self, plan: str | None) -> Batcher:
+        """The batcher of a plan. Raises UnknownError."""
+        if plan is None:
+            return self.batchers[self.default]
+        if plan not in self.batchers:
+            raise UnknownError(f"there is no plan {plan[:100]!r}; there is: {', '.join(self.batchers)}")
+        return self.batchers[plan]
+
+    def close(self) -> None:
+        """Finish what waits."""
+        for batcher in self.batchers.values():
+            batcher.close()
+
+
+@dataclass(eq=False)
+class Model:
+    """Versions of one bundle; the current one answers where none is named."""
+
+    name: str
+    path: Path
+    versions: dict[int, Version] = field(default_factory=dict)
+    current: int = 0
+
+    def version(self, number: str | None = None) -> Version:
+        """A version by number, the current one for None. Raises UnknownError, or LoadingError before the first is ready."""
+        if not self.current:
+            raise LoadingError(f"{self.name} is still loading")
+        if number is None:
+            return self.versions[self.current]
+        if not number.isdecimal() or int(number) not in self.versions:
+            there = ", ".join(map(str, self.versions))
+            raise UnknownError(f"{self.name} has no version {number[:20]!r} loaded; there is: {there}")
+        return self.versions[int(number)]
+
+
+class Repository:
+    """Models by name. Loading is slow and happens beside serving; switching is one assignment."""
+
+    def __init__(self, paths: Sequence[tuple[str, Path]], options: Options) -> None:
+        """paths: models by name. Nothing is loaded yet."""
+        names = [name for name, _ in paths]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a server needs one or more bundles of different names, got: {', '.join(names) or 'none'}")
+        self.models = {name: Model(name, path) for name, path in paths}
+        self.options, self._loading = options, Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Every model has a version that was warmed up."""
+        return all(model.current for model in self.models.values())
+
+    def model(self, name: str) -> Model:
+        """A model by name. Raises UnknownError."""
+        if name not in self.models:
+            raise UnknownError(f"there is no model {name[:100]!r}; there is: {', '.join(self.models)}")
+        return self.models[name]
+
+    def load(self, name: str) -> Version:
+        """Open a model's bundle as it is on disk now, warm it up, and make it current; the version before stays loaded.
+
+        Raises ValueError or OSError where the bundle cannot be served; then nothing has changed.
+        """
+        model = self.model(name)
+        with self._loading:
+            version = self._open(model, max(model.versions, default=0) + 1)
+            before = model.current
+            model.versions[version.number] = version
+            model.current = version.number
+            for number in [n for n in model.versions if n not in (before, version.number)]:
+                model.versions.pop(number).close()
+        return version
+
+    def roll_back(self, name: str) -> Version:
+        """Make the version before the current one current again; the other stays loaded. Raises UnknownError for none."""
+        model = self.model(name)
+        others = [number for number in model.versions if number != model.current]
+        if not others:
+            raise UnknownError(f"{name} has no other version loaded to go back to")
+        model.current = others[-1]
+        return model.versions[model.current]
+
+    def close(self) -> None:
+        """Finish what waits in every version."""
+        for model in self.models.values():
+            for version in model.versions.values():
+                version.close()
+
+    def _open(self, model: Model, number: int) -> Version:
+        options = self.options
+        bundle = Bundle.load(model.path)
+        plans = options.plans or tuple(plan for plan in bundle.manifest.plans if graphs_of(bundle, plan))
+        if not plans:
+            raise ValueError(f"{model.path} has no graphs to serve; write them with: fewstep export {model.path}")
+        buckets = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < options.max_batch] + [options.max_batch]
+        batchers, first = {}, {}
+        for plan in plans:
+            generator = Generator(
+                bundle,
+                plan=plan,
+                precision=options.precision,
+                backend=options.backend,
+                threads=options.threads,
+                buckets=buckets,
+            )
+            first[plan] = max(generator.warm_up().values()) * 1e3
+            batchers[plan] = Batcher(
+                generator, max_request=options.max_request, wait_ms=options.wait_ms, max_waiting=options.max_waiting
+            )
+        return Version(number, bundle, batchers, first)
