@@ -147,7 +147,7 @@ class Generator:
         stop by returning False; then CancelledError is raised.
 
         Raises ValueError for an empty batch, a label out of range, conditions and seeds of unequal length, or an out of
-        another shape; NotFiniteError where a sample is not finite (see on_nan in `open`).
+        another shape; NotFiniteError where a sample is not finite (see on_nan of the class).
         """
         inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
         shape = (len(inputs.seeds), *self.image_shape)
@@ -226,7 +226,8 @@ class Generator:
             found = where_it_ended(self.bundle, entry, inputs)
             raise NotFiniteError(f"{self.graph} on {self.backend} made numbers that are not finite ({found})")
         if self._fp32 is None:
-            self._fp32 = Generator(self.bundle, plan=self._wanted.plan, precision="fp32", buckets=self.buckets)
+            plan, threads = self._wanted.plan, self._wanted.threads
+            self._fp32 = Generator(self.bundle, plan=plan, precision="fp32", threads=threads, buckets=self.buckets)
         again = self._fp32._pool
         bucket = count if again.program.exact else len(binding.inputs["noise"])
         with again.borrow(bucket) as other:

@@ -133,8 +133,9 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
     check_files(bundle, entry)  # ONNX Runtime opens weights beside the graph by itself
 
     def load(path: str) -> Program:
-        graph_of = wanted.cuda_graphs and entry.layout != "loop"  # control flow cannot be captured
-        program = OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=graph_of)
+        # Control flow cannot be captured: a loop, and the If of a step that may go without guidance.
+        capture = wanted.cuda_graphs and entry.layout == "unrolled"
+        program = OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=capture)
         if backend != "cpu" and not program.gpu:
             raise ValueError(f"{provider} could not start; run `fewstep doctor` for what it lacks")
         return program

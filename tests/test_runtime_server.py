@@ -263,7 +263,7 @@ def test_models_are_not_loaded_over_http_unless_that_was_allowed(client: Client)
     assert client("POST", "/v2/repository/models/digits/load").status_code == 405
 
 
-def test_a_server_that_ends_makes_what_it_accepted(repository: Repository) -> None:
+def test_a_server_that_ends_makes_what_it_accepted() -> None:
     own = Repository([("digits", BUNDLE)], OPTIONS._replace(plans=("sid1",)))
     own.load("digits")
     batcher: Batcher = own.model("digits").version().batcher(None)

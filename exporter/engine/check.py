@@ -30,10 +30,9 @@ def check_engines(bundle: Bundle) -> list[Parity]:
         for plan in plans_of(bundle, graph, references):
             golden = references[plan]
             profile = entry.key.profile(len(golden["noise"]))
-            if not reason and profile is None:
-                reason = f"it has no profile for the batch of {len(golden['noise'])} in golden.npz"
             if reason or profile is None:
-                results.append(left_out(name, graph, plan, reason))
+                missing = f"it has no profile for the batch of {len(golden['noise'])} in golden.npz"
+                results.append(left_out(name, graph, plan, reason or missing))
             else:
                 made = _run(bundle, entry, plan, golden, profile)
                 results.append(compare(bundle, name, graph, plan, made, golden))
