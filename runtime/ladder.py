@@ -21,10 +21,12 @@ from fewstep.runtime.backends.onnx import CUDA, TENSORRT, OnnxProgram
 from fewstep.runtime.walker import Walker
 from fewstep.sessions import CPU
 
-__all__ = ["RUNGS", "Chosen", "Wanted", "climb", "graphs_of"]
+__all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "climb", "graphs_of"]
 
 PROVIDERS = {"cuda": CUDA, "onnxruntime-tensorrt": TENSORRT, "cpu": CPU}
-FAST_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32")  # on a GPU; eight bits are taken by name only
+# The first that is there is taken; eight bits are taken by name only. CPUs compute fp16 slowly.
+ON_GPU: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+ON_CPU: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 class Wanted(NamedTuple):
@@ -101,7 +103,7 @@ def _candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
 def _engine(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], backend: str) -> Chosen:
     """The plan's engine that can run here."""
     machine, against = this_machine(), []
-    for precision in [wanted.precision] if wanted.precision else FAST_FIRST:
+    for precision in [wanted.precision] if wanted.precision else ON_GPU:
         for name, entry in bundle.manifest.engines.items():
             if entry.graph != graphs.get(precision):
                 continue
@@ -125,8 +127,7 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
     provider = PROVIDERS[backend]
     if provider not in ort.get_available_providers():
         raise ValueError(f"this ONNX Runtime has no {provider} (pip install 'fewstep[gpu]' brings one)")
-    order: tuple[Precision, ...] = ("fp32", "fp16") if backend == "cpu" else FAST_FIRST  # CPUs compute fp16 slowly
-    found = [p for p in order if p in graphs] or sorted(graphs)
+    found = [p for p in (ON_CPU if backend == "cpu" else ON_GPU) if p in graphs] or sorted(graphs)
     precision = wanted.precision or found[0]
     name = graphs[precision]
     entry = bundle.manifest.graphs[name]

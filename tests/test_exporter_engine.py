@@ -149,7 +149,7 @@ def test_a_native_engine_depends_on_the_gpu_that_builds_it(tmp_path: Path) -> No
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32")
     jetson, orin = Flavour("tensorrt", "10.3.0"), Machine("87", "Orin", 8 << 30)
     (job,) = prepare(bundle, ["small"], Settings(level=4, flags=("weight-streaming", "refit")), jetson, orin)
-    assert (job.name, job.key.targets, job.key.gpu, job.key.level) == ("small.tensorrt", ["87"], "Orin", 4)
+    assert (job.name, job.key.targets, job.key.gpu, job.key.level) == ("small.tensorrt.sm87", ["87"], "Orin", 4)
     assert job.key.flags == ["refit", "weight-streaming"]
     assert job.findings[0].rule == "step-layout"
 

@@ -18,16 +18,11 @@ import httpx
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
+from ports import free_port
 
 from fewstep.runtime import Generator
 
 BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager

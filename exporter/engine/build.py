@@ -92,7 +92,9 @@ def prepare(bundle: Bundle, graphs: Sequence[str], settings: Settings, flavour: 
     for graph in dict.fromkeys(graphs):
         case = Case(flavour, settings, graph_facts(bundle, graph), machine)
         entry = bundle.manifest.graphs[graph]
-        name = f"{graph}.{flavour.extra}"
+        # Native engines are for the GPU that builds them; a bundle may hold one for each.
+        gpu = () if flavour.rtx else tuple(f"sm{sm}" for sm in case.architectures)
+        name = ".".join((graph, flavour.extra, *gpu))
         old = bundle.manifest.engines.get(name)
         jobs.append(Job(name, case, entry, _key(bundle, entry, case), explain(case), old))
     return jobs

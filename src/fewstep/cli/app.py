@@ -23,6 +23,7 @@ EXTRA_OF = {
     "datasets": "train",
     "diffusers": "export",
     "fastapi": "serve",
+    "google": "triton",
     "httptools": "serve",
     "mlxtend": "demo",
     "onnx": "export",
@@ -32,9 +33,11 @@ EXTRA_OF = {
     "openvino": "openvino",
     "polygraphy": "rtx",
     "prometheus_client": "serve",
+    "ray": "ray",
     "safetensors": "export",
     "torch": "export",
     "torchmetrics": "train",
+    "tritonclient": "triton",
     "uvicorn": "serve",
 }
 

@@ -1,0 +1,1 @@
+"""Bundles for servers that others keep: NVIDIA Triton and Ray Serve."""

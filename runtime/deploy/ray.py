@@ -1,0 +1,134 @@
+"""A Ray Serve application: replicas of one bundle, each with the same HTTP interface and batchers as `fewstep serve`.
+
+serve.yaml names `application` here; other deployments may hold a handle and call `generate`.
+"""
+
+# Ray reads the annotation of `application`, which must not be a string: no `from __future__ import annotations` here.
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import ServeDeploySchema
+from starlette.types import ASGIApp
+
+from fewstep.bundle import Bundle
+from fewstep.runtime.server.app import Policy, create_app
+from fewstep.runtime.server.repository import Options, Repository
+
+__all__ = ["Replicas", "Settings", "application", "write_config"]
+
+
+class Settings(BaseModel):
+    """What a replica serves. bundle: a path that holds on every node. The rest as in the options of `fewstep serve`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: Path
+    plans: tuple[str, ...] = ()
+    precision: str | None = None
+    backend: str | None = None
+    threads: int | None = None
+    max_batch: int = Field(default=32, ge=1)
+    max_images: int = Field(default=64, ge=1)
+    wait_ms: float = Field(default=0.0, ge=0)
+    max_waiting: int = Field(default=256, ge=1)
+    timeout_s: float = Field(default=10.0, gt=0)
+
+
+class Replicas(BaseModel):
+    """How many there may be, and what each takes of its node."""
+
+    least: int = Field(default=1, ge=0)
+    most: int = Field(default=4, ge=1)
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
+class Images:
+    """One replica. Ray counts it as ready when every batch size of every plan ran once."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = Options(
+            settings.plans,
+            settings.precision,
+            settings.backend,
+            settings.threads,
+            settings.max_batch,
+            settings.max_images,
+            settings.wait_ms,
+            settings.max_waiting,
+        )
+        self.name, self.timeout_s = _name(settings.bundle), settings.timeout_s
+        self.repository = Repository([(self.name, settings.bundle)], options)
+        self.repository.load(self.name)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self.repository, Policy(self.timeout_s, os.environ.get("FEWSTEP_API_KEY")))
+
+    async def generate(
+        self,
+        labels: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        plan: str | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Images uint8 (B, H, W, C) for a caller with a handle. Raises what Batcher.submit and its future raise."""
+        batcher = self.repository.model(self.name).version().batcher(plan)
+        return await batcher.generate(labels, seeds=seeds, embeddings=embeddings, timeout_s=self.timeout_s)
+
+
+def application(settings: Settings) -> Application:
+    """What `import_path` of serve.yaml names; settings come from its `args`."""
+    return serve.deployment(serve.ingress()(Images)).bind(settings)
+
+
+def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
+    """Write serve.yaml, checked by Ray Serve's own schema.
+
+    A replica takes as many requests as wait in its queue and answers 503 beyond; more replicas come while more than one batch
+    is asked for at each.
+
+    Raises FileNotFoundError or ValueError where there is no bundle to serve, or fewer replicas at most than at least.
+    """
+    if replicas.least > replicas.most:
+        raise ValueError(f"there are to be {replicas.least} replicas at least and {replicas.most} at most; raise the second")
+    bundle = Bundle.load(settings.bundle)
+    for plan in settings.plans:
+        bundle.pick("plan", plan, bundle.manifest.plans)
+    settings = settings.model_copy(update={"bundle": bundle.root})
+    deployment = {
+        "name": Images.__name__,
+        "max_ongoing_requests": settings.max_waiting,
+        "max_queued_requests": settings.max_waiting,
+        "autoscaling_config": {
+            "min_replicas": replicas.least,
+            "max_replicas": replicas.most,
+            "target_ongoing_requests": settings.max_batch,
+        },
+        "ray_actor_options": {"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+    }
+    config: dict[str, Any] = {
+        "applications": [
+            {
+                "name": _name(bundle.root),
+                "route_prefix": "/",
+                "import_path": f"{__name__}:{application.__name__}",
+                "args": settings.model_dump(mode="json", exclude_unset=True),
+                "deployments": [deployment],
+            }
+        ]
+    }
+    ServeDeploySchema.model_validate(config)
+    path.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+
+
+def _name(bundle: Path) -> str:
+    return bundle.name.removesuffix(".bundle")

@@ -1,0 +1,207 @@
+"""A bundle as a Triton model repository, which needs nothing of fewstep to run.
+
+    repository/
+      digits.sid1/            an ensemble of the two below: seeds and condition in, images out
+      digits.sid1.noise/      noise from seeds; Python backend
+      digits.sid1.sampler/    the plan's graph, or its TensorRT engines, one for every GPU architecture
+
+Triton lists a batch's dimension nowhere: a shape here is that of one image.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from fewstep.bundle import Bundle
+from fewstep.external import check_files
+from fewstep.manifest import EngineEntry, Precision
+from fewstep.runtime.buckets import BUCKETS
+from fewstep.runtime.ladder import ON_CPU, ON_GPU, graphs_of
+from fewstep.spec import InputSpec
+from fewstep.staging import staged
+
+__all__ = ["Settings", "write_repository"]
+
+Device = Literal["gpu", "cpu"]
+Write = Callable[[str, Path], pb.ModelConfig]
+CONFIG = "config.pbtxt"
+DTYPES = {"int64": pb.TYPE_INT64, "float32": pb.TYPE_FP32}
+SEEDS = {"name": "seeds", "data_type": pb.TYPE_UINT64, "dims": [1]}
+
+
+class Settings(NamedTuple):
+    """precision: fp16 on a GPU and fp32 on a CPU unless said. The rest as in fewstep.runtime.batcher.Batcher."""
+
+    device: Device = "gpu"
+    precision: Precision | None = None
+    max_batch: int = 32
+    wait_ms: float = 2.0
+    max_waiting: int = 256
+    timeout_s: float = 10.0
+
+
+def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: Settings) -> list[str]:
+    """Write models of the named plans into a model repository, which may hold others; the names of the ensembles.
+
+    A model that is there is replaced. Where the bundle has TensorRT engines of the graph and a GPU is wanted, they are taken.
+
+    Raises ValueError where a plan has no whole graph in that precision or an engine takes smaller batches only.
+    """
+    models = [_Model(bundle, plan, settings) for plan in plans]
+    parts = [part for model in models for part in model.parts()]
+    for name, _ in parts:
+        if (out / name).exists() and not (out / name / CONFIG).is_file():
+            raise ValueError(f"{out / name} is there and no Triton model; remove it or name another --out")
+    for name, write in parts:
+        with staged(out / name) as directory:
+            (directory / "1").mkdir()
+            config = write(name, directory / "1")
+            (directory / CONFIG).write_text(text_format.MessageToString(config), "utf-8")
+    return [model.name for model in models]
+
+
+class _Model:
+    """The three parts of one plan."""
+
+    def __init__(self, bundle: Bundle, plan: str, settings: Settings) -> None:
+        self.bundle, self.settings, self.name = bundle, settings, f"{bundle.manifest.name}.{plan}"
+        graph = _graph(bundle, plan, settings)
+        self.graph = bundle.manifest.graphs[graph]
+        check_files(bundle, self.graph)
+        self.engines = _engines(bundle, graph) if settings.device == "gpu" else {}
+        self.buckets = [size for size in BUCKETS if size < settings.max_batch] + [settings.max_batch]
+        for name, engine in self.engines.items():
+            if untaken := [size for size in self.buckets if engine.key.profile(size) is None]:
+                raise ValueError(f"the engine {name} does not take batch {untaken[0]}; build it for that, or lower the batch")
+        guided = bundle.plan(plan)
+        condition = bundle.manifest.condition
+        self.condition = (*condition.inputs(), *(condition.null_inputs() if guided.guided else ()))
+        self.noise_shape = [guided.draws, *bundle.manifest.state_shape]
+        image = bundle.manifest.image
+        self.images = {"name": "images", "data_type": pb.TYPE_UINT8, "dims": [image.height, image.width, image.channels]}
+
+    def parts(self) -> list[tuple[str, Write]]:
+        """Names of the models and what writes each; the ensemble last, for it needs the others."""
+        return [(f"{self.name}.noise", self.noise), (f"{self.name}.sampler", self.sampler), (self.name, self.ensemble)]
+
+    def noise(self, name: str, directory: Path) -> pb.ModelConfig:
+        here = resources.files("fewstep.runtime")
+        for source, target in (("deploy/triton_noise.py", "model.py"), ("noise.py", "noise.py")):
+            (directory / target).write_bytes(here.joinpath(source).read_bytes())
+        output = {"name": "noise", "data_type": pb.TYPE_FP32, "dims": self.noise_shape}
+        on_cpu = [{"kind": pb.ModelInstanceGroup.KIND_CPU}]
+        return self._config(name, backend="python", input=[SEEDS], output=[output], instance_group=on_cpu)
+
+    def sampler(self, name: str, directory: Path) -> pb.ModelConfig:
+        noise = {"name": "noise", "data_type": pb.TYPE_FP32, "dims": self.noise_shape}
+        cpu = self.settings.device == "cpu"
+        kind = pb.ModelInstanceGroup.KIND_CPU if cpu else pb.ModelInstanceGroup.KIND_GPU
+        what = self._with_engines(directory) if self.engines else self._with_graph(directory)
+        return self._config(
+            name,
+            input=[noise, *(_tensor(spec) | _reshape(spec) for spec in self.condition)],
+            output=[self.images],
+            instance_group=[{"kind": kind}],
+            dynamic_batching=self._batching(),
+            model_warmup=list(self._warm_up()),
+            **what,
+        )
+
+    def ensemble(self, name: str, _: Path) -> pb.ModelConfig:
+        condition = {spec.name: spec.name for spec in self.condition}
+        noise = {"model_name": f"{name}.noise", "input_map": {"seeds": "seeds"}, "output_map": {"noise": "noise"}}
+        sampler = {
+            "model_name": f"{name}.sampler",
+            "input_map": {"noise": "noise", **condition},
+            "output_map": {"images": "images"},
+        }
+        steps = [{**step, "model_version": -1} for step in (noise, sampler)]
+        inputs = [SEEDS, *(_tensor(spec) for spec in self.condition)]
+        return self._config(name, platform="ensemble", input=inputs, output=[self.images], ensemble_scheduling={"step": steps})
+
+    def _config(self, name: str, **parts: Any) -> pb.ModelConfig:
+        return pb.ModelConfig(name=name, max_batch_size=self.settings.max_batch, **parts)
+
+    def _with_graph(self, directory: Path) -> dict[str, Any]:
+        shutil.copyfile(self.bundle.file(self.graph.file), directory / "model.onnx")
+        if self.graph.data:  # the graph names it without a directory
+            shutil.copyfile(self.bundle.file(self.graph.data), directory / Path(self.graph.data).name)
+        return {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
+
+    def _with_engines(self, directory: Path) -> dict[str, Any]:
+        files = {}
+        for engine in self.engines.values():
+            sm = engine.key.targets[0]
+            files[f"{sm[:-1]}.{sm[-1]}"] = f"model.sm{sm}.plan"
+            shutil.copyfile(self.bundle.file(engine.file), directory / f"model.sm{sm}.plan")
+        found: dict[str, Any] = {"platform": "tensorrt_plan", "cc_model_filenames": files}
+        if self.graph.layout == "unrolled":  # a loop cannot be captured
+            shapes = {"noise": self.noise_shape, **{spec.name: list(spec.shape) for spec in self.condition}}
+            specs = [
+                {"batch_size": size, "input": {name: {"dim": dims} for name, dims in shapes.items()}} for size in self.buckets
+            ]
+            found["optimization"] = {"cuda": {"graphs": True, "graph_spec": specs}}
+        return found
+
+    def _batching(self) -> dict[str, Any]:
+        settings = self.settings
+        policy = {
+            "timeout_action": pb.ModelQueuePolicy.REJECT,
+            "default_timeout_microseconds": round(settings.timeout_s * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": settings.max_waiting,
+        }
+        return {
+            "preferred_batch_size": self.buckets[1:] or self.buckets,
+            "max_queue_delay_microseconds": round(settings.wait_ms * 1e3),
+            "default_queue_policy": policy,
+        }
+
+    def _warm_up(self) -> Iterator[dict[str, Any]]:
+        noise = {"data_type": pb.TYPE_FP32, "dims": self.noise_shape, "random_data": True}
+        condition = {spec.name: {**_tensor(spec), "zero_data": True} for spec in self.condition}
+        for given in condition.values():
+            del given["name"]
+        for size in self.buckets:
+            yield {"name": f"batch {size}", "batch_size": size, "inputs": {"noise": noise, **condition}}
+
+
+def _tensor(spec: InputSpec) -> dict[str, Any]:
+    """A number for every image has the shape (1,) in Triton, which knows no shapes without a dimension."""
+    return {"name": spec.name, "data_type": DTYPES[spec.dtype], "dims": list(spec.shape) or [1]}
+
+
+def _reshape(spec: InputSpec) -> dict[str, Any]:
+    return {} if spec.shape else {"reshape": {"shape": []}}
+
+
+def _graph(bundle: Bundle, plan: str, settings: Settings) -> str:
+    """The whole graph of a plan in the precision that was asked for, else in the best one for the device."""
+    bundle.pick("plan", plan, bundle.manifest.plans)
+    whole = {p: name for p, name in graphs_of(bundle, plan).items() if bundle.manifest.graphs[name].plan == plan}
+    order = [settings.precision] if settings.precision else ON_GPU if settings.device == "gpu" else ON_CPU
+    for precision in order:
+        if precision in whole:
+            return whole[precision]
+    raise ValueError(
+        f"{bundle.root.name} has no whole graph of the plan {plan!r} in {' or '.join(order)} (it has: "
+        f"{', '.join(sorted(whole)) or 'none'}); write it with: fewstep export {bundle.root.name} --plan {plan} "
+        f"--precision {order[0]}"
+    )
+
+
+def _engines(bundle: Bundle, graph: str) -> dict[str, EngineEntry]:
+    """The engines of a graph that Triton can run; it has no TensorRT-RTX."""
+    sha256 = bundle.manifest.files[bundle.manifest.graphs[graph].file].sha256
+    return {
+        name: engine
+        for name, engine in bundle.manifest.engines.items()
+        if engine.graph == graph and engine.key.flavour == "tensorrt" and engine.key.graph_sha256 == sha256
+    }
