@@ -14,8 +14,6 @@ import numpy as np
 from fewstep.progress import Track, silent
 from fewstep.runtime.generator import Generator
 
-COLOURS = ("#3b5bdb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d")
-
 __all__ = ["measure", "save_plot"]
 
 
@@ -57,40 +55,24 @@ def _peak_bytes() -> int:
 
 
 def save_plot(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A PNG of latency against batch size: the median as a line, p99 as a thin one above it. Needs Pillow."""
-    from PIL import Image, ImageDraw
+    """A picture of latency against batch size: the median as a line, up to p99 as a band. Needs matplotlib."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
-    from fewstep.picture import refuse_path
-
-    refuse_path(path)
-    width, height, left, top = 900, 520, 80, 40
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    points = [row for rows in results.values() for row in rows]
-    batches = sorted({row["batch"] for row in points})
-    high = max(row["p99_ms"] for row in points) * 1.1
-
-    def at(batch: int, ms: float) -> tuple[float, float]:
-        step = (width - left - 40) / max(1, len(batches) - 1)
-        return left + batches.index(batch) * step, height - 60 - (height - 60 - top) * ms / high
-
-    for i in range(6):
-        ms = high * i / 5
-        y = at(batches[0], ms)[1]
-        draw.line([(left, y), (width - 30, y)], fill="#e3e0dc")
-        draw.text((left - 10, y), f"{ms:.1f}", fill="#6b6661", anchor="rm")
-    for batch in batches:
-        draw.text((at(batch, 0)[0], height - 45), str(batch), fill="#6b6661", anchor="mm")
-    draw.text((width / 2, height - 18), "batch size", fill="#1c1917", anchor="mm")
-    draw.text((left, 16), "ms per call: median thick, p99 thin", fill="#1c1917", anchor="lm")
-    for i, (title, rows) in enumerate(results.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        for key, thickness in (("p50_ms", 3), ("p99_ms", 1)):
-            line = [at(row["batch"], row[key]) for row in rows]
-            draw.line(line, fill=colour, width=thickness)
-            for x, y in line:
-                draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
-        draw.text((left + 15, top + 15 + 20 * i), title, fill=colour, anchor="lm")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for title, rows in results.items():
+        batches, p50, p99 = ([row[key] for row in rows] for key in ("batch", "p50_ms", "p99_ms"))
+        (line,) = axes.plot(batches, p50, marker="o", label=title)
+        axes.fill_between(batches, p50, p99, alpha=0.2, color=line.get_color())
+    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="ms a call, median to p99")
+    sizes = sorted({row["batch"] for rows in results.values() for row in rows})
+    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
     temporary = path.with_name(f".{path.name}.new")
-    image.save(temporary, format="PNG")
+    figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(path)

@@ -53,4 +53,4 @@ def test_a_bench_has_a_row_for_every_bucket_and_a_plot(digits: Bundle, tmp_path:
         assert row["first_ms"] > 0
         assert row["peak_memory_bytes"] > 10_000_000
     save_plot(tmp_path / "plot.png", {"a": rows, "b": rows[:1]})
-    assert Image.open(tmp_path / "plot.png").size == (900, 520)
+    assert Image.open(tmp_path / "plot.png").size == (1200, 675)

@@ -25,6 +25,7 @@ EXTRA_OF = {
     "fastapi": "serve",
     "google": "triton",
     "httptools": "serve",
+    "matplotlib": "bench",
     "mlxtend": "demo",
     "onnx": "export",
     "onnx_ir": "export",

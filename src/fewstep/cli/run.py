@@ -57,14 +57,19 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8",
     seconds: Annotated[float, typer.Option(min=0.01, help="How long each batch size runs.")] = 3.0,
-    plot: Annotated[Path | None, typer.Option(help="A PNG with the latencies.", show_default="none")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG of the latencies.", show_default="none")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure latency and throughput of every backend that runs here, bucket by bucket."""
+    from fewstep.picture import refuse_path
     from fewstep.runtime.bench import measure, save_plot
     from fewstep.runtime.generator import Generator
     from fewstep.runtime.ladder import LADDER
 
+    if plot is not None:
+        import matplotlib  # noqa: F401  (measuring takes a while: say now what is missing)
+
+        refuse_path(plot)
     loaded, results = Bundle.load(bundle), {}
     plans: list[str | None] = [*plan] if plan else [None]
     for name in plans:

@@ -1,0 +1,116 @@
+"""What the runtime adds to ONNX Runtime, and what others take: python benchmarks/generator.py examples/digits.bundle
+
+Writes benchmarks/results/generator.json. One plan, one graph on the CPU. Overhead: Generator(labels, seeds) against the bare
+run of the same session on the same bound buffers, call by call in turns, in several processes. Others: see latency.py. Memory:
+resident set over many calls.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from datetime import date
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+from latency import build as other
+from latency import write_plain
+from turns import Run, in_turns
+
+from fewstep.bundle import Bundle
+from fewstep.runtime import Generator
+
+RESULT = Path(__file__).parent / "results" / "generator.json"
+PLANS, BATCHES = ("sid1", "sid2"), (1, 8)
+PROCESSES, PAIRS, SETTLE = 7, 1500, 50
+OTHERS = ("Generator", "baked", "eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
+CALLS, SAMPLES = 20_000, 20
+
+
+def pairs(pipe: Connection, root: Path, plan: str, batch: int) -> None:
+    """ms of the bare run and of the Generator, in turns."""
+    generator = Generator.open(root, plan=plan, precision="fp32", backend="cpu")
+    labels, seeds = [i % 10 for i in range(batch)], list(range(batch))
+    with generator._pool.borrow(batch) as binding:
+        bare = binding  # the same buffers: what lies where in memory matters more than what is measured
+    times = np.empty((PAIRS + SETTLE, 2))
+    for row in times:
+        for way, run in enumerate((bare.run, lambda: generator(labels, seeds=seeds))):
+            begin = time.perf_counter()
+            run()
+            row[way] = (time.perf_counter() - begin) * 1e3
+    pipe.send(times[SETTLE:])
+
+
+def overhead(root: Path, plan: str, batch: int) -> dict[str, Any]:
+    """Over fresh processes: mean and spread of each one's medians and 99th percentiles."""
+    context, found = get_context("spawn"), []
+    for _ in range(PROCESSES):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=pairs, args=(theirs, root, plan, batch))
+        process.start()
+        found.append(ours.recv())
+        process.join()
+    rows: dict[str, list[float]] = {}
+    for times in found:
+        for way, column in zip(("bare", "generator"), times.T, strict=True):
+            rows.setdefault(f"{way}_p50_ms", []).append(float(median(column)))
+            rows.setdefault(f"{way}_p99_ms", []).append(float(np.percentile(column, 99)))
+        rows.setdefault("overhead_us", []).append(float(median(times[:, 1] - times[:, 0])) * 1e3)
+    return {name: {"mean": mean(v), "std": stdev(v), "median": median(v)} for name, v in rows.items()}
+
+
+def build(way: str, root: Path, plain: Path, plan: str, batch: int) -> Run | None:
+    """One way to make a plan's images, as in latency.py."""
+    return other(way, root, plain, plan, batch)
+
+
+def memory(pipe: Connection, root: Path) -> None:
+    """Resident bytes along many calls of changing batches."""
+    generator = Generator.open(root, plan="sid1", precision="fp32", backend="cpu")
+    generator.warm_up()
+    found = []
+    for call in range(CALLS + 1):
+        if call % (CALLS // SAMPLES) == 0:
+            found.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+        batch = 1 + call % 4
+        generator([0] * batch, seeds=range(call, call + batch))
+    pipe.send(found)
+
+
+def main(root: Path) -> None:
+    from fewstep.demo import machine
+    from fewstep.denoiser import load_network
+
+    result: dict[str, Any] = {"machine": machine(), "date": str(date.today()), "processes": PROCESSES, "pairs": PAIRS}
+    bundle = Bundle.load(root)
+    for plan in PLANS:
+        for batch in BATCHES:
+            row = overhead(bundle.root, plan, batch)
+            result.setdefault("overhead", {})[f"{plan}, batch {batch}"] = row
+            print(f"{plan} batch {batch}: {row['bare_p50_ms']['median']:.3f} ms + {row['overhead_us']['median']:.1f} us")
+    with tempfile.TemporaryDirectory() as directory:
+        for plan in PLANS:
+            plain = Path(directory, f"{plan}.onnx")
+            write_plain(load_network(bundle, bundle.manifest.plans[plan].network), plain)
+            ways = in_turns(build, {way: (way, bundle.root, plain, plan, 1) for way in OTHERS})
+            for way, row in ways.items():
+                row["over_generator"] = row["median_ms"] / ways["Generator"]["median_ms"]
+                print(f"{plan} batch 1: {way:22} {row['median_ms']:8.3f} ms  {row['over_generator']:.2f} x")
+            result.setdefault("others", {})[plan] = ways
+    ours, theirs = get_context("spawn").Pipe()
+    get_context("spawn").Process(target=memory, args=(theirs, bundle.root)).start()
+    resident = ours.recv()
+    result["memory"] = {"calls": CALLS, "resident_bytes": resident}
+    print(f"resident after {CALLS // SAMPLES} calls {resident[1] / 1e6:.1f} MB, after {CALLS} {resident[-1] / 1e6:.1f} MB")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
