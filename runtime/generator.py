@@ -147,12 +147,16 @@ class Generator:
         stop by returning False; then CancelledError is raised.
 
         Raises ValueError for an empty batch, a label out of range, conditions and seeds of unequal length, or an out of
-        another shape; NotFiniteError where a sample is not finite (see on_nan of the class).
+        another shape or on a GPU; NotFiniteError where a sample is not finite (see on_nan of the class); RunError where the
+        backend fails.
         """
         inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
         shape = (len(inputs.seeds), *self.image_shape)
         if not isinstance(out, np.ndarray):
-            out = np.from_dlpack(out)
+            try:
+                out = np.from_dlpack(out)
+            except (BufferError, RuntimeError, TypeError, AttributeError) as error:
+                raise ValueError(f"out is an array in the host's memory that speaks DLPack ({error})") from None
         if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
             raise ValueError(f"out is a writable uint8 array of shape {shape}, got {out.dtype} {out.shape}")
         self._make(inputs, out, on_step)

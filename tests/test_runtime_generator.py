@@ -13,10 +13,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from small_sampler import sampler_bundle
 
 from fewstep.bundle import Bundle
 from fewstep.runtime import Generator
+from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.finite import NotFiniteError
+from fewstep.runtime.generator import Inputs
 from fewstep.runtime.noise import noise
 
 BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
@@ -209,3 +212,25 @@ def test_a_sample_that_is_not_finite_is_made_again_in_fp32_where_that_was_asked_
         labels, seeds = list(range(batch)), list(range(batch))
         np.testing.assert_array_equal(generator(labels, seeds=seeds), exact(labels, seeds=seeds))
     assert generator.rescued == 2
+
+
+def test_memory_is_flat_over_ten_thousand_calls(tmp_path: Path) -> None:
+    """A graph of a few nodes, so that what the runtime itself keeps would show; benchmarks/generator.py has the digits."""
+    generator = Generator(sampler_bundle(tmp_path / "b"), backend="cpu")
+    generator.warm_up()
+
+    def resident_after(calls: int) -> int:
+        for call in range(calls):
+            batch = 1 + call % 5
+            generator([2] * batch, seeds=range(call, call + batch))
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    settled = resident_after(2000)
+    assert resident_after(10_000) - settled < 1_000_000
+
+
+def test_a_backend_that_fails_while_it_runs_says_so(digits: Bundle) -> None:
+    generator = Generator(digits, plan="sid1", backend="cpu")
+    with pytest.raises(RunError, match=r"ONNX Runtime could not run the graph: .*indices element out of data bounds"):
+        generator.make(Inputs([0], {"labels": np.array([99])}))
+    assert generator([3], seeds=[0]).any()

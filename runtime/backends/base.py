@@ -9,9 +9,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Binding", "Program", "Tensor", "buffers"]
+__all__ = ["Array", "Binding", "Program", "RunError", "Tensor", "buffers"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+class RunError(RuntimeError):
+    """A backend failed while it ran: no memory, a lost device, an input it has no kernel for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Binding(Protocol):
         """Arrays by name, to be read."""
 
     def run(self) -> None:
-        """Compute outputs from inputs. Returns when they are there."""
+        """Compute outputs from inputs. Returns when they are there. Raises RunError where the backend fails."""
 
 
 class Program(Protocol):

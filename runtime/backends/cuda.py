@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.runtime.backends.base import Array, Tensor
+from fewstep.runtime.backends.base import Array, RunError, Tensor
 
 __all__ = ["Buffers", "Cuda", "Stream"]
 
 
 class Cuda:
-    """The CUDA runtime; every call's error becomes a RuntimeError that names it."""
+    """The CUDA runtime; every call's error becomes a RunError that names it."""
 
     def __init__(self) -> None:
         from cuda.bindings import runtime
@@ -26,7 +26,7 @@ class Cuda:
         """What a function of the runtime returns beside its error."""
         error, *results = getattr(self._runtime, name)(*arguments)
         if error != self._runtime.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"{name}: {error.name}")
+            raise RunError(f"{name}: {error.name}")
         return results[0] if len(results) == 1 else tuple(results)
 
     def __getattr__(self, constant: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fewstep.runtime.backends.base import Array, Tensor, buffers
-from fewstep.sessions import CPU, open_session
+from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers
+from fewstep.sessions import CPU, ERRORS, open_session, reason_of
 
 __all__ = ["CUDA", "TENSORRT", "OnnxProgram"]
 
@@ -66,7 +66,7 @@ class OnnxBinding:
 
     def run(self) -> None:
         """See Binding.run."""
-        self._session.run_with_iobinding(self._binding)
+        _run(self._session, self._binding)
 
 
 class OnnxGpuBinding:
@@ -89,9 +89,16 @@ class OnnxGpuBinding:
         """See Binding.run."""
         for name, array in self.inputs.items():
             self._device_inputs[name].update_inplace(array)
-        self._session.run_with_iobinding(self._binding, self._options)
+        _run(self._session, self._binding, self._options)
         for name, array in self.outputs.items():
             np.copyto(array, self._device_outputs[name].numpy())
+
+
+def _run(session: ort.InferenceSession, binding: Any, options: Any = None) -> None:
+    try:
+        session.run_with_iobinding(binding, options)
+    except (RuntimeError, *ERRORS) as error:
+        raise RunError(f"ONNX Runtime could not run the graph: {reason_of(error)}") from None
 
 
 def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:

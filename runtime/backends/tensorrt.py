@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fewstep.runtime.backends.base import Tensor
+from fewstep.runtime.backends.base import RunError, Tensor
 from fewstep.runtime.backends.cuda import Buffers, Cuda, Stream
 
 __all__ = ["EngineBinding", "EngineProgram"]
@@ -97,7 +97,7 @@ class EngineBinding:
         """Queue copies and execution; captured or not, the same."""
         self._in.upload(self._stream.handle)
         if not self._context.execute_async_v3(self._stream.handle):
-            raise RuntimeError("TensorRT could not run the engine")
+            raise RunError("TensorRT could not run the engine")
         self._out.download(self._stream.handle)
 
     def _capture(self) -> None:

@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 import fewstep
+from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.batcher import ClosedError, DeadlineError, FullError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.server.describe import describe, metadata
@@ -106,6 +107,7 @@ STATUS: dict[type[Exception], int] = {
     RequestValidationError: 400,
     UnknownError: 404,
     NotFiniteError: 500,
+    RunError: 500,
     FullError: 503,
     ClosedError: 503,
     LoadingError: 503,

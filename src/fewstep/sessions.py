@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-__all__ = ["CPU", "NoKernelError", "open_session"]
+__all__ = ["CPU", "ERRORS", "NoKernelError", "open_session", "reason_of"]
 
 CPU = "CPUExecutionProvider"
 # ONNX Runtime's exceptions share no base of their own.
@@ -46,9 +46,14 @@ def open_session(
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except ERRORS as error:
-        reason = " ".join(str(error).split(" : ", 2)[-1].split())
+        reason = reason_of(error)
         if "bfloat16" in reason:
             raise NoKernelError(f"ONNX Runtime has no bf16 kernels for {name} here; use fp32 or fp16") from None
         if "NOT_IMPLEMENTED" in str(error):
             raise NoKernelError(f"ONNX Runtime {ort.__version__} cannot compute {name} here: {reason}") from None
         raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name}: {reason}; export it again") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What one of ONNX Runtime's errors says, in one line and without its codes."""
+    return " ".join(str(error).split(" : ", 2)[-1].split())

@@ -101,8 +101,9 @@ def main() -> None:
     """Run the command; bad input, a package that is not installed and a full disk end with one sentence and exit code 2."""
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("FEWSTEP_TRACEBACK"):
+    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("fewstep.")
+        if os.environ.get("FEWSTEP_TRACEBACK") or not expected:
             raise
         text = " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
