@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fewstep.demo import SAMPLERS
@@ -16,7 +17,7 @@ from fewstep.demo import SAMPLERS
 __all__ = ["PAGES", "ROOT", "result", "written"]
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/export.md", "docs/edge.md")
+PAGES = ("README.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -145,8 +146,63 @@ def sizes() -> str:
     return markdown(("target", "graph and weights, fp32, MB", "fp16, MB", "to install or download beside it, MB"), rows)
 
 
+def generator() -> str:
+    rows = []
+    for name, row in result("generator")["overhead"].items():
+        milliseconds = (
+            f"{row[key]['median']:.2f}" for key in ("bare_p50_ms", "generator_p50_ms", "bare_p99_ms", "generator_p99_ms")
+        )
+        over = row["overhead_us"]
+        share = over["median"] / row["bare_p50_ms"]["median"] / 1e3
+        rows.append([name, *milliseconds, f"{over['median']:.0f} ± {over['std']:.0f}", f"{share * 100:.1f} %"])
+    return markdown(("plan", "bare p50, ms", "Generator p50", "bare p99", "Generator p99", "overhead, µs", "of p50"), rows)
+
+
+def others() -> str:
+    rows = []
+    for plan, ways in result("generator")["others"].items():
+        slower = (f"{ways[way]['over_generator']:.2f} x" if way in ways else "" for way in OTHERS)
+        rows.append([f"{plan}, batch 1", f"{ways['Generator']['median_ms']:.2f}", *slower])
+    return markdown(("plan", "Generator, ms", *OTHERS), rows)
+
+
+def server() -> str:
+    found = result("server")["throughput"]
+    rates = found["images_per_second"]
+    rows = [["bare Generator in a loop, batch 32", f"{median(rates['Generator']):.0f}", "", ""]]
+    for case, share in found["share_of_generator"].items():
+        least, most = min(share["rounds"]), max(share["rounds"])
+        rows.append(
+            [case, f"{median(rates[case]):.0f}", f"{share['median'] * 100:.0f} %", f"{least * 100:.0f} to {most * 100:.0f} %"]
+        )
+    return markdown(("load", "images/s", "of the Generator", "over rounds"), rows)
+
+
+def soak() -> str:
+    found = result("server")["soak"]
+    answers, milliseconds = found["answers"], found["accepted_ms"]
+    sent = sum(count for status, count in answers.items() if ":" not in status)
+    resident = [size / 1e6 for size in found["resident_bytes"]]
+    early = median(resident[len(resident) // 10 : len(resident) // 5])
+    rows = [
+        ["requests of 8 images", f"{sent:,} in {found['seconds'] / 60:.0f} min, twice the capacity"],
+        ["answered 200, all equal to the Generator's bytes", f"{answers['200']:,}, {found['wrong']} wrong"],
+        ["refused at once with 503", f"{answers.get('503', 0):,}"],
+        ["too late, 504", f"{answers.get('504', 0):,}"],
+        ["other answers, broken connections", f"{sent - sum(answers.get(s, 0) for s in ('200', '503', '504')):,}"],
+        [
+            "accepted: p50, p99, longest, ms (deadline 2,000)",
+            ", ".join(f"{milliseconds[q]:,.0f}" for q in ("p50", "p99", "p100")),
+        ],
+        ["memory after a minute, at the end, MB", f"{early:.0f}, {median(resident[-10:]):.0f}"],
+        ["stack traces seen by clients", str(found["stack_traces"])],
+    ]
+    return markdown(("ten minutes beside slow, broken and oversized requests", ""), rows)
+
+
+OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (digits, latency, precision, export, large, edge, sizes)
+    table.__name__: table for table in (digits, latency, precision, export, large, edge, sizes, generator, others, server, soak)
 }
 
 if __name__ == "__main__":

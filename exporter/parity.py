@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ def load_references(bundle: Bundle) -> dict[str, Arrays]:
     try:
         with np.load(path, allow_pickle=False) as file:
             golden = dict(file)
-    except (BadZipFile, ValueError, EOFError) as error:
+    except (BadZipFile, ValueError, EOFError, OSError, RuntimeError, ZlibError) as error:
         raise ValueError(f"{bundle.root.name}/golden.npz cannot be read ({error}); export the plans again") from None
     plans = {key.split("/")[0] for key in golden if key.endswith("/sample")}
     return {plan: {k.split("/")[1]: v for k, v in golden.items() if k.startswith(f"{plan}/")} for plan in sorted(plans)}

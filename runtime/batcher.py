@@ -91,10 +91,9 @@ class Batcher:
         The future raises DeadlineError when timeout_s pass before its batch begins.
         Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
         """
-        inputs = self.generator.prepare(labels, seeds=seeds, embeddings=embeddings)
-        count = len(inputs.seeds)
-        if count > self.max_request:
+        if (count := len(seeds)) > self.max_request:  # before anything looks at each
             raise ValueError(f"a request has at most {self.max_request} images, got {count}")
+        inputs = self.generator.prepare(labels, seeds=seeds, embeddings=embeddings)
         request = _Request(inputs, time.monotonic() + timeout_s)
         with self._monitor:
             if self._closed:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fewstep.bundle import Bundle
+from fewstep.external import check_files
 from fewstep.manifest import GraphEntry
 from fewstep.outputs import with_outputs
 from fewstep.runtime.backends.base import Array
@@ -29,6 +30,7 @@ def where_it_ended(bundle: Bundle, graph: GraphEntry, inputs: Mapping[str, Array
         return "the inputs are not finite already"
     if graph.layout != "unrolled" or graph.plan is None:
         return "a loop does not show its rows; export it with --layout unrolled to see which"
+    check_files(bundle, graph)  # an engine ran: the weights beside its graph have not been looked at yet
     rows = bundle.plan(graph.plan).rows
     names = [f"state_{k + 1}" for k in range(rows)]
     model = with_outputs(bundle.file(graph.file).read_bytes(), names)

@@ -254,6 +254,8 @@ class Generator:
         for name, shape in self._embeddings.items():
             if arrays[name].shape != (batch, *shape):
                 raise ValueError(f"{name} has shape {(batch, *shape)} for {batch} seeds, got {arrays[name].shape}")
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} has numbers that are not finite; no image can be made from them")
         return dict(arrays)
 
     def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, Array]:

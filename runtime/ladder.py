@@ -18,6 +18,7 @@ from fewstep.machine import this_machine
 from fewstep.manifest import EngineKey, GraphEntry, Precision
 from fewstep.runtime.backends.base import Program
 from fewstep.runtime.backends.onnx import CUDA, TENSORRT, OnnxProgram
+from fewstep.runtime.fits import check_steps, check_whole
 from fewstep.runtime.walker import Walker
 from fewstep.sessions import CPU
 
@@ -148,10 +149,12 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
 def _program(bundle: Bundle, plan: str, graph: str, paths: Sequence[str], load: Callable[[str], Program]) -> Program:
     """One program; of the two of a step layout, the one that walks the plan."""
     first, *rest = [load(path) for path in paths]
+    manifest, table = bundle.manifest, bundle.plan(plan)
     if not rest:
+        check_whole(repr(graph), first, manifest, table)
         return first
-    scales = bundle.manifest.networks[bundle.manifest.graphs[graph].network].parametrisation.scales
-    return Walker(bundle.plan(plan), scales, first, rest[0])
+    check_steps(repr(graph), first, rest[0], manifest, table)
+    return Walker(table, manifest.networks[manifest.graphs[graph].network].parametrisation.scales, first, rest[0])
 
 
 def graphs_of(bundle: Bundle, plan: str) -> dict[Precision, str]:

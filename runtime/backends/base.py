@@ -71,5 +71,8 @@ class Program(Protocol):
 
 
 def buffers(tensors: Mapping[str, Tensor], batch: int) -> dict[str, Array]:
-    """Zeroed arrays of a batch size in ordinary memory."""
-    return {name: np.zeros(tensor.at(batch), tensor.dtype) for name, tensor in tensors.items()}
+    """Zeroed arrays of a batch size in ordinary memory. Raises RunError where there is not as much."""
+    try:
+        return {name: np.zeros(tensor.at(batch), tensor.dtype) for name, tensor in tensors.items()}
+    except MemoryError as error:
+        raise RunError(f"there is no memory for a batch of {batch} ({error})") from None

@@ -97,7 +97,7 @@ class OnnxGpuBinding:
 def _run(session: ort.InferenceSession, binding: Any, options: Any = None) -> None:
     try:
         session.run_with_iobinding(binding, options)
-    except (RuntimeError, *ERRORS) as error:
+    except ERRORS as error:
         raise RunError(f"ONNX Runtime could not run the graph: {reason_of(error)}") from None
 
 
@@ -111,4 +111,6 @@ def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:
 
 def _tensor(argument: Any) -> Tensor:
     """ONNX Runtime's description of an input or output. Only the batch has no number."""
+    if argument.type not in NUMPY:
+        raise ValueError(f"the graph has {argument.name!r} as {argument.type}, which no graph of a bundle has; export it again")
     return Tensor(np.dtype(NUMPY[argument.type]), tuple(size if isinstance(size, int) else None for size in argument.shape))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -24,17 +22,24 @@ import fewstep
 from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.batcher import ClosedError, DeadlineError, FullError
 from fewstep.runtime.finite import NotFiniteError
-from fewstep.runtime.server.describe import describe, metadata
+from fewstep.runtime.server.describe import Description, Metadata, describe, metadata
 from fewstep.runtime.server.guard import Guard, Limits
 from fewstep.runtime.server.metrics import Metrics
-from fewstep.runtime.server.pictures import GenerateRequest, encoded
+from fewstep.runtime.server.pictures import GenerateRequest, check_size, encoded
 from fewstep.runtime.server.protocol import HEADER_LENGTH, answer, parse
 from fewstep.runtime.server.repository import LoadingError, Model, Repository, UnknownError, Version
+from fewstep.runtime.server.schema import ERRORS, INFER, METRICS, PICTURE, TENSORS
 
 __all__ = ["Policy", "create_app"]
 
-PAGE = Path(__file__).parent / "page"
-MAX_TIMEOUT_S = 3600.0
+HERE = resources.files("fewstep.runtime.server") / "page"
+PAGE = {
+    "/": (HERE / "index.html", "text/html"),
+    "/playground.css": (HERE / "playground.css", "text/css"),
+    "/playground.js": (HERE / "playground.js", "text/javascript"),
+    "/style.css": (resources.files("fewstep") / "style.css", "text/css"),
+}
+HeaderLength = Annotated[str | None, Header(alias=HEADER_LENGTH, description="bytes of JSON, where tensors follow")]
 
 
 class Policy(NamedTuple):
@@ -54,7 +59,15 @@ def create_app(repository: Repository, policy: Policy) -> FastAPI:
         yield
         await run_in_threadpool(repository.close)  # whatever was accepted is made
 
-    app = FastAPI(title="fewstep", version=fewstep.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="fewstep",
+        version=fewstep.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+        redirect_slashes=False,  # to wherever the request's Host header says
+    )
     app.add_middleware(Guard, limits=policy.limits, api_key=policy.api_key)
     service = _Service(repository, policy)
     _errors(app)
@@ -62,12 +75,7 @@ def create_app(repository: Repository, policy: Policy) -> FastAPI:
     if policy.admin:
         _admin(app, repository)
     _pictures(app, service)
-
-    @app.get("/style.css", include_in_schema=False)
-    def style() -> FileResponse:
-        return FileResponse(str(resources.files("fewstep") / "style.css"))
-
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    _page(app)
     return app
 
 
@@ -101,6 +109,20 @@ class _Service:
         self.metrics.seconds.labels(*names).observe(time.perf_counter() - begin)
         return images
 
+    async def infer(self, name: str, number: str | None, body: bytes, header_length: str | None) -> Response:
+        """The answer to a request of the protocol."""
+        model = self.repository.model(name)
+        version = model.version(number)
+        asked, tensors = parse(body, header_length)
+        seeds, labels = tensors.pop("seeds", None), tensors.pop("labels", None)
+        if seeds is None or seeds.ndim != 1:
+            raise ValueError("the input seeds is needed, UINT64 of shape [images]")
+        timeout_us = asked.parameters.timeout
+        timeout_s = None if timeout_us is None else timeout_us / 1e6
+        images = await self.images(model, version, asked.parameters.plan, labels, seeds.tolist(), tensors, timeout_s)
+        content, headers = answer(asked, name, str(version.number), {"images": ("UINT8", images)})
+        return Response(content, headers=headers)
+
 
 STATUS: dict[type[Exception], int] = {
     ValueError: 400,
@@ -118,12 +140,12 @@ STATUS: dict[type[Exception], int] = {
 def _errors(app: FastAPI) -> None:
     async def reply(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
-            return JSONResponse({"error": str(error.detail)}, error.status_code)
+            return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         text = str(error)
         if isinstance(error, RequestValidationError):
             first = error.errors()[0]
-            text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+            text = f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg']}"
         wait = {"Retry-After": str(math.ceil(getattr(error, "retry_s", 1)))} if status == 503 else None
         return JSONResponse({"error": text}, status, wait)
 
@@ -131,59 +153,61 @@ def _errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, reply)
 
 
+# What does not wait is a coroutine: requests that do, in the few threads there are, must not hold up a probe.
+
+
 def _protocol(app: FastAPI, service: _Service) -> None:
     """The Open Inference Protocol."""
-    repository = service.repository
+    repository, one, versions = service.repository, "/v2/models/{name}", "/v2/models/{name}/versions/{number}"
 
     @app.get("/v2")
-    def server() -> dict[str, Any]:
+    async def server() -> dict[str, str | list[str]]:
         return {"name": "fewstep", "version": fewstep.__version__, "extensions": ["binary_tensor_data", "model_repository"]}
 
-    @app.get("/v2/health/live")
-    def live() -> Response:
+    @app.get("/v2/health/live", response_class=Response)
+    async def live() -> Response:
         return Response()
 
-    @app.get("/v2/health/ready")
-    def ready() -> Response:
-        return Response(status_code=200 if repository.ready else 503)
+    @app.get("/v2/health/ready", response_class=Response)
+    async def ready() -> Response:
+        if not repository.ready:
+            raise LoadingError("models are still loading")
+        return Response()
 
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{number}")
-    def model(name: str, number: str | None = None) -> dict[str, Any]:
+    @app.get(one)
+    async def model(name: str) -> Metadata:
+        found = repository.model(name)
+        return metadata(found, found.version())
+
+    @app.get(versions)
+    async def model_version(name: str, number: str) -> Metadata:
         found = repository.model(name)
         return metadata(found, found.version(number))
 
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{number}/ready")
-    def model_ready(name: str, number: str | None = None) -> Response:
+    @app.get(f"{one}/ready", response_class=Response)
+    async def model_ready(name: str) -> Response:
+        repository.model(name).version()
+        return Response()
+
+    @app.get(f"{versions}/ready", response_class=Response)
+    async def version_ready(name: str, number: str) -> Response:
         repository.model(name).version(number)
         return Response()
 
-    @app.post("/v2/models/{name}/infer")
-    @app.post("/v2/models/{name}/versions/{number}/infer")
-    async def infer(name: str, request: Request, number: str | None = None) -> Response:
-        found = repository.model(name)
-        version = found.version(number)
-        asked, tensors = parse(await request.body(), request.headers.get(HEADER_LENGTH))
-        seeds, labels = tensors.pop("seeds", None), tensors.pop("labels", None)
-        if seeds is None or seeds.ndim != 1:
-            raise ValueError("the input seeds is needed, UINT64 of shape [images]")
-        plan, timeout = asked.parameters.get("plan"), asked.parameters.get("timeout")
-        if plan is not None and not isinstance(plan, str):
-            raise ValueError(f"the parameter plan is a name, got {plan!r}")
-        if timeout is not None and not (isinstance(timeout, int) and 0 < timeout <= MAX_TIMEOUT_S * 1e6):
-            raise ValueError(f"the parameter timeout is a whole number of microseconds up to an hour, got {timeout!r}")
-        timeout_s = None if timeout is None else timeout / 1e6
-        images = await service.images(found, version, plan, labels, seeds.tolist(), tensors, timeout_s)
-        body, headers = answer(asked, name, str(version.number), {"images": ("UINT8", images)})
-        return Response(body, headers=headers)
+    @app.post(f"{one}/infer", response_class=Response, openapi_extra=INFER, responses=TENSORS)
+    async def infer(name: str, request: Request, length: HeaderLength = None) -> Response:
+        return await service.infer(name, None, await request.body(), length)
+
+    @app.post(f"{versions}/infer", response_class=Response, openapi_extra=INFER, responses=TENSORS)
+    async def infer_version(name: str, number: str, request: Request, length: HeaderLength = None) -> Response:
+        return await service.infer(name, number, await request.body(), length)
 
 
 def _admin(app: FastAPI, repository: Repository) -> None:
     """Triton's model repository extension, and going back."""
 
     @app.post("/v2/repository/index")
-    def index() -> list[dict[str, str]]:
+    async def index() -> list[dict[str, str]]:
         return [
             {"name": model.name, "version": str(number), "state": "READY", "reason": "current" * (number == model.current)}
             for model in repository.models.values()
@@ -191,11 +215,16 @@ def _admin(app: FastAPI, repository: Repository) -> None:
         ]
 
     @app.post("/v2/repository/models/{name}/load")
-    def load(name: str) -> dict[str, Any]:
-        return {"version": str(repository.load(name).number)}
+    def load(name: str) -> dict[str, str]:
+        model = repository.model(name)
+        try:
+            return {"version": str(repository.load(name).number)}
+        except (ValueError, OSError) as error:  # where it lies is no business of clients
+            text = str(error).replace(str(model.path.resolve()), name).replace(str(model.path), name)
+            raise ValueError(text) from None
 
     @app.post("/v2/repository/models/{name}/rollback")
-    def rollback(name: str) -> dict[str, Any]:
+    async def rollback(name: str) -> dict[str, str]:
         return {"version": str(repository.roll_back(name).number)}
 
 
@@ -204,13 +233,14 @@ def _pictures(app: FastAPI, service: _Service) -> None:
     repository = service.repository
 
     @app.get("/models")
-    def models() -> list[dict[str, Any]]:
+    async def models() -> list[Description]:
         return [describe(model) for model in repository.models.values() if model.current]
 
-    @app.post("/generate", response_class=Response)
+    @app.post("/generate", response_class=Response, responses=PICTURE)
     async def generate(asked: GenerateRequest) -> Response:
         model = repository.model(asked.model or next(iter(repository.models)))
         version = model.version()
+        check_size(asked, version.bundle.manifest.image)
         begin = time.perf_counter()
         images = await service.images(model, version, asked.plan, asked.labels, asked.seeds(), {}, None)
         latency_ms = (time.perf_counter() - begin) * 1e3
@@ -218,6 +248,19 @@ def _pictures(app: FastAPI, service: _Service) -> None:
         headers = {"X-Latency-Ms": f"{latency_ms:.2f}", "X-Model-Version": str(version.number)}
         return Response(body, media_type=f"image/{asked.format}", headers=headers)
 
-    @app.get("/metrics")
-    def metrics() -> Response:
+    @app.get("/metrics", response_class=Response, responses=METRICS)
+    async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _page(app: FastAPI) -> None:
+    """The playground: these files and no others."""
+    for path, (file, kind) in PAGE.items():
+        app.add_route(path, _file(file.read_bytes(), kind))
+
+
+def _file(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return answer

@@ -2,56 +2,96 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import BaseModel
 
+from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.server.repository import Model, Version
 
-__all__ = ["describe", "metadata"]
+__all__ = ["Description", "Metadata", "describe", "metadata"]
 
 DATATYPES = {"int64": "INT64", "float32": "FP32"}
 
 
-def metadata(model: Model, version: Version) -> dict[str, Any]:
-    """The protocol's model metadata. -1 is the number of images."""
+class TensorSpec(BaseModel):
+    """A tensor of a request or answer. -1 is the number of images."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Metadata(BaseModel):
+    """The protocol's model metadata."""
+
+    name: str
+    versions: list[str]
+    platform: str = "fewstep"
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class PlanDescription(BaseModel):
+    """A sampler, and where it runs."""
+
+    name: str
+    solver: str
+    calls: int
+    backend: str
+    precision: str
+    reason: str
+    max_images: int
+
+
+class Description(BaseModel):
+    """What the playground needs to know of a model."""
+
+    name: str
+    version: int
+    classes: int
+    condition: str
+    width: int
+    height: int
+    default: str
+    plans: list[PlanDescription]
+
+
+def metadata(model: Model, version: Version) -> Metadata:
+    """The protocol's model metadata of a version."""
     manifest = version.bundle.manifest
     condition, image = manifest.condition, manifest.image
     specs = [*condition.inputs()]
     if any(batcher.generator.plan.guided for batcher in version.batchers.values()):
-        specs += [spec for spec in condition.null_inputs() if condition.kind == "embeddings"]
-    inputs = [{"name": "seeds", "datatype": "UINT64", "shape": [-1]}]
-    inputs += [{"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]} for spec in specs]
-    shape = [-1, image.height, image.width, image.channels]
-    return {
-        "name": model.name,
-        "versions": [str(number) for number in model.versions],
-        "platform": "fewstep",
-        "inputs": inputs,
-        "outputs": [{"name": "images", "datatype": "UINT8", "shape": shape}],
-    }
+        specs += condition.null_inputs()
+    inputs = [TensorSpec(name="seeds", datatype="UINT64", shape=[-1])]
+    inputs += [TensorSpec(name=s.name, datatype=DATATYPES[s.dtype], shape=[-1, *s.shape]) for s in specs]
+    images = TensorSpec(name="images", datatype="UINT8", shape=[-1, image.height, image.width, image.channels])
+    return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[images])
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """What the playground needs to know of a model."""
+def describe(model: Model) -> Description:
+    """The playground's view of a model's current version."""
     version = model.version()
     manifest = version.bundle.manifest
-    return {
-        "name": model.name,
-        "version": version.number,
-        "classes": manifest.condition.classes,
-        "condition": manifest.condition.kind,
-        "width": manifest.image.width,
-        "height": manifest.image.height,
-        "default": version.default,
-        "plans": [
-            {
-                "name": name,
-                "solver": manifest.plans[name].solver,
-                "calls": batcher.generator.plan.nfe,
-                "backend": batcher.generator.backend,
-                "precision": batcher.generator.precision,
-                "reason": batcher.generator.reason,
-                "max_images": batcher.max_request,
-            }
-            for name, batcher in version.batchers.items()
-        ],
-    }
+    return Description(
+        name=model.name,
+        version=version.number,
+        classes=manifest.condition.classes,
+        condition=manifest.condition.kind,
+        width=manifest.image.width,
+        height=manifest.image.height,
+        default=version.default,
+        plans=[_plan(name, manifest.plans[name].solver, batcher) for name, batcher in version.batchers.items()],
+    )
+
+
+def _plan(name: str, solver: str, batcher: Batcher) -> PlanDescription:
+    made = batcher.generator
+    return PlanDescription(
+        name=name,
+        solver=solver,
+        calls=made.plan.nfe,
+        backend=made.backend,
+        precision=made.precision,
+        reason=made.reason,
+        max_images=batcher.max_request,
+    )

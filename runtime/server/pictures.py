@@ -9,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.manifest import ImageSpec
 from fewstep.picture import grid
 from fewstep.runtime.noise import MAX_SEED
 
-__all__ = ["GenerateRequest", "encoded"]
+__all__ = ["GenerateRequest", "check_size", "encoded"]
+
+COLUMNS = 8
+MAX_PIXELS, MAX_SIDE = 1 << 25, 16383  # what takes seconds to compress, and what WebP can hold
 
 
 class GenerateRequest(BaseModel):
@@ -24,7 +28,7 @@ class GenerateRequest(BaseModel):
     plan: str | None = None
     labels: Annotated[list[int], Field(min_length=1, max_length=1024)] | None = None
     images: Annotated[int, Field(ge=1, le=1024)] = 1
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED - 1024)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED - 2047)] = 0  # room for 1024, and a number that OpenAPI's floats hold
     format: Literal["png", "webp"] = "png"
     scale: Annotated[int, Field(ge=1, le=16)] = 1
 
@@ -33,8 +37,22 @@ class GenerateRequest(BaseModel):
         return [self.seed + i for i in range(len(self.labels) if self.labels else self.images)]
 
 
+def check_size(asked: GenerateRequest, image: ImageSpec) -> None:
+    """Raise ValueError where the picture of a request would be too large, or none: scale is the sender's choice."""
+    count = len(asked.seeds())
+    width = min(count, COLUMNS) * image.width * asked.scale
+    height = -(-count // COLUMNS) * image.height * asked.scale
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"a picture has at most {MAX_PIXELS} pixels and {MAX_SIDE} on a side, this one would have {width} x {height}; "
+            "ask for fewer images or a smaller scale"
+        )
+    if image.channels > 4:
+        raise ValueError(f"images of {image.channels} channels are no picture; ask for their numbers at /v2")
+
+
 def encoded(images: npt.NDArray[np.uint8], asked: GenerateRequest) -> bytes:
     """Images (B, H, W, C) as one file."""
     file = io.BytesIO()
-    grid(images, columns=min(len(images), 8), scale=asked.scale).save(file, asked.format.upper(), lossless=True)
+    grid(images, columns=min(len(images), COLUMNS), scale=asked.scale).save(file, asked.format.upper(), lossless=True)
     return file.getvalue()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,8 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 Datatype = Literal["UINT8", "UINT64", "INT64", "INT32", "FP32"]
-Size = Annotated[int, Field(ge=0, le=1 << 31)]
+Size = Annotated[int, Field(ge=1, le=1 << 31)]
+MAX_TIMEOUT_US = 3_600_000_000
 
 
 class _Message(BaseModel):
@@ -34,13 +36,33 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class RequestParameters(_Message):
+    """plan: a sampler by name. timeout: microseconds. binary_data_output: every output goes behind the JSON."""
+
+    plan: str | None = None
+    timeout: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_US)] | None = None
+    binary_data_output: bool = False
+
+
+class InputParameters(_Message):
+    """binary_data_size: bytes behind the JSON."""
+
+    binary_data_size: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+
+
+class OutputParameters(_Message):
+    """binary_data: whether it goes behind the JSON."""
+
+    binary_data: bool = False
+
+
 class InputTensor(_Message):
     """A tensor of a request: `data` in JSON, flat or nested, or `binary_data_size` bytes behind it."""
 
     name: str
     datatype: Datatype
     shape: Annotated[list[Size], Field(max_length=8)]
-    parameters: dict[str, Any] = {}
+    parameters: InputParameters = InputParameters()
     data: list[Any] | None = None
 
 
@@ -48,14 +70,14 @@ class OutputTensor(_Message):
     """A tensor that a request wants back."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: OutputParameters = OutputParameters()
 
 
 class InferRequest(_Message):
     """The JSON of a request."""
 
     id: Annotated[str, Field(max_length=200)] = ""
-    parameters: dict[str, Any] = {}
+    parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=16)]
     outputs: Annotated[list[OutputTensor], Field(max_length=16)] = []
 
@@ -63,8 +85,8 @@ class InferRequest(_Message):
         """Whether an output goes behind the JSON."""
         for wanted in self.outputs:
             if wanted.name == output:
-                return wanted.parameters.get("binary_data") is True
-        return self.parameters.get("binary_data_output") is True
+                return wanted.parameters.binary_data
+        return self.parameters.binary_data_output
 
 
 def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
@@ -74,7 +96,8 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
     """
     end = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > len(body):
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) < 20
+        if not digits or int(header_length) > len(body):
             raise ValueError(f"{HEADER_LENGTH} is the length of the JSON at the start of the body, got {header_length[:40]!r}")
         end = int(header_length)
     try:
@@ -88,6 +111,8 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
         if tensor.name in tensors:
             raise ValueError(f"the input {tensor.name[:80]!r} is there twice")
         tensors[tensor.name], end = _read(tensor, body, end)
+    if len({wanted.name for wanted in request.outputs}) < len(request.outputs):
+        raise ValueError("an output is asked for twice")
     if end != len(body):
         raise ValueError(f"the body has {len(body) - end} bytes that belong to no input")
     return request, tensors
@@ -96,38 +121,32 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
 def _read(tensor: InputTensor, body: bytes, at: int) -> tuple[npt.NDArray[Any], int]:
     """A tensor's values, and where in the body the next one's begin."""
     name, dtype, count = tensor.name[:80], DATATYPES[tensor.datatype], prod(tensor.shape)
-    size = tensor.parameters.get("binary_data_size")
+    size = tensor.parameters.binary_data_size
     if (size is None) == (tensor.data is None):
         raise ValueError(f"the input {name!r} needs either data or binary_data_size")
     if size is not None:
         if size != count * dtype.itemsize or at + size > len(body):
             raise ValueError(
-                f"the input {name!r} of shape {tensor.shape} has {count * dtype.itemsize} bytes, got binary_data_size {size!r}"
+                f"the input {name!r} of shape {tensor.shape} has {count * dtype.itemsize} bytes, got binary_data_size {size}"
             )
         return np.frombuffer(body, dtype, count, at).reshape(tensor.shape), at + size
-    values = _flat(tensor.data or [])
-    kind: tuple[type, ...] = (int, float) if dtype.kind == "f" else (int,)
-    if len(values) != count or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+    values = _flat(tensor.data or [], tensor.shape)
+    if len(values) != count or not {*map(type, values)} <= ({int, float} if dtype.kind == "f" else {int}):
         raise ValueError(f"the input {name!r} of shape {tensor.shape} needs {count} numbers of {tensor.datatype} in data")
     try:
-        return np.array(values, dtype).reshape(tensor.shape), at
-    except OverflowError:
+        with np.errstate(over="raise"):
+            return np.array(values, dtype).reshape(tensor.shape), at
+    except (OverflowError, FloatingPointError):
         raise ValueError(f"the input {name!r} has a number that {tensor.datatype} cannot hold") from None
 
 
-def _flat(data: Sequence[Any]) -> list[Any]:
-    """Nested lists as one, without recursion: depth is the sender's choice."""
-    flat: list[Any] = []
-    waiting: list[Any] = [iter(data)]
-    while waiting:
-        for value in waiting[-1]:
-            if isinstance(value, list):
-                waiting.append(iter(value))
-                break
-            flat.append(value)
-        else:
-            waiting.pop()
-    return flat
+def _flat(data: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Lists nested as the shape says as one; others as they are."""
+    for size in shape[1:]:
+        if not all(isinstance(row, list) and len(row) == size for row in data):
+            break
+        data = list(chain.from_iterable(data))
+    return data
 
 
 def answer(

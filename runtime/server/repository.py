@@ -77,14 +77,15 @@ class Model:
 
     def version(self, number: str | None = None) -> Version:
         """A version by number, the current one for None. Raises UnknownError, or LoadingError before the first is ready."""
-        if not self.current:
+        current = self.current  # read before the versions: a switch in between leaves it among them
+        if not current:
             raise LoadingError(f"{self.name} is still loading")
         if number is None:
-            return self.versions[self.current]
-        if not number.isdecimal() or int(number) not in self.versions:
-            there = ", ".join(map(str, self.versions))
-            raise UnknownError(f"{self.name} has no version {number[:20]!r} loaded; there is: {there}")
-        return self.versions[int(number)]
+            return self.versions[current]
+        versions = {str(n): version for n, version in self.versions.items()}
+        if number not in versions:
+            raise UnknownError(f"{self.name} has no version {number[:20]!r} loaded; there is: {', '.join(versions)}")
+        return versions[number]
 
 
 class Repository:
@@ -96,7 +97,7 @@ class Repository:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a server needs one or more bundles of different names, got: {', '.join(names) or 'none'}")
         self.models = {name: Model(name, path) for name, path in paths}
-        self.options, self._loading = options, Lock()
+        self.options, self._loading, self._switching = options, Lock(), Lock()
 
     @property
     def ready(self) -> bool:
@@ -117,21 +118,25 @@ class Repository:
         model = self.model(name)
         with self._loading:
             version = self._open(model, max(model.versions, default=0) + 1)
-            before = model.current
-            model.versions[version.number] = version
-            model.current = version.number
-            for number in [n for n in model.versions if n not in (before, version.number)]:
-                model.versions.pop(number).close()
+            with self._switching:
+                kept = {number: old for number, old in model.versions.items() if number == model.current}
+                dropped = [old for number, old in model.versions.items() if number not in kept]
+                # Requests read while this writes: a new dictionary, and never a current version that is not in it.
+                model.versions = kept | {version.number: version}
+                model.current = version.number
+        for old in dropped:
+            old.close()
         return version
 
     def roll_back(self, name: str) -> Version:
         """Make the version before the current one current again; the other stays loaded. Raises UnknownError for none."""
         model = self.model(name)
-        others = [number for number in model.versions if number != model.current]
-        if not others:
-            raise UnknownError(f"{name} has no other version loaded to go back to")
-        model.current = others[-1]
-        return model.versions[model.current]
+        with self._switching:
+            others = [number for number in model.versions if number != model.current]
+            if not others:
+                raise UnknownError(f"{name} has no other version loaded to go back to")
+            model.current = others[-1]
+            return model.versions[model.current]
 
     def close(self) -> None:
         """Finish what waits in every version."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import socket
-from asyncio import Transport
+import sys
+from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from threading import Thread
 
@@ -16,21 +17,70 @@ from fewstep.runtime.server.repository import Repository
 
 __all__ = ["serve"]
 
-HEADERS_S = 10.0
+SILENCE_S = 10.0
+MAX_BESIDE_BYTES = 1 << 20
 DRAIN_S = 60
 MAX_CONNECTIONS = 1024
 
 
 class _Protocol(HttpToolsProtocol):
-    """A connection that sends no whole head in time is closed; uvicorn itself waits for ever."""
+    """A connection that is silent where uvicorn waits for ever, or that never ends a head, is closed.
+
+    Silent is who sends no whole head in time, from the connection's beginning or the last answer on, and who does not read
+    the answer. A head, and what else is sent beside a body (sizes of chunks, trailers), has a limit as the body has one.
+    """
+
+    _beside = 0  # bytes of the request that are not its body
+    _look: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADERS_S, self._close_if_silent)
+        # Else an answer's body waits 40 ms for the client to acknowledge its head: asyncio does this for its own sockets only.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._watch(sys.maxsize)
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._look:
+            self._look.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._beside += len(data)
+        super().data_received(data)
+        if self._beside > MAX_BESIDE_BYTES:
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._beside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._beside = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch(sys.maxsize)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, in the form of all errors."""
+        body = json.dumps({"error": msg}).encode()
+        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
+        self.transport.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _watch(self, unread: int) -> None:
+        if self._look:
+            self._look.cancel()
+        self._look = self.loop.call_later(SILENCE_S, self._close_if_silent, unread)
+
+    def _close_if_silent(self, unread: int) -> None:
+        """unread: bytes of answers that the client had not taken at the last look."""
+        left = self.transport.get_write_buffer_size()
+        if 0 < left < unread:
+            self._watch(left)
+        elif left or self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
 
 
 def serve(repository: Repository, policy: Policy, *, host: str, port: int, report: Callable[[str], None]) -> None:
@@ -41,6 +91,7 @@ def serve(repository: Repository, policy: Policy, *, host: str, port: int, repor
     config = uvicorn.Config(
         create_app(repository, policy),
         http=_Protocol,
+        ws="none",
         log_level="warning",
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
@@ -61,11 +112,11 @@ def serve(repository: Repository, policy: Policy, *, host: str, port: int, repor
                     made = batcher.generator
                     report(f"{name}, {plan}: {made.graph} on {made.backend}, first call {version.first_call_ms[plan]:.0f} ms")
             report(f"ready on http://{host}:{port}")
-        except (ValueError, OSError) as error:
+        except Exception as error:  # a server that will never be ready must not go on
             failures.append(error)
             server.should_exit = True
 
     Thread(target=load, name="fewstep-loader", daemon=True).start()
-    asyncio.run(server.serve(sockets=[listening]))
+    server.run(sockets=[listening])  # in uvloop where it is installed
     if failures:
         raise failures[0]

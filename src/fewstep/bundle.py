@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,6 +36,7 @@ __all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft"]
 MANIFEST = "bundle.json"
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_NAME_BYTES = 255  # file systems take no more
 
 
 def _digest(path: Path) -> str:
@@ -45,19 +46,24 @@ def _digest(path: Path) -> str:
 
 def _inside(root: Path, name: str) -> Path:
     """The path of a file of the bundle; refuses names that leave the directory and links, wherever they point."""
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or "\\" in name or ":" in name or any(p in ("..", ".") for p in name.split("/")):
-        raise ValueError(f"{root.name} names the file {name!r}, which is not a plain path inside it; do not use this bundle")
-    path = root.joinpath(*pure.parts)
+    parts = name.split("/")  # the first one of an absolute path is empty
+    plain = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES and not {"", ".", ".."} & {*parts}
+    if not plain or "\\" in name or ":" in name:
+        raise ValueError(
+            f"{root.name} names the file {name[:100]!r}, which is not a plain path inside it; do not use this bundle"
+        )
+    path = root.joinpath(*parts)
     if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
         raise ValueError(f"{root.name}/{name} is a link; a bundle holds plain files only, do not use this bundle")
     return path
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(p) for p in first["loc"])
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+    # errors() makes a dictionary for each; a forged manifest has millions.
+    text = error.json(include_url=False, include_context=False, include_input=False)
+    first = json.JSONDecoder().raw_decode(text, 1)[0]
+    where = ".".join(str(p)[:100] for p in first["loc"])
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"[:1000]
 
 
 class Bundle:
@@ -76,14 +82,14 @@ class Bundle:
         """
         root = Path(path).resolve()
         recover(root)
-        manifest_path = root / MANIFEST
+        manifest_path = _inside(root, MANIFEST)
         if not manifest_path.is_file():
             raise FileNotFoundError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: fewstep train")
         if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"{manifest_path} is over {MAX_MANIFEST_BYTES >> 20} MiB, which no bundle needs")
         try:
             raw = json.loads(manifest_path.read_text("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{manifest_path} is not JSON ({error}); copy the bundle again from its source") from None
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if not isinstance(schema, int) or schema > SCHEMA:
@@ -122,10 +128,10 @@ class Bundle:
         """Check every file. Raises ValueError on the first that is missing, altered or not in the manifest."""
         for name in self.manifest.files:
             self.file(name)
-        self._refuse_strangers()
+        self._refuse_strangers(self.root)
 
-    def _refuse_strangers(self) -> None:
-        found = {p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if not p.is_dir() or p.is_symlink()}
+    def _refuse_strangers(self, folder: Path) -> None:
+        found = {p.relative_to(self.root).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
         if extra := found - set(self.manifest.files) - {MANIFEST}:
             raise ValueError(
                 f"{self.root.name} holds files its manifest does not know: {', '.join(sorted(extra))}; move them elsewhere"
@@ -140,10 +146,12 @@ class Bundle:
 
     def directory(self, name: str) -> Path:
         """The path of a directory, every file in it checked."""
+        path = _inside(self.root, name)
         for file in self.manifest.files:
             if file.startswith(name + "/"):
                 self.file(file)
-        return _inside(self.root, name)
+        self._refuse_strangers(path)
+        return path
 
     def plan(self, name: str) -> Plan:
         entry: PlanEntry = self.pick("plan", name, self.manifest.plans)
@@ -172,7 +180,7 @@ class Bundle:
 
         Raises ValueError where files lie in it that the manifest does not know, for they would be lost.
         """
-        self._refuse_strangers()
+        self._refuse_strangers(self.root)
         with staged(self.root) as staging:
             for name in self.manifest.files:
                 target = staging / name

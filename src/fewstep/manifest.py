@@ -33,7 +33,12 @@ __all__ = [
 Layout = Literal["unrolled", "loop", "step"]
 COORDINATES_TOLERANCE = 1e-6
 EngineFlag = Literal["refit", "strip-plan", "version-compatible", "weight-streaming"]
+MAX_FILES = 10_000
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+# One wrong number is enough: a list of complaints about millions of them takes gigabytes.
+Numbers = Annotated[list[float], Field(fail_fast=True)]
+Rows = Annotated[list[Numbers], Field(fail_fast=True)]
+Words = Annotated[list[str], Field(fail_fast=True)]
 
 
 class NetworkEntry(Strict):
@@ -46,7 +51,7 @@ class NetworkEntry(Strict):
     directory: str | None
     parametrisation: Parametrisation
     patch: PositiveInt = 1
-    time_ids: list[float] = Field(default=[])
+    time_ids: Numbers = Field(default=[])
 
 
 class PlanEntry(Strict):
@@ -54,12 +59,12 @@ class PlanEntry(Strict):
 
     network: Name
     solver: str
-    alphas: list[float]
-    sigmas: list[float]
-    a: list[list[float]]
-    b: list[list[float]]
-    c: list[float]
-    weights: list[float]
+    alphas: Numbers
+    sigmas: Numbers
+    a: Rows
+    b: Rows
+    c: Numbers
+    weights: Numbers
 
     @classmethod
     def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
@@ -98,7 +103,7 @@ class GraphEntry(Strict):
     layout: Layout
     opset: PositiveInt
     doubled: bool = Field(default=False, description="guided rows evaluate both conditions as one batch of twice the size")
-    kept: list[str] = Field(default=[], description="layers left in higher precision because they hurt the image")
+    kept: Words = Field(default=[], description="layers left in higher precision because they hurt the image")
     limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
     min_psnr_db: float = Field(default=0, description="smallest allowed PSNR of sample against the reference there")
 
@@ -116,15 +121,17 @@ class EngineKey(Strict):
     finish_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
     flavour: Literal["tensorrt_rtx", "tensorrt"]
     version: str
-    targets: list[str] = Field(description='GPU architectures (SM) such as "89"; empty: what the flavour covers by default')
+    targets: Words = Field(description='GPU architectures (SM) such as "89"; empty: what the flavour covers by default')
     gpu: str | None = Field(description="the GPU that a native build timed its kernels on; None for TensorRT-RTX")
     precision: Precision
     profiles: list[tuple[PositiveInt, PositiveInt, PositiveInt]] = Field(
-        min_length=1, description="smallest, tuned and largest batch of each optimisation profile, by its index in the engine"
+        min_length=1,
+        fail_fast=True,
+        description="smallest, tuned and largest batch of each optimisation profile, by its index in the engine",
     )
     workspace_bytes: PositiveInt | None = None
     level: int | None = None
-    flags: list[EngineFlag] = Field(default=[])
+    flags: list[EngineFlag] = Field(default=[], fail_fast=True)
 
     def profile(self, batch: int) -> int | None:
         """Index of the optimisation profile to run a batch in; None when the engine has none for it."""
@@ -170,7 +177,7 @@ class Manifest(Strict):
     graphs: dict[Name, GraphEntry] = Field(default={})
     engines: dict[Name, EngineEntry] = Field(default={})
     provenance: dict[str, Any] = Field(default={})
-    files: dict[str, FileEntry] = Field(default={})
+    files: dict[str, FileEntry] = Field(default={}, max_length=MAX_FILES)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -67,7 +67,7 @@ class Edm(_Frozen):
     """
 
     kind: Literal["edm"] = "edm"
-    sigma_data: float = Field(gt=0)
+    sigma_data: float = Field(ge=1e-6, le=1e6)
 
     def alpha(self, sigma: Level) -> Level:  # noqa: ARG002 (one signature for all)
         """1 for every sigma."""

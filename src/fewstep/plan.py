@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 __all__ = ["Array", "Denoise", "Floats", "Plan", "Step", "advance", "sample", "trajectory"]
 
+MAX_SIGMA = 1e9  # its square is a number still
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Array: TypeAlias = Any  # numpy, torch, or the exporter's symbols: whatever adds and scales
 Denoise: TypeAlias = Callable[..., Array]  # denoise(x, sigma), and denoise(x, sigma, weight) on rows with guidance
@@ -67,6 +69,8 @@ class Plan:
                 )
         if (self.alphas < 0).any() or (self.sigmas < 0).any() or (self.sigmas[:-1] == 0).any():
             raise ValueError("a plan needs alphas >= 0 and sigmas > 0 (the last sigma may be 0)")
+        if (self.sigmas > MAX_SIGMA).any():
+            raise ValueError(f"a plan's sigmas are at most {MAX_SIGMA:g}, got {self.sigmas.max():g}")
         if not (self.a.any(1) | self.b.any(1)).all():
             raise ValueError("every row of a plan needs at least one nonzero coefficient in a or b")
 

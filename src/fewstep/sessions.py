@@ -12,8 +12,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 __all__ = ["CPU", "ERRORS", "NoKernelError", "open_session", "reason_of"]
 
 CPU = "CPUExecutionProvider"
-# ONNX Runtime's exceptions share no base of their own.
-ERRORS = tuple(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception))
+# ONNX Runtime's exceptions share no base of their own, and some are plain RuntimeErrors.
+ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    *(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception)),
+)
 
 
 class NoKernelError(ValueError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "Strict"]
 
@@ -12,8 +12,11 @@ __all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "St
 # fp8 leave it in fp16 (GPUs).
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 
-
-MAX_SIDE = 1 << 14  # pixels; what a manifest says must not make a reader take all memory
+# What a manifest says must not make a reader take all memory.
+MAX_SIDE = 1 << 14  # pixels
+MAX_SIZE = 1 << 20  # classes, tokens, numbers in a vector
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
 
 class Strict(BaseModel):
@@ -25,9 +28,9 @@ class Strict(BaseModel):
 class ImageSpec(Strict):
     """Images the bundle makes: height and width in pixels, and the values that 0 and 255 stand for."""
 
-    channels: PositiveInt
-    height: int = Field(gt=0, le=MAX_SIDE)
-    width: int = Field(gt=0, le=MAX_SIDE)
+    channels: Side
+    height: Side
+    width: Side
     low: float = -1.0
     high: float = 1.0
 
@@ -44,9 +47,9 @@ class LatentSpec(Strict):
     graphs only.
     """
 
-    channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
+    channels: Side
+    height: Side
+    width: Side
     scaling_factor: float = Field(gt=0)
     shift_factor: float = 0.0
     decoder: Literal["AutoencoderKL", "AutoencoderTiny"]
@@ -74,10 +77,10 @@ class Condition(Strict):
     """
 
     kind: Literal["none", "labels", "embeddings"]
-    classes: int = Field(default=0, ge=0)
-    tokens: int = Field(default=0, ge=0)
-    width: int = Field(default=0, ge=0)
-    pooled: int = Field(default=0, ge=0)
+    classes: Size = 0
+    tokens: Size = 0
+    width: Size = 0
+    pooled: Size = 0
 
     @model_validator(mode="after")
     def _sizes_match_kind(self) -> Condition:

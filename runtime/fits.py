@@ -1,0 +1,60 @@
+"""What a graph or engine takes and makes, against its bundle's manifest: buffers are made, and filled, by what both say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from fewstep.manifest import Manifest
+from fewstep.plan import Plan
+from fewstep.runtime.backends.base import Program, Tensor
+
+__all__ = ["check_steps", "check_whole"]
+
+Tensors = Mapping[str, Tensor]
+
+
+def check_whole(name: str, program: Program, manifest: Manifest, plan: Plan) -> None:
+    """A program that holds a whole plan. Raises ValueError where it is not for this bundle."""
+    inputs = {"noise": _each("float32", plan.draws, *manifest.state_shape)} | _condition(manifest, nulls=plan.guided)
+    _match(name, "takes", program.inputs, inputs, needed=inputs)
+    _match(name, "makes", program.outputs, _images(manifest), needed=_images(manifest))
+
+
+def check_steps(name: str, step: Program, finish: Program, manifest: Manifest, plan: Plan) -> None:
+    """The two programs of the step layout. Raises ValueError where they are not for this bundle."""
+    x = {"x": _each("float32", *manifest.state_shape)}
+    numbers = {"scales": Tensor(np.dtype("float32"), (4,)), "weight": Tensor(np.dtype("float32"), ())}
+    needed = [*x, *_condition(manifest, nulls=plan.guided)]
+    _match(name, "takes", step.inputs, x | numbers | _condition(manifest, nulls=True), needed=needed)
+    _match(name, "makes", step.outputs, {"denoised": x["x"]}, needed=["denoised"])
+    _match(f"the second graph of {name}", "takes", finish.inputs, x, needed=x)
+    _match(f"the second graph of {name}", "makes", finish.outputs, _images(manifest), needed=_images(manifest))
+
+
+def _each(dtype: str, *shape: int) -> Tensor:
+    """One array for each image of a batch."""
+    return Tensor(np.dtype(dtype), (None, *shape))
+
+
+def _condition(manifest: Manifest, *, nulls: bool) -> dict[str, Tensor]:
+    specs = (*manifest.condition.inputs(), *(manifest.condition.null_inputs() if nulls else ()))
+    return {spec.name: _each(spec.dtype, *spec.shape) for spec in specs}
+
+
+def _images(manifest: Manifest) -> dict[str, Tensor]:
+    image = manifest.image
+    return {"images": _each("uint8", image.height, image.width, image.channels), "sample": _each("float32", *image.shape)}
+
+
+def _match(name: str, verb: str, found: Tensors, allowed: Tensors, *, needed: Iterable[str]) -> None:
+    for key in [*needed, *found]:
+        if found.get(key) != allowed.get(key):
+            raise ValueError(
+                f"{name} {verb} {_words(found.get(key))} as {key!r}, its bundle {_words(allowed.get(key))}; export it again"
+            )
+
+
+def _words(tensor: Tensor | None) -> str:
+    return f"{tensor.dtype} {list(tensor.at(-1))}" if tensor else "nothing"

@@ -1,0 +1,166 @@
+"""What reads bytes that nobody vouches for, as functions of these bytes, for fuzzers.
+
+Whatever the bytes, a target ends in time with nothing, ValueError or FileNotFoundError, opens no file outside of its bundle
+and runs nothing. A look at the open files comes from Python's audit hooks; ONNX Runtime's own are seen by test_external.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from small_sampler import sampler_bundle
+
+from fewstep.bundle import MANIFEST, Bundle
+from fewstep.exporter.parity import load_references
+from fewstep.external import locations
+from fewstep.runtime.backends.base import RunError
+from fewstep.runtime.finite import NotFiniteError
+from fewstep.runtime.generator import Generator
+from fewstep.runtime.server.protocol import answer, parse
+
+__all__ = ["TARGETS", "EscapeError", "home", "seeds", "watched"]
+
+ROOT = Path(__file__).parent.parent
+RUNS = ("exec", "os.system", "os.exec", "os.fork", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen", "marshal.loads")
+
+
+class EscapeError(BaseException):
+    """A target left its bundle or ran something. No exception of a kind that anybody catches."""
+
+
+_folder = tempfile.TemporaryDirectory(prefix="fewstep-fuzz-")
+
+
+@cache
+def home() -> Path:
+    """The bundle that targets write their bytes into."""
+    root = Path(_folder.name) / "a.bundle"
+    sampler_bundle(root)
+    return root
+
+
+@contextmanager
+def watched(root: Path) -> Iterator[None]:
+    """Refuse to open files outside of root and to run anything."""
+    if not _watching:
+        sys.addaudithook(_look)
+    _watching.append(root)
+    try:
+        yield
+    finally:
+        _watching[-1] = None
+
+
+_watching: list[Path | None] = []
+
+
+def _look(event: str, arguments: tuple[Any, ...]) -> None:
+    root = _watching[-1]
+    if root is None:
+        return
+    if event == "open" and isinstance(arguments[0], str) and not Path(arguments[0]).resolve().is_relative_to(root):
+        raise EscapeError(f"opened {arguments[0]}")
+    if event in RUNS:
+        raise EscapeError(f"{event} {arguments}")
+
+
+@contextmanager
+def bundle_with(name: str, content: bytes) -> Iterator[Bundle]:
+    """The bundle with other content in one file, as a forger would sign it."""
+    root = home()
+    before, manifest = (root / name).read_bytes(), (root / MANIFEST).read_bytes()
+    raw = json.loads(manifest)
+    raw["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (root / name).write_bytes(content)
+    (root / MANIFEST).write_text(json.dumps(raw))
+    try:
+        yield Bundle.load(root)
+    finally:
+        (root / name).write_bytes(before)
+        (root / MANIFEST).write_bytes(manifest)
+
+
+def manifest(content: bytes) -> None:
+    """bundle.json, and everything that is asked of a bundle afterwards, to the images."""
+    root = home()
+    before = (root / MANIFEST).read_bytes()
+    (root / MANIFEST).write_bytes(content)
+    try:
+        bundle = Bundle.load(root)
+        with suppress(ValueError):
+            bundle.verify()
+        for network in bundle.manifest.networks:
+            with suppress(ValueError):
+                bundle.network(network)
+        for plan in bundle.manifest.plans:
+            with suppress(ValueError):
+                bundle.ranges(plan)
+            with suppress(ValueError, RunError, NotFiniteError):
+                generator = Generator(bundle, plan=plan, backend="cpu", buckets=(1, 2), threads=1)
+                generator.warm_up()
+                generator.make(generator.example(2))
+    finally:
+        (root / MANIFEST).write_bytes(before)
+
+
+def graph(content: bytes) -> None:
+    """A graph's files: every one that protocol buffers' own parser finds is found."""
+    found = locations(content)
+    with suppress(DecodeError):
+        assert _external(onnx.ModelProto.FromString(content)) <= found
+
+
+def _external(message: Message) -> set[str]:
+    """By the descriptors alone."""
+    found = {pair.value for pair in getattr(message, "external_data", ()) if pair.key == "location"}
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else [value]:
+                found |= _external(inner)
+    return found
+
+
+def ranges(content: bytes) -> None:
+    """What calibration found."""
+    with bundle_with("ranges.json", content) as bundle:
+        bundle.ranges("one")
+
+
+def golden(content: bytes) -> None:
+    """Reference inputs and outputs."""
+    with bundle_with("golden.npz", content) as bundle:
+        load_references(bundle)
+
+
+def request(content: bytes) -> None:
+    """A body of the Open Inference Protocol; its first line is the header with the length of the JSON."""
+    header, _, body = content.partition(b"\n")
+    asked, tensors = parse(body, header.decode("latin-1") or None)
+    if "seeds" in tensors:
+        answer(asked, "model", "1", {"images": ("UINT64", tensors["seeds"])})
+
+
+def seeds(target: str) -> dict[str, bytes]:
+    """Bytes that are as they should be, to begin with."""
+    root = home()
+    files = {"manifest": MANIFEST, "graph": "graphs/one.onnx", "ranges": "ranges.json", "golden": "golden.npz"}
+    if target in files:
+        return {"good": (root / files[target]).read_bytes()}
+    inputs = [{"name": "seeds", "datatype": "UINT64", "shape": [2], "data": [0, 1]}]
+    behind = [{"name": name, "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": 16}} for name in "ab"]
+    more = {"id": "x", "parameters": {"plan": "p", "timeout": 1}, "outputs": [{"name": "images", "parameters": {}}]}
+    plain, binary = json.dumps({"inputs": inputs, **more}).encode(), json.dumps({"inputs": behind}).encode()
+    return {"json": b"\n" + plain, "binary": b"%d\n" % len(binary) + binary + bytes(32)}
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (manifest, graph, ranges, golden, request)}
