@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, TypedDict, Unpack, cast, get_args
 
 import numpy as np
@@ -25,7 +26,7 @@ __all__ = ["Generator", "Inputs"]
 OnNan = Literal["raise", "fp32", "ignore"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Inputs:
     """What images are made of: a seed for each, and the condition's tensors by name, (B, ...)."""
 
@@ -219,7 +220,7 @@ class Generator:
         else:
             raise ValueError(f"{self.graph} holds the whole plan in one graph; for previews export it with: --layout step")
         sample = binding.outputs["sample"][:count]
-        if self.on_nan != "ignore" and not np.isfinite(np.vdot(sample, sample)):  # a sum that needs no second array
+        if self.on_nan != "ignore" and not isfinite(np.add.reduce(sample, axis=None)):  # needs no second array
             self._rescue(binding, count)
 
     def _rescue(self, binding: Binding, count: int) -> None:
@@ -247,6 +248,8 @@ class Generator:
         return {spec.name: spec.shape for spec in specs}
 
     def _checked(self, given: Mapping[str, npt.NDArray[np.float32]], batch: int) -> dict[str, Array]:
+        if not given and not self._embeddings:
+            return {}
         if given.keys() != self._embeddings.keys():
             wanted = sorted(self._embeddings) or "none"
             raise ValueError(f"this bundle takes the embeddings {wanted}, got {sorted(given) or 'none'}")
@@ -265,11 +268,11 @@ class Generator:
                 raise ValueError("this bundle was trained without classes; leave labels out")
             return {}
         values = np.full(batch, classes) if labels is None else np.asarray(labels)
-        if values.shape != (batch,) or not np.issubdtype(values.dtype, np.integer):
+        if values.shape != (batch,) or values.dtype.kind not in "iu":
             raise ValueError(f"labels are whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}")
-        if labels is not None and not (values.min() >= 0 and values.max() < classes):
-            wrong = values[(values < 0) | (values >= classes)][0]
-            raise ValueError(f"a label of this bundle is 0 to {classes - 1}, got {wrong}")
+        for value in values.tolist() if labels is not None else ():
+            if not 0 <= value < classes:
+                raise ValueError(f"a label of this bundle is 0 to {classes - 1}, got {value}")
         return {"labels": values}
 
 

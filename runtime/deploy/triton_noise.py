@@ -6,6 +6,8 @@ from typing import Any
 import triton_python_backend_utils as triton
 from noise import noise
 
+__all__ = ["TritonPythonModel"]
+
 
 class TritonPythonModel:
     """seeds UINT64 (B, 1) to noise FP32 (B, draws, C, H, W)."""
