@@ -1,4 +1,4 @@
-"""`fewstep serve` under load from another process: python benchmarks/server.py examples/digits.bundle
+"""`fewstep serve` under load from another process: python benchmarks/server.py examples/digits.bundle [throughput soak kill]
 
 Writes benchmarks/results/server.json. Three parts, each against a server of its own:
 - throughput: images per second with as many clients as keep it busy, against the bare Generator in a loop at the same batch;
@@ -316,19 +316,23 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def main(root: Path, soak_seconds: float) -> None:
+def main(root: Path, parts: list[str]) -> None:
     from fewstep.demo import machine
 
-    result: dict[str, Any] = {"machine": machine(), "date": str(date.today()), "plan": PLAN, "max_batch": MAX_BATCH}
-    result["throughput"] = found = throughput(root)
-    print(found["share_of_generator"])
-    capacity = median(found["images_per_second"]["8 images a request, 16 clients"]) / 8
-    result["soak"] = overloaded(root, capacity, soak_seconds)
-    print({k: v for k, v in result["soak"].items() if k != "resident_bytes"})
-    result["kill"] = killed(root)
-    print(result["kill"])
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
+    result |= {"machine": machine(), "plan": PLAN, "max_batch": MAX_BATCH}
+    for part in parts or PARTS:
+        if part == "soak":
+            rates = result["throughput"]["images_per_second"]["8 images a request, 16 clients"]
+            found = overloaded(root, median(rates) / 8, SOAK_SECONDS)
+        else:
+            found = throughput(root) if part == "throughput" else killed(root)
+        result[part] = {"date": str(date.today()), **found}
+        print({key: value for key, value in found.items() if key != "resident_bytes"}, flush=True)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
+
+PARTS = ("throughput", "soak", "kill")
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else SOAK_SECONDS)
+    main(Path(sys.argv[1]), sys.argv[2:])

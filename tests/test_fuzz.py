@@ -11,8 +11,9 @@ import contextlib
 import json
 import re
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -32,9 +33,10 @@ from small_sampler import LABELS, TEXT, sampler_bundle
 from fewstep.bundle import MANIFEST, Bundle
 from fewstep.external import check_files, locations
 from fewstep.runtime import Generator
+from fewstep.runtime.finite import where_it_ended
 from fewstep.runtime.server import serve
 from fewstep.runtime.server.app import Policy, create_app
-from fewstep.runtime.server.repository import Options, Repository
+from fewstep.runtime.server.repository import Options, Repository, Version
 
 CORPUS = sorted(path for path in (Path(__file__).parent / "corpus").rglob("*") if path.is_file())
 OPTIONS = Options(plans=("one",), backend="cpu", threads=1, max_batch=4, max_request=4, max_waiting=16)
@@ -88,8 +90,12 @@ def test_answers_are_as_the_openapi_file_says(examples: int, app: Any, tmp_path:
         {
             "seed": 1,
             "generation": {"max-examples": examples, "deterministic": True, "database": "none"},
-            # Which labels a model has no schema says; and of numbers it cannot say that 1.0 is not 1.
-            "checks": {"positive_data_acceptance": {"enabled": False}, "max_response_time": 5.0},
+            "checks": {
+                # Which labels a model has no schema says; and of numbers it cannot say that 1.0 is not 1.
+                "positive_data_acceptance": {"enabled": False},
+                "negative_data_rejection": {"expected-statuses": [400, 404, 405, 413]},
+                "max_response_time": 5.0,
+            },
             "phases": {"stateful": {"enabled": examples > 100}},
         }
     )
@@ -290,6 +296,46 @@ def test_where_a_bundle_lies_is_not_told(repository: Repository, tmp_path: Path)
     own.close()
 
 
+def test_going_back_and_forth_never_leaves_a_model_without_a_version(tmp_path: Path) -> None:
+    repository = Repository([("a", tmp_path)], OPTIONS)
+    repository._open = lambda model, number: Version(number, None, {}, {})  # type: ignore[method-assign, arg-type]
+    repository.load("a")
+    repository.load("a")
+    failures: list[Exception] = []
+
+    def work(act: Callable[[], Any]) -> None:
+        try:
+            for _ in range(20_000):
+                act()
+        except Exception as error:
+            failures.append(error)
+
+    model = repository.model("a")
+    acts = (
+        lambda: repository.load("a"),
+        lambda: repository.roll_back("a"),
+        model.version,
+        lambda: list(model.versions.items()),
+    )
+    threads = [Thread(target=work, args=(act,)) for act in acts]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    assert not failures
+    assert len(model.versions) == 2
+
+
+def test_a_server_whose_models_fail_to_load_ends(tmp_path: Path) -> None:
+    repository = Repository([("a", tmp_path)], OPTIONS)
+    repository.load = lambda name: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        serve.serve(repository, Policy(), host="127.0.0.1", port=0, report=print)
+
+
 @pytest.mark.parametrize(
     "path", ["/../guard.py", "/..%2fguard.py", "/%2e%2e/guard.py", "/..%5cguard.py", "//guard.py", "/%00", "/v2/"]
 )
@@ -346,7 +392,7 @@ def listening(app: Any) -> Iterator[int]:
     config = uvicorn.Config(app, http=serve._Protocol, ws="none", log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as at:
-        thread = Thread(target=lambda: asyncio.run(server.serve(sockets=[at])))
+        thread = Thread(target=server.run, args=([at],))
         thread.start()
         yield at.getsockname()[1]
         server.should_exit = True
@@ -579,6 +625,18 @@ def test_weights_that_are_not_beside_their_graph_are_refused(tmp_path: Path) -> 
     entry = bundle.manifest.graphs["one.fp32"].model_copy(update={"data": "ranges.json"})
     with pytest.raises(ValueError, match=r"keeps the weights of 'graphs/one.onnx' in 'ranges.json', not beside it"):
         check_files(bundle, entry)
+
+
+def test_weights_are_checked_before_a_sample_that_is_not_finite_is_looked_into(tmp_path: Path) -> None:
+    """An engine may have run: then nobody has read the graph yet."""
+
+    def elsewhere(graph: onnx.GraphProto) -> None:
+        (hundred,) = [tensor for tensor in graph.initializer if tensor.external_data]
+        hundred.external_data[0].value = "two.onnx"
+
+    bundle = replaced(sampler_bundle(tmp_path / "a.bundle"), elsewhere)
+    with pytest.raises(ValueError, match=r"reads weights from 'two\.onnx', which the bundle has no hash for"):
+        where_it_ended(bundle, bundle.manifest.graphs["one.fp32"], {})
 
 
 def replaced(bundle: Bundle, change: Any) -> Bundle:
