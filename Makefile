@@ -22,7 +22,7 @@ demo: $(READY)
 
 # Two workers with one thread each: most of the time goes to tracing and loading graphs, which knows one thread only.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -50,6 +50,16 @@ def test_export_needs_memory_for_one_copy_of_the_weights() -> None:
         assert row["peak_bytes"] - found["peak_bytes_of_imports"] < 1.5 * found["weights_bytes"], name
 
 
+def test_the_server_keeps_what_serving_md_says() -> None:
+    found = result("server")
+    assert found["throughput"]["share_of_generator"]["8 images a request, 16 clients"]["median"] >= 0.85
+    soak = found["soak"]
+    assert soak["wrong"] == soak["stack_traces"] == found["kill"]["wrong"] == 0
+    assert soak["accepted_ms"]["p99"] < soak["deadline_s"] * 1e3
+    resident = soak["resident_bytes"]
+    assert resident[-1] < 1.1 * resident[len(resident) // 10]
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
 

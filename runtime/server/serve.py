@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 from asyncio import TimerHandle, Transport
@@ -116,6 +117,7 @@ def serve(repository: Repository, policy: Policy, *, host: str, port: int, repor
             failures.append(error)
             server.should_exit = True
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it has drained
     Thread(target=load, name="fewstep-loader", daemon=True).start()
     server.run(sockets=[listening])  # in uvloop where it is installed
     if failures:
