@@ -125,7 +125,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_is_written(
 
 def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Path) -> None:
     with digits.edit() as draft:
-        for sm, flavour in (("89", "tensorrt"), ("90", "tensorrt"), ("120", "tensorrt_rtx")):
+        for sm, flavour in (("89", "tensorrt"), ("90", "tensorrt"), ("100", "tensorrt"), ("120", "tensorrt_rtx")):
             key = EngineKey(
                 graph_sha256=digits.manifest.files["graphs/sid1.fp16.onnx"].sha256,
                 data_sha256=None,
@@ -136,6 +136,7 @@ def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Pa
                 gpu=f"GPU of {sm}",
                 precision="fp16",
                 profiles=[(1, 1, 1), (2, 16, 16)],
+                flags=["strip-plan"] if sm == "100" else [],
             )
             file = f"engines/sid1.fp16.{sm}.engine"
             draft.new(file).write_bytes(sm.encode())

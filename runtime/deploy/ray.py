@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp
 
 from fewstep.bundle import Bundle
+from fewstep.picture import refuse_path
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
 
@@ -127,7 +128,10 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
         ]
     }
     ServeDeploySchema.model_validate(config)
-    path.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+    refuse_path(path)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+    temporary.replace(path)
 
 
 def _name(bundle: Path) -> str:

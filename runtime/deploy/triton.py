@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from fewstep.bundle import Bundle
 from fewstep.external import check_files
 from fewstep.manifest import EngineEntry, Precision
-from fewstep.runtime.buckets import BUCKETS
+from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.ladder import ON_CPU, ON_GPU, graphs_of
 from fewstep.spec import InputSpec
 from fewstep.staging import staged
@@ -76,7 +76,7 @@ class _Model:
         self.graph = bundle.manifest.graphs[graph]
         check_files(bundle, self.graph)
         self.engines = _engines(bundle, graph) if settings.device == "gpu" else {}
-        self.buckets = [size for size in BUCKETS if size < settings.max_batch] + [settings.max_batch]
+        self.buckets = buckets_to(settings.max_batch)
         for name, engine in self.engines.items():
             if untaken := [size for size in self.buckets if engine.key.profile(size) is None]:
                 raise ValueError(f"the engine {name} does not take batch {untaken[0]}; build it for that, or lower the batch")
@@ -198,10 +198,13 @@ def _graph(bundle: Bundle, plan: str, settings: Settings) -> str:
 
 
 def _engines(bundle: Bundle, graph: str) -> dict[str, EngineEntry]:
-    """The engines of a graph that Triton can run; it has no TensorRT-RTX."""
+    """The engines of a graph that Triton can run: it has no TensorRT-RTX, and does not refit."""
     sha256 = bundle.manifest.files[bundle.manifest.graphs[graph].file].sha256
     return {
         name: engine
         for name, engine in bundle.manifest.engines.items()
-        if engine.graph == graph and engine.key.flavour == "tensorrt" and engine.key.graph_sha256 == sha256
+        if engine.graph == graph
+        and engine.key.flavour == "tensorrt"
+        and engine.key.graph_sha256 == sha256
+        and "strip-plan" not in engine.key.flags
     }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fewstep.bundle import Bundle
 from fewstep.runtime.batcher import Batcher
+from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.ladder import graphs_of
 
@@ -150,7 +151,7 @@ class Repository:
         plans = options.plans or tuple(plan for plan in bundle.manifest.plans if graphs_of(bundle, plan))
         if not plans:
             raise ValueError(f"{model.path} has no graphs to serve; write them with: fewstep export {model.path}")
-        buckets = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < options.max_batch] + [options.max_batch]
+        buckets = buckets_to(options.max_batch)
         batchers, first = {}, {}
         for plan in plans:
             generator = Generator(

@@ -40,6 +40,7 @@ EXTRA_OF = {
     "torchmetrics": "train",
     "tritonclient": "triton",
     "uvicorn": "serve",
+    "yaml": "ray",
 }
 
 app = typer.Typer(
