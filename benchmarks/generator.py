@@ -1,7 +1,8 @@
 """What the runtime adds to ONNX Runtime, and what others take: python benchmarks/generator.py examples/digits.bundle
 
 Writes benchmarks/results/generator.json. One plan, one graph on the CPU. Overhead: Generator(labels, seeds) against the bare
-run of the same session on the same bound buffers, call by call in turns, in several processes. Others: see latency.py. Memory:
+run of the same session on the same bound buffers, and against that with the noise of the same seeds drawn into them first,
+call by call in turns, in several processes. Others: see latency.py. Memory:
 resident set over many calls.
 """
 
@@ -25,6 +26,7 @@ from turns import Run, in_turns
 
 from fewstep.bundle import Bundle
 from fewstep.runtime import Generator
+from fewstep.runtime.noise import noise_into
 
 RESULT = Path(__file__).parent / "results" / "generator.json"
 PLANS, BATCHES = ("sid1", "sid2"), (1, 8)
@@ -34,14 +36,19 @@ CALLS, SAMPLES = 20_000, 20
 
 
 def pairs(pipe: Connection, root: Path, plan: str, batch: int) -> None:
-    """ms of the bare run and of the Generator, in turns."""
+    """ms of the bare run, of the noise and the run, and of the Generator, in turns."""
     generator = Generator.open(root, plan=plan, precision="fp32", backend="cpu")
     labels, seeds = [i % 10 for i in range(batch)], list(range(batch))
     with generator._pool.borrow(batch) as binding:
         bare = binding  # the same buffers: what lies where in memory matters more than what is measured
-    times = np.empty((PAIRS // batch + SETTLE, 2))
+
+    def seeded() -> None:
+        noise_into(bare.inputs["noise"], seeds)
+        bare.run()
+
+    times = np.empty((PAIRS // batch + SETTLE, 3))
     for row in times:
-        for way, run in enumerate((bare.run, lambda: generator(labels, seeds=seeds))):
+        for way, run in enumerate((bare.run, seeded, lambda: generator(labels, seeds=seeds))):
             begin = time.perf_counter()
             run()
             row[way] = (time.perf_counter() - begin) * 1e3
@@ -59,10 +66,11 @@ def overhead(root: Path, plan: str, batch: int) -> dict[str, Any]:
         process.join()
     rows: dict[str, list[float]] = {}
     for times in found:
-        for way, column in zip(("bare", "generator"), times.T, strict=True):
+        for way, column in zip(("bare", "seeded", "generator"), times.T, strict=True):
             rows.setdefault(f"{way}_p50_ms", []).append(float(median(column)))
             rows.setdefault(f"{way}_p99_ms", []).append(float(np.percentile(column, 99)))
-        rows.setdefault("overhead_us", []).append(float(median(times[:, 1] - times[:, 0])) * 1e3)
+        rows.setdefault("overhead_us", []).append(float(median(times[:, 2] - times[:, 0])) * 1e3)
+        rows.setdefault("overhead_over_seeded_us", []).append(float(median(times[:, 2] - times[:, 1])) * 1e3)
     return {name: {"mean": mean(v), "std": stdev(v), "median": median(v)} for name, v in rows.items()}
 
 

@@ -92,6 +92,8 @@ class Connection:
 
     async def ask(self, sent: bytes) -> tuple[str, bytes]:
         """Status and body; "no connection" or "broken off" for none."""
+        if self.streams and self.streams[0].at_eof():  # the server closes what was idle for long
+            self.close()
         try:
             if self.streams is None:
                 self.streams = await asyncio.open_connection("127.0.0.1", self.port)
