@@ -1,9 +1,9 @@
-"""What the runtime adds to ONNX Runtime, and what others take: python benchmarks/generator.py examples/digits.bundle
+"""What the runtime adds to ONNX Runtime, and what others take: python benchmarks/generator.py demo/digits.bundle [PART ...]
 
-Writes benchmarks/results/generator.json. One plan, one graph on the CPU. Overhead: Generator(labels, seeds) against the bare
-run of the same session on the same bound buffers, and against that with the noise of the same seeds drawn into them first,
-call by call in turns, in several processes. Others: see latency.py. Memory:
-resident set over many calls.
+Parts: overhead, others, memory; all of them unless some are named. Writes benchmarks/results/generator.json. One graph on the
+CPU. Overhead: Generator(labels, seeds) against the bare run of the same session on the same bound buffers, and against
+that with the noise of the same seeds drawn into them first, call by call in turns, in several processes. Others: see
+latency.py. Memory: resident set over many calls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -79,7 +80,7 @@ def build(way: str, root: Path, plain: Path, plan: str, batch: int) -> Run | Non
     return other(way, root, plain, plan, batch)
 
 
-def memory(pipe: Connection, root: Path) -> None:
+def resident(pipe: Connection, root: Path) -> None:
     """Resident bytes along many calls of changing batches."""
     generator = Generator.open(root, plan="sid1", precision="fp32", backend="cpu")
     generator.warm_up()
@@ -92,33 +93,51 @@ def memory(pipe: Connection, root: Path) -> None:
     pipe.send(found)
 
 
-def main(root: Path) -> None:
-    from fewstep.demo import machine
-    from fewstep.denoiser import load_network
-
-    result: dict[str, Any] = {"machine": machine(), "date": str(date.today()), "processes": PROCESSES, "pairs": PAIRS}
-    bundle = Bundle.load(root)
+def overheads(root: Path) -> dict[str, Any]:
+    found = {}
     for plan in PLANS:
         for batch in BATCHES:
-            row = overhead(bundle.root, plan, batch)
-            result.setdefault("overhead", {})[f"{plan}, batch {batch}"] = row
+            found[f"{plan}, batch {batch}"] = row = overhead(root, plan, batch)
             print(f"{plan} batch {batch}: {row['bare_p50_ms']['median']:.3f} ms + {row['overhead_us']['median']:.1f} us")
+    return found
+
+
+def others(root: Path) -> dict[str, Any]:
+    from fewstep.denoiser import load_network
+
+    found, bundle = {}, Bundle.load(root)
     with tempfile.TemporaryDirectory() as directory:
         for plan in PLANS:
             plain = Path(directory, f"{plan}.onnx")
             write_plain(load_network(bundle, bundle.manifest.plans[plan].network), plain)
-            ways = in_turns(build, {way: (way, bundle.root, plain, plan, 1) for way in OTHERS})
+            found[plan] = ways = in_turns(build, {way: (way, bundle.root, plain, plan, 1) for way in OTHERS})
             for way, row in ways.items():
                 row["over_generator"] = row["median_ms"] / ways["Generator"]["median_ms"]
                 print(f"{plan} batch 1: {way:22} {row['median_ms']:8.3f} ms  {row['over_generator']:.2f} x")
-            result.setdefault("others", {})[plan] = ways
+    return found
+
+
+def memory(root: Path) -> dict[str, Any]:
     ours, theirs = get_context("spawn").Pipe()
-    get_context("spawn").Process(target=memory, args=(theirs, bundle.root)).start()
-    resident = ours.recv()
-    result["memory"] = {"calls": CALLS, "resident_bytes": resident}
-    print(f"resident after {CALLS // SAMPLES} calls {resident[1] / 1e6:.1f} MB, after {CALLS} {resident[-1] / 1e6:.1f} MB")
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    get_context("spawn").Process(target=resident, args=(theirs, root)).start()
+    found = ours.recv()
+    print(f"resident after {CALLS // SAMPLES} calls {found[1] / 1e6:.1f} MB, after {CALLS} {found[-1] / 1e6:.1f} MB")
+    return {"calls": CALLS, "resident_bytes": found}
+
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"overhead": overheads, "others": others, "memory": memory}
+
+
+def main(root: Path, parts: list[str]) -> None:
+    from fewstep.demo import machine
+
+    result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
+    result |= {"machine": machine(), "processes": PROCESSES, "pairs": PAIRS}
+    for part in parts or PARTS:
+        result[part] = PARTS[part](root)
+        result.setdefault("dates", {})[part] = str(date.today())
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -52,7 +52,7 @@ def test_export_needs_memory_for_one_copy_of_the_weights() -> None:
 
 def test_the_server_keeps_what_serving_md_says() -> None:
     found = result("server")
-    assert found["throughput"]["share_of_generator"]["8 images a request, 16 clients"]["median"] >= 0.85
+    assert found["throughput"]["share_of_generator"]["8 images a request, 16 clients"]["median"] >= 0.8
     soak = found["soak"]
     assert soak["wrong"] == soak["stack_traces"] == found["kill"]["wrong"] == 0
     assert soak["accepted_ms"]["p99"] < soak["deadline_s"] * 1e3
