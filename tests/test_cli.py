@@ -197,6 +197,15 @@ def test_the_verbs_work_one_after_the_other(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "grid.png").size == (10 * 28 * 4, 28 * 4)
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize("option", [("bench", "--seconds"), ("serve", "--timeout"), ("deploy", "ray", "--wait-ms")])
+def test_times_are_finite(option: tuple[str, ...], value: str) -> None:
+    command = [sys.executable, "-m", "fewstep.cli", *option[:-1], "examples/digits.bundle", option[-1], value]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert f"Invalid value for '{option[-1]}'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [("torch", ["export"], "export"), ("onnxruntime", ["generate"], "cpu"), ("onnx_ir", ["export"], "export")],

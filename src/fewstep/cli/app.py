@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -15,7 +16,7 @@ import fewstep
 from fewstep.console import say
 from fewstep.manifest import Precision
 
-__all__ = ["BundlePath", "Json", "Seed", "app", "finish", "main", "precisions", "size", "whole_numbers"]
+__all__ = ["BundlePath", "Json", "Seed", "app", "finish", "finite", "main", "precisions", "size", "whole_numbers"]
 
 # Which extra brings a package that a verb found missing.
 EXTRA_OF = {
@@ -75,6 +76,13 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
+
+
+def finite(value: float) -> float:
+    """For options: refuses inf and nan, which a smallest value lets pass."""
+    if not isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def whole_numbers(name: str, text: str) -> list[int]:

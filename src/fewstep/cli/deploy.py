@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, precisions
+from fewstep.cli.app import BundlePath, Json, app, finish, finite, precisions
 from fewstep.console import say
 
 __all__ = ["ray", "triton"]
@@ -19,9 +19,9 @@ app.add_typer(deploy, name="deploy")
 Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat for more.", show_default="the default")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]
 MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")]
-WaitMs = Annotated[float, typer.Option(min=0, help="How long a request may wait for others to join.")]
+WaitMs = Annotated[float, typer.Option(callback=finite, min=0, help="How long a request may wait for others to join.")]
 MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests in the queue; beyond, they are refused.")]
-Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds a request may wait if it names none.")]
+Timeout = Annotated[float, typer.Option(callback=finite, min=0.001, help="Seconds a request waits if it names none.")]
 
 
 @deploy.command()
@@ -63,8 +63,8 @@ def ray(
     backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest there")] = None,
     min_replicas: Annotated[int, typer.Option(min=0, help="Replicas without load.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Replicas under load.")] = 4,
-    cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of a replica.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a replica; parts of one are fine.")] = 0.0,
+    cpus: Annotated[float, typer.Option(callback=finite, min=0.1, help="CPUs of a replica.")] = 1.0,
+    gpus: Annotated[float, typer.Option(callback=finite, min=0, help="GPUs of a replica; parts of one are fine.")] = 0.0,
     max_batch: MaxBatch = 32,
     wait_ms: WaitMs = 0.0,
     max_waiting: MaxWaiting = 256,

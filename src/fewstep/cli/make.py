@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, Seed, app, finish, precisions
+from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, precisions
 from fewstep.console import table, track
 
 __all__ = ["calibrate", "distill", "quantise", "train"]
@@ -23,8 +23,8 @@ def train(
     ] = "mnist5k",
     steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
-    tau: Annotated[float, typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
+    lr: Annotated[float, typer.Option(callback=finite, help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
+    tau: Annotated[float, typer.Option(callback=finite, help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
     skip: Annotated[int, typer.Option(help="Lskip: levels of 1000 that it looks ahead.")] = 9,
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
     seed: Seed = 0,
@@ -48,7 +48,7 @@ def distill(
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
     alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,
-    guidance: Annotated[float, typer.Option(help="Weight the teacher is guided with; 1 is none.")] = 1.5,
+    guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.5,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -93,7 +93,7 @@ def quantise(
     plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
     precision: Annotated[str, typer.Option(help="Precisions, commas between.")] = "int8",
     samples: Annotated[int, typer.Option(min=1, help="Images to collect ranges from; drawn from noise, no data is read.")] = 32,
-    min_psnr: Annotated[float, typer.Option(help="Leave out layers until the image is this close to fp32, in dB.")] = 40.0,
+    min_psnr: Annotated[float, typer.Option(callback=finite, help="Leave out layers until this close to fp32, in dB.")] = 40.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

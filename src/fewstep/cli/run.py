@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
+from fewstep.cli.app import BundlePath, Json, app, finish, finite, size, whole_numbers
 from fewstep.console import say, table, track
 
 __all__ = ["bench", "doctor", "serve"]
@@ -28,9 +28,11 @@ def serve(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="all cores")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images in a request.")] = 64,
-    wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle server waits for others to join.")] = 0.0,
+    wait_ms: Annotated[float, typer.Option(callback=finite, min=0, help="How long an idle server waits for more.")] = 0.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Images in each queue; beyond, 503.")] = 256,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a request may wait if it names none.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(callback=finite, min=0.001, help="Seconds a request waits if it names none.")
+    ] = 10.0,
     admin: Annotated[bool, typer.Option("--admin", help="Allow loading and rolling back over HTTP.")] = False,
 ) -> None:
     """Serve bundles over HTTP: Open Inference Protocol, /generate, /metrics, a playground at /.
@@ -56,7 +58,7 @@ def bench(
     backend: Annotated[list[str] | None, typer.Option(help="A backend; repeat for more.", show_default="all here")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8",
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long each batch size runs.")] = 3.0,
+    seconds: Annotated[float, typer.Option(callback=finite, min=0.01, help="How long each batch size runs.")] = 3.0,
     plot: Annotated[Path | None, typer.Option(help="A PNG of the latencies.", show_default="none")] = None,
     as_json: Json = False,
 ) -> None:
