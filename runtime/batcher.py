@@ -19,6 +19,8 @@ from fewstep.runtime.generator import Generator, Inputs
 __all__ = ["Batcher", "ClosedError", "DeadlineError", "FullError"]
 
 Images = npt.NDArray[np.uint8]
+MAX_WAIT_MS = 60_000.0
+MARGIN_S = 0.01  # a batch begins this long before the deadline of one that would wait for others beyond it
 
 
 class FullError(RuntimeError):
@@ -49,8 +51,8 @@ class Batcher:
     """First come, first served: a batch is what waited when the last one ended, up to max_batch images.
 
     max_request: images in one request; one of more than max_batch has a batch of its own. wait_ms: how long a request may wait
-    for others to join it while nothing else runs; 0 starts at once. max_waiting: images in the queue beyond which requests are
-    refused. Calls are safe from many threads, and from asyncio.
+    for others to join it while nothing else runs, up to its deadline and a minute at most; 0 starts at once. max_waiting:
+    images in the queue beyond which requests are refused. Calls are safe from many threads, and from asyncio.
     """
 
     def __init__(
@@ -65,9 +67,9 @@ class Batcher:
         self.generator = generator
         self.max_batch = generator.buckets[-1] if max_batch is None else max_batch
         self.max_request = self.max_batch if max_request is None else max_request
-        if self.max_batch < 1 or wait_ms < 0 or max_waiting < max(self.max_batch, self.max_request):
+        if self.max_batch < 1 or not 0 <= wait_ms <= MAX_WAIT_MS or max_waiting < max(self.max_batch, self.max_request):
             raise ValueError(
-                "a batcher needs max_batch >= 1, wait_ms >= 0 and max_waiting >= max_batch and max_request, "
+                f"a batcher needs max_batch >= 1, wait_ms in 0..{MAX_WAIT_MS:g} and max_waiting >= max_batch and max_request, "
                 f"got {self.max_batch}, {wait_ms}, {max_waiting} and {self.max_request}"
             )
         self.wait_s, self.max_waiting = wait_ms / 1e3, max_waiting
@@ -91,6 +93,8 @@ class Batcher:
         The future raises DeadlineError when timeout_s pass before its batch begins.
         Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
         """
+        if not isinstance(timeout_s, float | int) or timeout_s != timeout_s:
+            raise ValueError(f"timeout_s is a number of seconds, got {timeout_s!r}")
         if (count := len(seeds)) > self.max_request:  # before anything looks at each
             raise ValueError(f"a request has at most {self.max_request} images, got {count}")
         inputs = self.generator.prepare(labels, seeds=seeds, embeddings=embeddings)
@@ -99,7 +103,7 @@ class Batcher:
             if self._closed:
                 raise ClosedError("this batcher is closed")
             wait_s = self.waiting * self.seconds_per_image
-            if self.waiting + count > self.max_waiting or wait_s > timeout_s:  # it would not be served in time
+            if self.waiting + count > self.max_waiting or wait_s > max(timeout_s, 0):  # it would not be served in time
                 raise FullError(self.waiting, max(0.1, wait_s))
             self._queue.append(request)
             self.waiting += count
@@ -131,11 +135,19 @@ class Batcher:
         self.close()
 
     def _work(self) -> None:
-        while batch := self._next():
-            begin = time.perf_counter()
-            self._make(batch)
-            seconds = (time.perf_counter() - begin) / sum(len(r.inputs.seeds) for r in batch)
-            self.seconds_per_image = 0.9 * self.seconds_per_image + 0.1 * seconds if self.seconds_per_image else seconds
+        try:
+            while batch := self._next():
+                begin = time.perf_counter()
+                self._make(batch)
+                seconds = (time.perf_counter() - begin) / sum(len(r.inputs.seeds) for r in batch)
+                self.seconds_per_image = 0.9 * self.seconds_per_image + 0.1 * seconds if self.seconds_per_image else seconds
+        finally:  # whatever ends this thread, nobody waits for it in vain
+            with self._monitor:
+                self._closed = True
+                while self._queue:
+                    future = self._queue.popleft().future
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(ClosedError("this batcher has failed"))
 
     def _next(self) -> list[_Request]:
         """The requests of the next batch, in their order; none when closed and empty."""
@@ -144,12 +156,17 @@ class Batcher:
                 self._monitor.wait_for(lambda: self._queue or self._closed)
                 if not self._queue:
                     return []
-                begins = self._queue[0].arrived + self.wait_s
-                self._monitor.wait_for(
-                    lambda: self.waiting >= self.max_batch or self._closed, max(0.0, begins - time.monotonic())
-                )
-                if batch := self._take():
+                left = self._begins() - time.monotonic()
+                if left > 0 and self.waiting < self.max_batch and not self._closed:
+                    self._monitor.wait(left)
+                elif batch := self._take():
                     return batch
+
+    def _begins(self) -> float:
+        """When the next batch begins at the latest: before anyone in it has waited too long or is too late."""
+        if not self.wait_s:
+            return 0.0
+        return min(self._queue[0].arrived + self.wait_s, min(r.deadline for r in self._queue) - MARGIN_S)
 
     def _take(self) -> list[_Request]:
         """The oldest requests that fit in a batch; those that were cancelled or are too late fall out."""

@@ -218,7 +218,10 @@ class Generator:
         elif isinstance(binding, Walk):
             binding.run(on_step)
         else:
-            raise ValueError(f"{self.graph} holds the whole plan in one graph; for previews export it with: --layout step")
+            raise ValueError(
+                f"{self.graph} holds the whole plan in one graph; for previews export it with --layout step and open that "
+                "graph by name, graph=..."
+            )
         sample = binding.outputs["sample"][:count]
         if self.on_nan != "ignore" and not isfinite(np.add.reduce(sample, axis=None)):  # needs no second array
             self._rescue(binding, count)

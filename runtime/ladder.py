@@ -22,7 +22,7 @@ from fewstep.runtime.fits import check_steps, check_whole
 from fewstep.runtime.walker import Walker
 from fewstep.sessions import CPU
 
-__all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "climb", "graphs_of"]
+__all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "candidates", "climb", "graphs_of"]
 
 PROVIDERS = {"cuda": CUDA, "onnxruntime-tensorrt": TENSORRT, "cpu": CPU}
 # The first that is there is taken; eight bits are taken by name only. CPUs compute fp16 slowly.
@@ -58,7 +58,7 @@ def climb(bundle: Bundle, wanted: Wanted) -> Chosen:
 
     Raises ValueError for a backend there is not or that does not hold, or where the plan has no graph to run.
     """
-    graphs = _candidates(bundle, wanted)
+    graphs = candidates(bundle, wanted)
     if wanted.backend not in (None, *RUNGS):
         raise ValueError(f"backend is one of {', '.join(RUNGS)}, got {wanted.backend!r}")
     against: list[str] = []
@@ -76,8 +76,8 @@ def climb(bundle: Bundle, wanted: Wanted) -> Chosen:
     raise AssertionError("the last rung holds or raises")
 
 
-def _candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
-    """The graphs to choose from, by precision."""
+def candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
+    """The graphs to choose from, by precision. Raises ValueError where there is none."""
     graphs = graphs_of(bundle, wanted.plan)
     if wanted.graph is not None:
         entry: GraphEntry = bundle.pick("graph", wanted.graph, bundle.manifest.graphs)

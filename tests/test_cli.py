@@ -123,6 +123,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["generate", "digits.bundle", "--labels", "three"], "whole numbers with commas between"),
         (["generate", "digits.bundle", "--seed", "-1"], "a seed is a whole number"),
         (["generate", "digits.bundle", "--out", "no/such/grid.png"], "no/such is not a directory"),
+        (["generate", "digits.bundle", "--out", "grid.jpg"], "this writes PNG, so the file ends with .png; got 'grid.jpg'"),
         (["generate", "digits.bundle", "--out", "/dev/zero"], "is not a file that can be replaced"),
         (["generate", "digits.bundle", "--out", "empty"], "is not a file that can be replaced"),
         (["export", "digits.bundle", "--solver", "ddim", "--steps", "1000000"], "1 to 1000 steps, got 1000000"),

@@ -183,11 +183,46 @@ def test_an_idle_batcher_waits_for_others_only_as_long_as_it_may(gated: Gated) -
 
 @pytest.mark.parametrize(
     ("choice", "message"),
-    [({"max_batch": 0}, "max_batch >= 1"), ({"wait_ms": -1}, "wait_ms >= 0"), ({"max_waiting": 2}, "max_waiting >= max_batch")],
+    [({"max_batch": 0}, "max_batch >= 1"), ({"max_waiting": 2}, "max_waiting >= max_batch")]
+    + [({"wait_ms": value}, r"wait_ms in 0\.\.60000") for value in (-1, float("inf"), float("nan"))],
 )
 def test_settings_out_of_range_are_refused(choice: dict[str, Any], message: str, gated: Gated) -> None:
     with pytest.raises(ValueError, match=message):
         Batcher(gated, **choice)
+
+
+def test_a_wait_ends_before_the_deadline_of_whoever_waits(gated: Gated) -> None:
+    gated.gate.set()
+    with Batcher(gated, wait_ms=60_000) as batcher:
+        patient = batcher.submit([0], seeds=[0])
+        hasty = batcher.submit([1], seeds=[1], timeout_s=0.1)
+        assert hasty.result(30).shape == patient.result(30).shape
+    assert gated.batches == [[0, 1]]
+
+
+def test_a_thread_that_fails_leaves_nobody_waiting(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    batcher = Batcher(gated)
+    occupy(batcher)
+    waiting = batcher.submit([1], seeds=[1])
+    monkeypatch.setattr(batcher, "_next", lambda: 1 / 0)
+    gated.gate.set()
+    with pytest.raises(ClosedError, match="has failed"):
+        waiting.result(30)
+    with pytest.raises(ClosedError):
+        batcher.submit([1], seeds=[1])
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "x"])
+def test_a_timeout_is_a_number(timeout: Any, batcher: Batcher) -> None:
+    with pytest.raises(ValueError, match="timeout_s is a number of seconds"):
+        batcher.submit([0], seeds=[0], timeout_s=timeout)
+
+
+def test_a_deadline_in_the_past_is_a_deadline_that_passed(batcher: Batcher, gated: Gated) -> None:
+    gated.gate.set()
+    with pytest.raises(DeadlineError):
+        batcher.submit([0], seeds=[0], timeout_s=-0.005).result(30)
 
 
 def test_a_request_larger_than_a_batch_has_one_of_its_own(gated: Gated) -> None:

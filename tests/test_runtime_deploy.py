@@ -113,6 +113,7 @@ def test_a_model_is_replaced_as_a_whole_and_a_foreign_directory_is_not(tmp_path:
         ("no", Settings(), "has no plan 'no'; it has: "),
         ("sid1", Settings(precision="fp8"), r"no whole graph of the plan 'sid1' in fp8 .*fewstep export .*--precision fp8"),
         ("ddim10", Settings(), "write it with: fewstep export digits.bundle --plan ddim10"),
+        ("sid1", Settings(max_batch=64, max_waiting=8), "a queue holds a batch of 64 at least, got max_waiting 8"),
     ],
 )
 def test_what_cannot_be_served_is_refused_and_nothing_is_written(
@@ -240,6 +241,14 @@ def test_ray_refuses_what_is_not_there(tmp_path: Path) -> None:
         ray.write_config(out, ray.Settings(bundle=tmp_path), ray.Replicas())
     with pytest.raises(ValueError, match="3 replicas at least and 2 at most"):
         ray.write_config(out, ray.Settings(bundle=EXAMPLE.root), ray.Replicas(least=3, most=2))
+    for plan, choice, sentence in (
+        ("ddim10", {}, "no graph of the plan 'ddim10'"),
+        ("sid1", {"precision": "fp8"}, "no fp8 graph of the plan 'sid1'"),
+        ("sid1", {"backend": "zz"}, "backend is one of tensorrt, .*, got 'zz'"),
+        ("sid1", {"max_batch": 64, "max_waiting": 1}, "a queue holds a batch and a request at least"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            ray.write_config(out, ray.Settings(bundle=EXAMPLE.root, plans=(plan,), **choice), ray.Replicas())
     assert not out.exists()
 
 

@@ -202,6 +202,20 @@ def test_large_compressed_and_slow_bodies_are_refused(repository: Repository) ->
     assert client("POST", "/generate", content=slow()).status_code == 408
 
 
+def test_names_stand_in_urls_and_an_empty_key_is_none(repository: Repository) -> None:
+    for name in ("", "a/b", "a b"):
+        with pytest.raises(ValueError, match="cannot stand in a URL"):
+            Repository([(name, BUNDLE)], OPTIONS)
+    with pytest.raises(ValueError, match="FEWSTEP_API_KEY is empty"):
+        Client(repository, Policy(api_key=""))
+
+
+def test_json_without_its_content_type_is_told_so(client: Client) -> None:
+    answer = client("POST", "/generate", content=b'{"labels": [3]}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    assert "Content-Type: application/json" in answer.json()["error"]
+
+
 def test_an_api_key_is_asked_for_but_by_probes_and_the_empty_playground(repository: Repository) -> None:
     client = Client(repository, Policy(api_key="secret"))
     assert client("GET", "/v2/health/ready").status_code == 200
@@ -210,6 +224,7 @@ def test_an_api_key_is_asked_for_but_by_probes_and_the_empty_playground(reposito
         assert client("GET", path).status_code == 401
         assert client("GET", path, headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert client("GET", path, headers={"Authorization": "Bearer secret"}).status_code != 401
+        assert client("GET", path, headers={"Authorization": "bearer secret"}).status_code != 401
         assert client("GET", path, headers={"X-API-Key": "secret"}).status_code != 401
 
 

@@ -19,7 +19,10 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp
 
 from fewstep.bundle import Bundle
+from fewstep.external import check_files
+from fewstep.manifest import Precision
 from fewstep.picture import refuse_path
+from fewstep.runtime.ladder import RUNGS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
 
@@ -33,7 +36,7 @@ class Settings(BaseModel):
 
     bundle: Path
     plans: tuple[str, ...] = ()
-    precision: str | None = None
+    precision: Precision | None = None
     backend: str | None = None
     threads: int | None = None
     max_batch: int = Field(default=32, ge=1)
@@ -97,13 +100,23 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
     A replica takes as many requests as wait in its queue and answers 503 beyond; more replicas come while more than one batch
     is asked for at each.
 
-    Raises FileNotFoundError or ValueError where there is no bundle to serve, or fewer replicas at most than at least.
+    Raises FileNotFoundError or ValueError where there is no bundle to serve or it has no such graph or backend, where the queue
+    is shorter than a batch, or with fewer replicas at most than at least.
     """
     if replicas.least > replicas.most:
         raise ValueError(f"there are to be {replicas.least} replicas at least and {replicas.most} at most; raise the second")
     bundle = Bundle.load(settings.bundle)
+    if settings.max_waiting < max(settings.max_batch, settings.max_images):
+        raise ValueError(
+            f"a queue holds a batch and a request at least ({settings.max_batch} and {settings.max_images} images), "
+            f"got max_waiting {settings.max_waiting}"
+        )
+    if settings.backend not in (None, *RUNGS):
+        raise ValueError(f"backend is one of {', '.join(RUNGS)}, got {settings.backend!r}")
     for plan in settings.plans:
         bundle.pick("plan", plan, bundle.manifest.plans)
+        for graph in candidates(bundle, Wanted(plan, precision=settings.precision)).values():
+            check_files(bundle, bundle.manifest.graphs[graph])
     settings = settings.model_copy(update={"bundle": bundle.root})
     deployment = {
         "name": Images.__name__,

@@ -54,6 +54,10 @@ def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: 
 
     Raises ValueError where a plan has no whole graph in that precision or an engine takes smaller batches only.
     """
+    if settings.max_waiting < settings.max_batch:
+        raise ValueError(f"a queue holds a batch of {settings.max_batch} at least, got max_waiting {settings.max_waiting}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a directory with --out")
     models = [_Model(bundle, plan, settings) for plan in plans]
     parts = [part for model in models for part in model.parts()]
     for name, _ in parts:

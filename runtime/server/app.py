@@ -52,7 +52,9 @@ class Policy(NamedTuple):
 
 
 def create_app(repository: Repository, policy: Policy) -> FastAPI:
-    """The application over a repository, which it closes when it ends."""
+    """The application over a repository, which it closes when it ends. Raises ValueError for an empty API key."""
+    if policy.api_key == "":
+        raise ValueError("FEWSTEP_API_KEY is empty, which anyone can guess; set a key, or unset it to serve without one")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -138,13 +140,15 @@ STATUS: dict[type[Exception], int] = {
 
 
 def _errors(app: FastAPI) -> None:
-    async def reply(_: Request, error: Exception) -> JSONResponse:
+    async def reply(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
             return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         text = str(error)
         if isinstance(error, RequestValidationError):
             first = error.errors()[0]
+            if request.headers.get("content-type", "").split(";")[0] != "application/json":
+                return JSONResponse({"error": "send JSON, with Content-Type: application/json"}, 415)
             text = f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg']}"
         wait = {"Retry-After": str(math.ceil(getattr(error, "retry_s", 1)))} if status == 503 else None
         return JSONResponse({"error": text}, status, wait)

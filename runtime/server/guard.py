@@ -39,7 +39,7 @@ class Guard:
 
     def __init__(self, app: App, *, limits: Limits, api_key: str | None) -> None:
         self.app, self.limits = app, limits
-        self.key = api_key.encode() if api_key else None
+        self.key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,7 +67,8 @@ class Guard:
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if self.key is not None and path not in OPEN:
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"x-api-key", b"")
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            given = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
             if not hmac.compare_digest(given, self.key):
                 return 401, "an API key is needed: Authorization: Bearer KEY"
         length, limit = headers.get(b"content-length", b"0"), self.limits.of(path)

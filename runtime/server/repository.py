@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.ladder import graphs_of
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
 
 __all__ = ["LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
 
@@ -97,6 +100,8 @@ class Repository:
         names = [name for name, _ in paths]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"a server needs one or more bundles of different names, got: {', '.join(names) or 'none'}")
+        if wrong := [name for name in names if not re.fullmatch(NAME, name)]:
+            raise ValueError(f"{wrong[0]!r} cannot stand in a URL; name it with letters, digits, . _ + -, as NAME=PATH")
         self.models = {name: Model(name, path) for name, path in paths}
         self.options, self._loading, self._switching = options, Lock(), Lock()
 

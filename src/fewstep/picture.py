@@ -12,13 +12,15 @@ from PIL import Image
 __all__ = ["grid", "refuse_path", "save_grid"]
 
 
-def refuse_path(path: Path) -> None:
-    """Raise ValueError where no file can be written: in no directory, or over a directory or device."""
+def refuse_path(path: Path, suffix: str = "") -> None:
+    """Raise ValueError where no file can be written, in no directory or over a directory or device; or for another suffix."""
     target = path.resolve()
     if not target.parent.is_dir():
         raise ValueError(f"{path.parent} is not a directory; create it first or choose another file")
     if target.exists() and not target.is_file():
         raise ValueError(f"{path} is not a file that can be replaced; name a new file, such as grid.png")
+    if suffix and path.suffix.lower() != suffix:
+        raise ValueError(f"this writes {suffix[1:].upper()}, so the file ends with {suffix}; got {path.name!r}")
 
 
 def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Image.Image:

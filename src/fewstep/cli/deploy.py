@@ -19,9 +19,13 @@ app.add_typer(deploy, name="deploy")
 Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat for more.", show_default="the default")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]
 MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")]
-WaitMs = Annotated[float, typer.Option(callback=finite, min=0, help="How long a request may wait for others to join.")]
+WaitMs = Annotated[
+    float, typer.Option(callback=finite, min=0, max=60_000, help="How long a request may wait for others to join.")
+]
 MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests in the queue; beyond, they are refused.")]
-Timeout = Annotated[float, typer.Option(callback=finite, min=0.001, help="Seconds a request waits if it names none.")]
+Timeout = Annotated[
+    float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
+]
 
 
 @deploy.command()
@@ -75,10 +79,11 @@ def ray(
     from fewstep.runtime.deploy.ray import Replicas, Settings, write_config
 
     loaded = Bundle.load(bundle)
+    wanted = precisions(precision)[0] if precision else None
     settings = Settings(
         bundle=bundle,
         plans=tuple(_plans(loaded, plan)),
-        precision=precision,
+        precision=wanted,
         backend=backend,
         threads=max(1, int(cpus)),
         max_batch=max_batch,

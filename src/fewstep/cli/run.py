@@ -28,10 +28,12 @@ def serve(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="all cores")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images in a request.")] = 64,
-    wait_ms: Annotated[float, typer.Option(callback=finite, min=0, help="How long an idle server waits for more.")] = 0.0,
+    wait_ms: Annotated[
+        float, typer.Option(callback=finite, min=0, max=60_000, help="How long an idle server waits for more.")
+    ] = 0.0,
     max_waiting: Annotated[int, typer.Option(min=1, help="Images in each queue; beyond, 503.")] = 256,
     timeout: Annotated[
-        float, typer.Option(callback=finite, min=0.001, help="Seconds a request waits if it names none.")
+        float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
     ] = 10.0,
     admin: Annotated[bool, typer.Option("--admin", help="Allow loading and rolling back over HTTP.")] = False,
 ) -> None:
@@ -71,8 +73,8 @@ def bench(
     if plot is not None:
         import matplotlib  # noqa: F401  (measuring takes a while: say now what is missing)
 
-        refuse_path(plot)
-    loaded, results = Bundle.load(bundle), {}
+        refuse_path(plot, ".png")
+    loaded, results, buckets = Bundle.load(bundle), {}, whole_numbers("batch sizes", batch)
     plans: list[str | None] = [*plan] if plan else [None]
     for name in plans:
         for where in backend or LADDER:
@@ -83,7 +85,7 @@ def bench(
                     precision=precision,
                     backend=where,
                     threads=threads,
-                    buckets=whole_numbers("batch", batch),
+                    buckets=buckets,
                 )
             except ValueError as error:
                 if backend or where == LADDER[-1]:

@@ -37,7 +37,7 @@ def generate(
     generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend)
     classes = generator.condition.classes
     wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
-    refuse_path(out)
+    refuse_path(out, ".png")
     seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
     start = time.perf_counter()
     images = generator(wanted, seeds=seeds)
