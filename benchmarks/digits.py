@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
 from fewstep.calibration.classifier import classifier
-from fewstep.calibration.metrics import Judge, Score
+from fewstep.calibration.metrics import Judge
 from fewstep.data import open_images
 from fewstep.demo import SAMPLERS, full, machine, measure
 from fewstep.runtime import Generator
@@ -39,23 +41,22 @@ def main(demo: Path) -> None:
     floor = [judge.floor(train, seed) for seed in SEEDS]
     held = judge.score(*held_out[np.arange(len(held_out))])
     result["classifier_accuracy"] = held.accuracy
-    result["real_against_real"] = _row(floor)
+    result["real_against_real"] = _row([asdict(score) for score in floor])
     result["samplers"] = {}
     for name in SAMPLERS:
         generator = Generator.open(demo / "digits.bundle", plan=name, precision="fp32", backend="cpu")
         runs = [measure(generator, judge, seed=seed) for seed in SEEDS]
-        scores = [Score(r["frechet"], r["accuracy"], r["n"]) for r in runs]
         result["samplers"][name] = {
             "nfe": runs[0]["nfe"],
-            **_row(scores),
+            **_row(runs),
             "latency_ms": spread([r["latency_ms"] for r in runs]),
         }
         print(name, result["samplers"][name])
     RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
-def _row(scores: list[Score]) -> dict[str, dict[str, float]]:
-    return {"frechet": spread([s.frechet for s in scores]), "accuracy": spread([s.accuracy for s in scores])}
+def _row(scores: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {key: spread([score[key] for score in scores]) for key in ("frechet", "accuracy")}
 
 
 if __name__ == "__main__":

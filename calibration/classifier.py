@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.calibration.metrics import Features
 from fewstep.data import Images, batches
 from fewstep.progress import Track, silent
 from fewstep.tensors import save_tensors
@@ -30,8 +31,10 @@ class ClassifierConfig:
     seed: int = 0
 
 
-class Classifier(nn.Module):
+class Classifier(Features):
     """Images (B, C, H, W) uint8 -> features (B, 64); `head` turns features into logits (B, classes)."""
+
+    head: nn.Module
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

@@ -6,140 +6,168 @@ several fine steps of the same solver from the same state land.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-from fewstep.denoiser import load_network
-from fewstep.guidance import guided
-from fewstep.manifest import PlanEntry
-from fewstep.plan import Denoise, Plan, advance, sample
+from fewstep.calibration.methods import Landing, Method, landings
+from fewstep.guidance import PLAIN, Guidance
+from fewstep.plan import Array, Denoise, Floats, Plan, advance, sample
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, to_edm
-from fewstep.solvers import ddim
 
-__all__ = ["Fit", "calibrate_ddim", "fit_ddim"]
-
+__all__ = ["Fit", "Part", "StepFit", "fit"]
 
 RANK = 1e-4
 
 
+class Part(NamedTuple):
+    """Some of the samples to fit on, as many as the network takes at once: states sigma_0 * noise (B, C, H, W)."""
+
+    denoise: Denoise
+    x: Tensor
+
+
+class StepFit(NamedTuple):
+    """A fitted step: the row it ends with, its coefficients, and the mean square distance to the fine target."""
+
+    row: int
+    coefficients: list[float]
+    before: float
+    after: float
+
+
 @dataclass(frozen=True)
 class Fit:
-    """A fitted plan and how far each step ended from its fine target, mean square over pixels, before and after, (n,)."""
+    """A fitted plan, its steps, and the network evaluations that one sample cost."""
 
     plan: Plan
-    before: list[float]
-    after: list[float]
+    steps: list[StepFit]
+    calls: int
 
 
-def fit_ddim(
-    denoise: Denoise,
+def fit(
+    method: Method,
     grid: Grid,
-    x: Tensor,
+    parts: Sequence[Part],
     *,
+    guidance: Guidance = PLAIN,
     fine: int = 10,
     coordinates: Callable[[Grid], Grid] = to_edm,
+    known: Sequence[StepFit] = (),
+    fitted: Callable[[list[StepFit]], None] = lambda _: None,
+    total: Callable[[Floats], Floats] = lambda sums: sums,
     track: Track = silent,
 ) -> Fit:
-    """IIA-DDIM: x' = DDIM + p0 (D_k - D_{k-1}) + p1 (eps_k - eps_{k-1}) for k >= 1, p0 and p1 in closed form, eq. 14.
+    """Fit a method's terms, step by step, on the trajectory that the corrections before already produce.
 
-    x: states sigma_0 * noise, (B, C, H, W). The target of a step is `fine` DDIM steps, uniform in sigma, from the same
-    state. Each step is fitted on the trajectory that the corrections before it already produce; fitting on the plain one
-    diverges. Without guidance only: the paper's guided form is another one. coordinates brings a grid into those of the
-    model, where `grid` is already: to_edm, to_vp or to_flow.
+    Fitting on the plain trajectory diverges. The target of a step is `fine` steps of the same solver from the same state, even
+    in both coordinates, guided as the step is. coordinates brings a grid into those of the model, where `grid` is already.
+
+    known: steps fitted earlier, which are taken as they are; fitted: told all steps after each one, to go on from there after
+    a stop. total: adds sums up over the processes that share the samples.
     """
-    plan = ddim(grid)
-    states, estimates = [x], []
-    before, after = [], []
+    base = plan = method.solver(grid, guidance)
+    steps, done = landings(base), {step.row: step for step in known}
+    tracks = [_Walk(part) for part in parts]
+    results: list[StepFit] = []
     with torch.no_grad():
-        for k in track(range(plan.rows), "fit IIA-DDIM"):
-            estimates.append(denoise(states[k], float(plan.sigmas[k])))
-            target = sample(denoise, states[k], ddim(coordinates(_between(grid, k, fine))))
-            missing = (target - advance(plan, k, states, estimates)).double()
-            before.append(float(missing.square().mean()))
-            if k:
-                plan = _corrected(plan, k, *_least_squares(_directions(plan, k, states, estimates), missing))
-            states.append(advance(plan, k, states, estimates))
-            after.append(float((target - states[-1]).double().square().mean()))
-    return Fit(plan, before, after)
+        for i in track(range(len(steps)), f"fit {method.title}"):
+            terms = method.terms(base, steps, i)
+            for walk in tracks:
+                walk.arrive(plan, steps[i])
+            if terms:
+                fine_plan = _fine(method, grid, i, float(base.weights[steps[i].row]), fine, coordinates)
+                row = steps[i].row
+                result = done.get(row) or _step(plan, steps[i], terms, fine_plan, tracks, total)
+                a, b = plan.a.copy(), plan.b.copy()
+                for p, term in zip(result.coefficients, terms, strict=True):
+                    a[row] += p * term[0]
+                    b[row] += p * term[1]
+                plan = replace(plan, a=a, b=b)
+                results.append(result)
+                fitted(results)
+            for walk in tracks:
+                walk.leave(plan, steps[i])
+    return Fit(plan, results, sum(walk.calls for walk in tracks) // max(len(tracks), 1))
 
 
-def calibrate_ddim(
-    bundle: Bundle,
-    steps: int,
-    *,
-    name: str | None = None,
-    network: str = "teacher",
-    fine: int = 10,
-    samples: int = 64,
-    seed: int = 0,
-    track: Track = silent,
-) -> tuple[Bundle, Fit]:
-    """Fit IIA-DDIM on the usual grid of a network of the bundle and add the plan `name` (iia4 for 4 steps) to it.
+class _Walk:
+    """States and estimates of one part, as far as it has come."""
 
-    Needs no data: noise and labels are drawn. Raises ValueError when the bundle has no such network, steps < 2, or images are
-    made from embeddings.
-    """
-    if steps < 2:
-        raise ValueError(f"IIA corrects a step by the one before it and needs at least 2 steps, got {steps}")
-    name = name or f"iia{steps}"
-    condition = bundle.manifest.condition
-    if condition.kind == "embeddings":
-        raise ValueError("the fit draws its conditions at random, which embeddings do not allow; choose a plan of a solver")
-    denoiser = load_network(bundle, network)
-    generator = torch.Generator().manual_seed(seed)
-    grid = denoiser.parametrisation.grid(steps)
-    x = float(grid.sigmas[0]) * torch.randn(samples, *bundle.manifest.state_shape, generator=generator)
-    labels = (torch.arange(samples) % condition.classes,) if condition.kind == "labels" else ()
-    denoise = guided(denoiser, labels, ())
-    fit = fit_ddim(denoise, grid, x, fine=fine, coordinates=denoiser.parametrisation.coordinates, track=track)
-    with bundle.edit() as draft:
-        draft.manifest.plans[name] = PlanEntry.of(fit.plan, network=network, solver=f"IIA-DDIM, {steps} steps")
-        draft.manifest.provenance[name] = {
-            "fine": fine,
-            "samples": samples,
-            "seed": seed,
-            "residual_before": fit.before,
-            "residual_after": fit.after,
-            "consistency": fit.plan.consistency().tolist(),
-        }
-    return Bundle.load(bundle.root), fit
+    def __init__(self, part: Part) -> None:
+        self.denoise, self.states = part.denoise, [part.x]
+        self.estimates: list[Tensor] = []
+        self.calls = 0
+
+    def arrive(self, plan: Plan, step: Landing) -> None:
+        """Evaluate the network in all rows of a step."""
+        for k in range(step.start, step.row + 1):
+            if k > step.start:
+                self.states.append(advance(plan, k - 1, self.states, self.estimates))
+            self.estimates.append(self.evaluate(self.states[k], float(plan.sigmas[k]), float(plan.weights[k])))
+
+    def leave(self, plan: Plan, step: Landing) -> None:
+        """Make the step."""
+        self.states.append(advance(plan, step.row, self.states, self.estimates))
+
+    def evaluate(self, x: Array, sigma: float, weight: float = 1.0) -> Array:
+        """The denoiser, counted."""
+        self.calls += 1 + (weight != 1)
+        return self.denoise(x, sigma) if weight == 1 else self.denoise(x, sigma, weight)
 
 
-def _between(grid: Grid, k: int, n: int) -> Grid:
-    """n steps from level k to level k + 1 of a grid, uniform in both coordinates."""
-    return Grid(*(np.linspace(values[k], values[k + 1], n + 1) for values in (grid.alphas, grid.sigmas)))
+def _fine(method: Method, grid: Grid, i: int, weight: float, fine: int, coordinates: Callable[[Grid], Grid]) -> Plan:
+    """Fine steps from level i to level i + 1, all with the weight of the coarse one."""
+    between = Grid(*(np.linspace(values[i], values[i + 1], fine + 1) for values in (grid.alphas, grid.sigmas)))
+    return method.solver(coordinates(between), Guidance(weight, 0.0, inf))
 
 
-def _directions(plan: Plan, k: int, states: list[Tensor], estimates: list[Tensor]) -> list[Tensor]:
-    eps = [(states[j] - float(plan.alphas[j]) * estimates[j]) / float(plan.sigmas[j]) for j in (k, k - 1)]
-    return [estimates[k] - estimates[k - 1], eps[0] - eps[1]]
+def _step(
+    plan: Plan,
+    step: Landing,
+    terms: Sequence[Floats],
+    fine: Plan,
+    walks: Sequence[_Walk],
+    total: Callable[[Floats], Floats],
+) -> StepFit:
+    """Coefficients p with the smallest |target - step - sum_i p_i term_i|^2 over all pixels of all parts, in float64."""
+    count = len(terms)
+    sums = np.zeros((count + 1, count + 2))  # the Gram matrix of terms and what is missing; the number of pixels
+    for walk in walks:
+        target = sample(walk.evaluate, walk.states[step.start], fine)
+        missing = target - advance(plan, step.row, walk.states, walk.estimates)
+        vectors = [_combine(term, walk) for term in terms]
+        q = torch.stack([v.double().flatten() for v in (*vectors, missing)])
+        sums[:, :-1] += (q @ q.T).cpu().numpy()
+        sums[0, -1] += missing.numel()
+    sums = total(sums)
+    gram, projection, square = sums[:count, :count], sums[:count, count], sums[count, count]
+    p = _least_squares(gram, projection)
+    left = square - 2 * p @ projection + p @ gram @ p
+    pixels = sums[0, -1]
+    return StepFit(step.row, p.tolist(), float(square / pixels), max(float(left / pixels), 0.0))
 
 
-def _least_squares(directions: list[Tensor], target: Tensor) -> tuple[float, float]:
-    """p with the smallest |target - sum_i p_i directions_i|^2 over pixels and batch, in float64.
+def _combine(term: Floats, walk: _Walk) -> Tensor:
+    values = [*walk.states, *walk.estimates]
+    factors = [*term[0, : len(walk.states)], *term[1, : len(walk.estimates)]]
+    return torch.stack([float(f) * v for f, v in zip(factors, values, strict=True) if f]).sum(0)
 
-    After a plain step the two directions are the same but for their length, eps_k - eps_{k-1} = (D_{k-1} - D_k) / sigma_k.
+
+def _least_squares(gram: Floats, projection: Floats) -> Floats:
+    """p of gram p = projection, where directions that are nearly the same share their part.
+
+    After a plain DDIM step the two directions are the same but for their length, eps_k - eps_{k-1} = (D_{k-1} - D_k) / sigma_k.
     Scaled to length 1, what differs by less than about RANK^0.5 is taken for the same and shared by both coefficients; to fit
     it would be to fit rounding, with coefficients in the thousands that fp16 and even fp32 graphs cannot follow.
     """
-    q = torch.stack([d.double().flatten() for d in directions])
-    length = q.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    unit = q / length[:, None]
-    gram, projection = (unit @ unit.T).cpu().numpy(), (unit @ target.flatten()).cpu().numpy()
-    solution = np.linalg.lstsq(gram, projection, rcond=RANK)[0] / length.cpu().numpy()
-    return float(solution[0]), float(solution[1])
-
-
-def _corrected(plan: Plan, k: int, p0: float, p1: float) -> Plan:
-    """The plan with p0 (D_k - D_{k-1}) + p1 (eps_k - eps_{k-1}) added to row k; eps_j = (x_j - alpha_j D_j) / sigma_j."""
-    a, b = plan.a.copy(), plan.b.copy()
-    for j, sign in ((k, 1), (k - 1, -1)):
-        a[k, j] += sign * p1 / plan.sigmas[j]
-        b[k, j] += sign * (p0 - p1 * plan.alphas[j] / plan.sigmas[j])
-    return replace(plan, a=a, b=b)
+    length = np.sqrt(np.diag(gram)).clip(min=np.finfo(np.float64).tiny)
+    unit = gram / length / length[:, None]
+    solution: Floats = np.linalg.lstsq(unit, projection / length, rcond=RANK)[0] / length
+    return solution

@@ -1,45 +1,79 @@
-"""How good images are: Frechet distance in a classifier's features and class accuracy, against held-out real images."""
+"""How good images are, in the features of a network: distances to held-out real images, coverage of them, class accuracy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import log10
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
-from fewstep.calibration.classifier import Classifier
 from fewstep.data import Images, batches
 
-__all__ = ["Judge", "Score"]
+__all__ = ["Features", "Judge", "Pair", "Score", "coverage", "frechet", "kernel", "spread"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 CHUNK = 250
+NEIGHBOURS = 5
+MAX_PSNR_DB = 200.0  # of equal images
+
+
+class Features(nn.Module):
+    """What a network must be to judge: images (B, C, H, W) uint8 -> features (B, num_features).
+
+    head turns features into logits (B, classes); None for a network that knows nothing of the classes.
+    """
+
+    num_features: int
+    head: nn.Module | None
 
 
 @dataclass(frozen=True)
 class Score:
-    """Frechet distance to the held-out images (lower is better), share of images of the asked class, images judged."""
+    """Of n images against n held-out ones.
+
+    frechet, kernel: distances, lower is better (Heusel et al. 2017; Binkowski et al. 2018, times 1000). precision, recall:
+    share of images near a real one and the reverse (Kynkaanniemi et al. 2019). density, coverage: the same with less weight on
+    outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where the network knows no classes.
+    """
 
     frechet: float
-    accuracy: float
+    kernel: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    accuracy: float | None
     n: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two samplers' images from equal noise: PSNR in dB, and the mean distance of features over that of unrelated images."""
+
+    psnr_db: float
+    distance: float
 
 
 class Judge:
     """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split."""
 
-    def __init__(self, model: Classifier, held_out: Images) -> None:
+    def __init__(self, model: Features, held_out: Images) -> None:
         self.model = model
         self.n = len(held_out)
         self.labels = held_out.labels
-        # torchmetrics' name says Inception; with a network of ours it is the plain Frechet distance in its features.
-        self._distance = FrechetInceptionDistance(feature=model, reset_real_features=False)
-        for pixels, _ in batches(held_out, CHUNK):
-            with torch.no_grad():
-                self._distance.update(torch.tensor(pixels), real=True)
+        self.real = torch.cat([self.features(pixels) for pixels, _ in batches(held_out, CHUNK)])
+
+    def features(self, images: Bytes) -> Tensor:
+        """(n, num_features) of images (n, C, H, W) uint8."""
+        with torch.no_grad():
+            return torch.cat([self.model(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)])
 
     def score(self, images: Bytes, labels: Labels) -> Score:
         """Score images (n, C, H, W) uint8 that were asked for as labels (n,).
@@ -48,16 +82,27 @@ class Judge:
         """
         if len(images) != self.n or len(labels) != self.n:
             raise ValueError(f"the distance compares equal numbers of images, {self.n} held-out ones, got {len(images)}")
-        self._distance.reset()
-        right = 0
-        with torch.no_grad():
-            for start in range(0, self.n, CHUNK):
-                pixels = torch.tensor(images[start : start + CHUNK])
-                self._distance.update(pixels, real=False)
-                guess = self.model.head(self.model(pixels)).argmax(1).numpy()
-                right += int((guess == labels[start : start + CHUNK]).sum())
-            frechet = float(self._distance.compute())
-        return Score(frechet, right / self.n, self.n)
+        made = self.features(images)
+        return Score(
+            frechet(self.real, made), kernel(self.real, made), *coverage(self.real, made), self._accuracy(made, labels), self.n
+        )
+
+    def spread(self, images: Bytes, metric: Callable[[Tensor, Tensor], float], *, rounds: int = 20, seed: int = 0) -> float:
+        """Standard error of a metric at this n, see `spread`."""
+        return spread(self.real, self.features(images), metric, rounds=rounds, seed=seed)
+
+    def pair(self, images: Bytes, reference: Bytes) -> Pair:
+        """Images (n, C, H, W) uint8 against those of another sampler from the same noise and conditions.
+
+        Raises ValueError for unequal shapes.
+        """
+        if images.shape != reference.shape:
+            raise ValueError(f"pairs are images of equal noise, got {images.shape} and {reference.shape}")
+        error = float(((images.astype(np.float64) - reference) ** 2).mean())
+        made, wanted = self.features(images), self.features(reference)
+        apart = float((wanted - wanted.roll(1, 0)).norm(dim=1).mean())
+        psnr = min(10 * log10(255**2 / error), MAX_PSNR_DB) if error else MAX_PSNR_DB
+        return Pair(psnr, float((made - wanted).norm(dim=1).mean()) / apart)
 
     def floor(self, train: Images, seed: int) -> Score:
         """The score of real training images, with the held-out split's classes: what a perfect generator would get."""
@@ -65,3 +110,70 @@ class Judge:
         members = {label: rng.permutation(np.flatnonzero(train.labels == label)) for label in np.unique(self.labels)}
         index = np.concatenate([members[label][: np.count_nonzero(self.labels == label)] for label in members])
         return self.score(*train[index])
+
+    def _accuracy(self, made: Tensor, labels: Labels) -> float | None:
+        if self.model.head is None:
+            return None
+        with torch.no_grad():
+            return float((self.model.head(made).argmax(1).numpy() == labels).mean())
+
+
+class _Given(nn.Module):
+    """Features that are features already, for torchmetrics. Its names say Inception; the distances are plain ones."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(real: Tensor, made: Tensor) -> float:
+    """Frechet distance of two sets of features (n, d), as of two Gaussians. Raises ValueError for unequal n."""
+    _refuse_unequal(real, made)
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric.update(real, real=True)
+    metric.update(made, real=False)
+    return float(metric.compute())
+
+
+def kernel(real: Tensor, made: Tensor) -> float:
+    """Squared MMD of two sets of features (n, d), unbiased, cubic kernel, times 1000. Raises ValueError for unequal n."""
+    _refuse_unequal(real, made)
+    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=1, subset_size=len(real))
+    metric.update(real, real=True)
+    metric.update(made, real=False)
+    return float(metric.compute()[0]) * 1e3
+
+
+def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage of two sets of features (n, d). Raises ValueError for unequal n, or n <= k."""
+    _refuse_unequal(real, made)
+    if len(real) <= k:
+        raise ValueError(f"neighbourhoods of {k} need more than {k} images, got {len(real)}")
+    across = torch.cdist(real.double(), made.double())
+    real_radius, made_radius = (torch.cdist(x.double(), x.double()).kthvalue(k + 1, dim=1).values for x in (real, made))
+    inside = across <= real_radius[:, None]
+    return (
+        float(inside.any(0).double().mean()),
+        float((across <= made_radius).any(1).double().mean()),
+        float(inside.double().sum(0).mean() / k),
+        float((across.min(1).values <= real_radius).double().mean()),
+    )
+
+
+def spread(real: Tensor, made: Tensor, metric: Callable[[Tensor, Tensor], float], *, rounds: int = 20, seed: int = 0) -> float:
+    """Standard error of a metric at this n, by drawing both sets anew with replacement.
+
+    Says how sure a figure is, not where it lies: images drawn twice move distances up.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(real)
+    found = [metric(*(x[torch.randint(n, (n,), generator=generator)] for x in (real, made))) for _ in range(rounds)]
+    return float(np.std(found, ddof=1))
+
+
+def _refuse_unequal(real: Tensor, made: Tensor) -> None:
+    if real.shape != made.shape:
+        raise ValueError(f"distances of unequal numbers of images do not compare, got {tuple(real.shape)}, {tuple(made.shape)}")

@@ -6,7 +6,7 @@ the change of the final image when this layer alone is rounded; the worst are le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log10
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
+from fewstep.calibration.inputs import Inputs, draw
 from fewstep.denoiser import Denoiser, load_network
 from fewstep.guidance import guided
 from fewstep.manifest import Precision, RangesEntry
@@ -22,20 +23,11 @@ from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.ranges import Interval, LayerRanges, Ranges
 
-__all__ = ["MIN_PSNR_DB", "Inputs", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
+__all__ = ["MIN_PSNR_DB", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
 
 MIN_PSNR_DB = 40.0  # differences that eyes do not find
 MAX_PSNR_DB = 200.0  # of an exact image
 MAX_FP16 = 65504.0
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a plan starts from: noise (B, draws, C, H, W), the condition and the one that means "none"."""
-
-    noise: Tensor
-    condition: tuple[Tensor, ...]
-    null: tuple[Tensor, ...]
 
 
 def calibrate_ranges(
@@ -46,20 +38,22 @@ def calibrate_ranges(
     samples: int = 32,
     min_psnr_db: float = MIN_PSNR_DB,
     seed: int = 0,
+    embeddings: Mapping[str, Tensor] | None = None,
     again: bool = True,
     track: Track = silent,
 ) -> Bundle:
     """Collect the ranges of a plan's layers and find the layers to keep, for each precision; write ranges/NAME.json.
 
-    again: collect ranges that there are once more. What was found for other precisions stays.
+    embeddings: see fewstep.calibration.inputs.draw. again: collect ranges that there are once more. What was found for other
+    precisions stays.
 
-    Raises ValueError for a plan the bundle does not have, or conditions that cannot be drawn at random (embeddings).
+    Raises ValueError for a plan the bundle does not have, or images made from embeddings where there are none.
     """
     plan = bundle.plan(name)
     if plain := [precision for precision in precisions if precision == "fp32"]:
         raise ValueError(f"{plain[0]} rounds nothing, so there is nothing to find; name fp16, bf16, int8, int8-fp16 or fp8")
     denoiser = load_network(bundle, bundle.manifest.plans[name].network)
-    inputs = _inputs(bundle, plan, samples, seed)
+    inputs = draw(bundle.manifest, samples, draws=plan.draws, seed=seed, embeddings=embeddings)
     span = bundle.manifest.image.high - bundle.manifest.image.low
     known = bundle.ranges(name)
     ranges = known if known and not again else collect(denoiser, plan, inputs, name=name)
@@ -200,18 +194,6 @@ def _run(denoiser: Denoiser, plan: Plan, inputs: Inputs, position: _Position) ->
         for step in trajectory(denoise, x, plan, list(inputs.noise[:, 1:].unbind(1))):
             x, position.row = step.x, step.row + 1
     return x
-
-
-def _inputs(bundle: Bundle, plan: Plan, samples: int, seed: int) -> Inputs:
-    if bundle.manifest.condition.kind == "embeddings":
-        raise ValueError(
-            "ranges are collected from conditions drawn at random, which embeddings do not allow; use fp16 or bf16"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(samples, plan.draws, *bundle.manifest.state_shape, generator=generator)
-    classes = bundle.manifest.condition.classes
-    labels = (torch.arange(samples) % classes,) if classes else ()
-    return Inputs(noise, labels, tuple(torch.full_like(label, classes) for label in labels))
 
 
 def _layers(denoiser: Denoiser) -> dict[str, nn.Conv2d | nn.Linear]:

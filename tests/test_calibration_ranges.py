@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.ranges import Inputs, calibrate_ranges, collect, kept_layers, rounded_sample
+from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.ranges import calibrate_ranges, collect, kept_layers, rounded_sample
 from fewstep.denoiser import Denoiser, unet
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, ImageSpec, Precision

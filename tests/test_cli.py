@@ -108,7 +108,12 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["train", "--out", "digits.bundle"], "exists already"),
         (["distill", "digits.bundle", "--steps", "5"], "take 1 to 4 steps, got 5"),
         (["distill", "nothing.bundle"], "is not a bundle"),
-        (["calibrate", "digits.bundle", "--steps", "1"], "at least 2 steps, got 1"),
+        (["calibrate", "digits.bundle", "--method", "magic"], "a method is one of table, iia-ddim, "),
+        (["calibrate", "digits.bundle", "--steps", "0"], "a table needs steps of 1 or more, got 0"),
+        (["calibrate", "digits.bundle", "--toward", "beauty"], "toward pixels, features or real, got 'beauty'"),
+        (["calibrate", "digits.bundle", "--toward", "real"], "toward real needs images for its features"),
+        (["calibrate", "digits.bundle", "--embeddings", "no.safetensors"], "no.safetensors is not there"),
+        (["calibrate", "digits.bundle", "--method", "iia-ddim", "--steps", "1"], "at least 2 steps, got 1"),
         (["export", "digits.bundle", "--plan", "fast"], "has no plan 'fast'; it has: "),
         (
             ["export", "digits.bundle", "--precision", "fp64"],
@@ -116,7 +121,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         ),
         (["export", "digits.bundle", "--layout", "flat"], "layout is unrolled, loop, step, got 'flat'"),
         (["quantise", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
-        (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, got 'euler'"),
+        (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, spndm, ipndm, got 'euler'"),
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
         (["build", "digits.bundle", "--batch", "4,1"], "from 1 that increase"),
         (["generate", "digits.bundle", "--labels", "3,12"], "a label of this bundle is 0 to 9, got 12"),
@@ -163,6 +168,8 @@ def test_a_full_disk_gets_one_sentence_and_nothing_half_written(tmp_path: Path) 
         "fewstep.cli",
         "calibrate",
         "digits.bundle",
+        "--method",
+        "iia-ddim",
         "--steps",
         "2",
         "--samples",
@@ -183,13 +190,16 @@ def test_a_full_disk_gets_one_sentence_and_nothing_half_written(tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["digits.bundle"]
     Bundle.load(tmp_path / "digits.bundle").verify()
-    assert "iia2" not in Bundle.load(tmp_path / "digits.bundle").manifest.plans
+    assert "iia-ddim2" not in Bundle.load(tmp_path / "digits.bundle").manifest.plans
 
 
 def test_the_verbs_work_one_after_the_other(tmp_path: Path) -> None:
     fewstep("train", "--steps", 4, "--batch", 8, cwd=tmp_path)
     fewstep("distill", "digits.bundle", "--steps", 2, "--iterations", 2, "--batch", 4, cwd=tmp_path)
-    fewstep("calibrate", "digits.bundle", "--steps", 2, "--samples", 4, "--fine", 2, cwd=tmp_path)
+    iia = ["--method", "iia-ddim", "--name", "iia2"]
+    fewstep("calibrate", "digits.bundle", *iia, "--steps", 2, "--samples", 4, "--fine", 2, cwd=tmp_path)
+    fewstep("calibrate", "digits.bundle", "--steps", 2, "--samples", 4, "--iterations", 2, "--batch", 4, cwd=tmp_path)
+    assert "fitted table" in Bundle.load(tmp_path / "digits.bundle").manifest.plans["table2"].solver
     done = fewstep("export", "digits.bundle", "--plan", "sid2", "--plan", "iia2", "--precision", "fp32", "--json", cwd=tmp_path)
     assert set(json.loads(done.stdout)["graphs"]) == {"sid2.fp32", "iia2.fp32"}
     assert "next: fewstep generate digits.bundle" in done.stderr

@@ -15,7 +15,8 @@ import torch
 from onnx import numpy_helper
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.ranges import Inputs, collect, rounded_sample
+from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.ranges import collect, rounded_sample
 from fewstep.denoiser import Denoiser, load_network, unet
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import Settings

@@ -8,9 +8,9 @@ import pytest
 import torch
 from truth import Gaussian
 
-from fewstep.plan import sample
+from fewstep.plan import sample, trajectory
 from fewstep.schedule import Grid, flow, karras, to_flow, to_vp, vp, vp_signal
-from fewstep.solvers import ddim, dpmpp_2m, heun
+from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
 SPACES = {
     "edm": (lambda g: g, lambda _: 1.0),
@@ -38,6 +38,35 @@ def test_order_of_convergence_on_gaussian_data(solver, order: int, space: str) -
         errors.append(np.abs(sample(data.denoise, x, solver(grid)) - data.solve(x, *ends)).max())
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("space", ["edm", "vp"])
+@pytest.mark.parametrize(("solver", "order"), [(spndm, 2), (ipndm, 2.5)])
+def test_extrapolated_noise_converges_on_even_levels(solver, order: float, space: str) -> None:
+    """The weights are those of even spacing. iPNDM's order is between that of its first steps and 4."""
+    convert, alpha_of = SPACES[space]
+    data = Gaussian(alpha_of=alpha_of)
+    steps, errors = [32, 64, 128, 256], []
+    for n in steps:
+        grid = convert(Grid(np.ones(n + 1), np.linspace(3.0, 0.3, n + 1)))
+        ends = [(grid.alphas[i], grid.sigmas[i]) for i in (0, -1)]
+        x = grid.sigmas[0] * X.numpy()
+        errors.append(np.abs(sample(data.denoise, x, solver(grid)) - data.solve(x, *ends)).max())
+    assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] > order - 0.15
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("solver", [spndm, ipndm])
+def test_rows_of_extrapolated_noise_keep_an_image_that_is_known(solver, space: str) -> None:
+    grid = SPACES[space][0](_smooth(6))
+    assert np.abs(solver(grid).consistency()).max() < 1e-12
+
+
+def test_spndm_says_what_it_cannot_start_from() -> None:
+    with pytest.raises(ValueError, match="cannot start from pure noise"):
+        spndm(flow(4))
+    with pytest.raises(ValueError, match="needs 2 steps or more, got 1"):
+        spndm(karras(1, 0.002, 80.0))
 
 
 def _loop(scheduler, x: torch.Tensor, model) -> torch.Tensor:
@@ -132,3 +161,34 @@ def test_flow_ddim_is_diffusers_flow_matching_euler(n: int) -> None:
         return (x - denoise(x, grid.sigmas[i])) / grid.sigmas[i]
 
     _agrees(sample(denoise, X, ddim(grid)), _loop(scheduler, X, model))
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 20])
+def test_ipndm_is_diffusers_ipndm(n: int) -> None:
+    grid = vp(n)
+    scheduler = diffusers.IPNDMScheduler(trained_betas=grid.sigmas.tolist())  # what it calls betas is sigma
+    scheduler.set_timesteps(n)
+    denoise = Gaussian(alpha_of=SPACES["vp"][1]).denoise
+
+    def model(x: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+        alpha, sigma = scheduler.alphas[i].double(), scheduler.betas[i].double()
+        eps = (x - grid.alphas[i] * denoise(x, grid.sigmas[i])) / grid.sigmas[i]
+        return (eps - sigma * x) / alpha  # it makes eps of this: sigma x + alpha v
+
+    ours, theirs = sample(denoise, X, ipndm(grid)), _loop(scheduler, X, model)
+    assert float((ours - theirs).abs().max()) < 2e-3  # diffusers keeps sigma in float32, and alpha = 6e-3 is made of it
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_spndm_begins_as_diffusers_pndm(n: int) -> None:
+    """PNDM's first step and its first extrapolation are the same; later it takes more estimates."""
+    scheduler = diffusers.PNDMScheduler(
+        beta_schedule="linear", skip_prk_steps=True, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(n)
+    denoise = Gaussian(alpha_of=SPACES["vp"][1]).denoise
+    ours, x = trajectory(denoise, X, spndm(vp(n))), X
+    for t in scheduler.timesteps[:3]:
+        alpha, sigma = (float(value) ** 0.5 for value in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t]))
+        x = scheduler.step((x - alpha * denoise(x, sigma)) / sigma, t, x).prev_sample
+        _agrees(next(ours).x, x)

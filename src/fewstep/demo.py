@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fewstep.bundle import Bundle
+from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.classifier import ClassifierConfig, classifier
-from fewstep.calibration.iia import calibrate_ddim
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.console import clock, meter, say, table, track
@@ -117,7 +117,8 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("fit IIA-DDIM")
     for steps in (4, 6):
         if not _has_plan(path, f"iia{steps}"):
-            calibrate_ddim(Bundle.load(path), steps, samples=config.fit_samples, track=track)
+            fit = FitConfig(steps=steps, samples=config.fit_samples)
+            calibrate(Bundle.load(path), fit, name=f"iia{steps}", cache=out, track=track)
     stages.next("distil a two-step generator (SiD)")
     if not _has_plan(path, "sid2"):
         distill(Bundle.load(path), "sid2", config.two_steps, track=track)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fewstep.plan import Array, Denoise, Floats
 
-__all__ = ["Guidance", "guided", "mix"]
+__all__ = ["PLAIN", "Guidance", "guided", "mix"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Guidance:
     def at(self, levels: Floats) -> Floats:
         """The weight of steps that start at these noise levels, same shape."""
         return np.where((levels > self.lo) & (levels <= self.hi), self.weight, 1.0)
+
+
+PLAIN = Guidance()
 
 
 def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ...]) -> Denoise:

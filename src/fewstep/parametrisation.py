@@ -73,6 +73,10 @@ class Edm(_Frozen):
         """1 for every sigma."""
         return 1.0
 
+    def at(self, level: Level) -> tuple[Level, Level]:
+        """alpha and sigma of a noise level sigma / alpha."""
+        return level / level, level
+
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in EDM coordinates. Raises ValueError where it starts from pure noise."""
         return to_edm(grid)
@@ -96,6 +100,11 @@ class _Vp(_Frozen):
         """sqrt(1 - sigma^2), 0 where sigma > 1."""
         square = (1 - sigma) * (1 + sigma)  # exact near 1, where 1 - sigma^2 would lose the digits
         return max(square, 0.0) ** 0.5 if isinstance(sigma, float | int) else square.clamp(min=0).sqrt()
+
+    def at(self, level: Level) -> tuple[Level, Level]:
+        """alpha and sigma of a noise level sigma / alpha."""
+        norm = (1 + level**2) ** 0.5
+        return 1 / norm, level / norm
 
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in VP coordinates."""
@@ -143,6 +152,10 @@ class Flow(_Frozen):
     def alpha(self, sigma: Level) -> Level:
         """1 - sigma."""
         return 1 - sigma
+
+    def at(self, level: Level) -> tuple[Level, Level]:
+        """alpha and sigma of a noise level sigma / alpha."""
+        return 1 / (1 + level), level / (1 + level)
 
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in flow coordinates."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewstep.guidance import Guidance
+from fewstep.guidance import PLAIN, Guidance
 from fewstep.plan import Floats, Plan
 from fewstep.schedule import Grid
 
-__all__ = ["ddim", "dpmpp_2m", "few_step", "heun"]
+__all__ = ["ddim", "dpmpp_2m", "few_step", "heun", "ipndm", "spndm"]
 
-PLAIN = Guidance()
+ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))  # Adams-Bashforth
 
 
 def ddim(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
@@ -72,6 +72,52 @@ def dpmpp_2m(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
         if back:
             b[k, k - 1] = -gain[k] * back
     return Plan(grid.alphas, grid.sigmas, np.diag(ratio), b, np.zeros(n), guidance.at(grid.levels[:-1]))
+
+
+def ipndm(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
+    """DDIM with the noise extrapolated from up to four estimates. Zhang and Chen 2023 (iPNDM), after Liu et al. 2022, eq. 9."""
+    n = grid.n
+    a, b = np.zeros((n, n)), np.zeros((n, n))
+    for k in range(n):
+        adams = ADAMS[min(k, len(ADAMS) - 1)]
+        a[k], b[k] = _transfer(grid.alphas, grid.sigmas, k, k, {k - j: weight for j, weight in enumerate(adams)})
+    return Plan(grid.alphas, grid.sigmas, a, b, np.zeros(n), guidance.at(grid.levels[:-1]))
+
+
+def spndm(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
+    """DDIM with the noise extrapolated from two estimates; the first step takes the mean of the noise at its two ends.
+
+    n + 1 rows. Liu et al. 2022, eq. 12 and 13 (S-PNDM). Raises ValueError where the grid starts from pure noise (alpha = 0):
+    such a state says nothing of x0, so the first step has no mean; or of a single step to clean data.
+    """
+    if grid.alphas[0] == 0:
+        raise ValueError("S-PNDM cannot start from pure noise (alpha = 0); start the grid below it, or use ipndm")
+    if grid.sigmas[1] == 0:
+        raise ValueError("S-PNDM's first step looks at its far end, which must be noisy; it needs 2 steps or more, got 1")
+    rows = grid.n + 1
+    alphas, sigmas = (np.insert(values, 1, values[1]) for values in (grid.alphas, grid.sigmas))  # the first step's far end
+    a, b = np.zeros((rows, rows)), np.zeros((rows, rows))
+    a[0], b[0] = _transfer(alphas, sigmas, 0, 0, {0: 1.0})
+    a[1], b[1] = _transfer(alphas, sigmas, 1, 0, {0: 0.5, 1: 0.5})
+    for k in range(2, rows):
+        before = k - 1 if k > 2 else 0  # the estimate at the level before
+        a[k], b[k] = _transfer(alphas, sigmas, k, k, {k: ADAMS[1][0], before: ADAMS[1][1]})
+    weights = guidance.at(grid.levels[:-1])
+    return Plan(alphas, sigmas, a, b, np.zeros(rows), np.insert(weights, 1, weights[0]))
+
+
+def _transfer(alphas: Floats, sigmas: Floats, row: int, start: int, noise: dict[int, float]) -> tuple[Floats, Floats]:
+    """A row from state `start`: x' = alpha' X + sigma' e, with e = sum_j noise[j] eps_j and X = (x - sigma e) / alpha."""
+    n = sigmas.size - 1
+    a, b = np.zeros(n), np.zeros(n)
+    alpha, sigma, ratio = alphas[row + 1], sigmas[row + 1], sigmas[row + 1] / sigmas[start]
+    a[start], b[start] = ratio, alpha - alphas[start] * ratio  # DDIM; what e has beyond eps_start comes on top
+    for j, weight in noise.items():
+        if extra := weight - (j == start):
+            gain = extra * (sigma - alpha * sigmas[start] / alphas[start]) / sigmas[j]
+            a[j] += gain
+            b[j] -= gain * alphas[j]
+    return a, b
 
 
 def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:

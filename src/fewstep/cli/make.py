@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,18 @@ import typer
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, precisions
 from fewstep.console import table, track
+from fewstep.guidance import Guidance
 
 __all__ = ["calibrate", "distill", "quantise", "train"]
+
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        help="Conditions of a bundle that makes images from embeddings: a safetensors file with embeddings (N, tokens, width), "
+        "pooled (N, width) where it has one, and null_... (1, ...).",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -69,21 +80,54 @@ def distill(
 @app.command()
 def calibrate(
     bundle: BundlePath,
-    steps: Annotated[int, typer.Option(help="Steps (= network calls) of the fitted plan.")] = 4,
-    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="iia<steps>")] = None,
-    fine: Annotated[int, typer.Option(help="Fine steps that one fitted step should land on.")] = 10,
-    samples: Annotated[int, typer.Option(help="Noise and label pairs to fit on.")] = 64,
+    method: Annotated[
+        str, typer.Option(help="What to fit: table, as a whole, or a solver step by step, such as iia-ddim.")
+    ] = "table",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<method><steps>")] = None,
+    weight: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 1.0,
+    lo: Annotated[float, typer.Option(help="Guide steps that start above this noise level ...")] = 0.0,
+    hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
+    toward: Annotated[
+        str, typer.Option(help="table: pixels or features of what many steps make, or real images; the last two need --data.")
+    ] = "pixels",
+    data: Annotated[str | None, typer.Option(help="table: images as for train.", show_default="none is read")] = None,
+    iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
+    fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
+    samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
+    batch: Annotated[int, typer.Option(help="Samples that the network takes at once.")] = 32,
+    embeddings: Embeddings = None,
+    network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a solver to the teacher (IIA-DDIM): better images from the same few network calls. Reads no data."""
-    from fewstep.calibration.iia import calibrate_ddim
+    """Fit a sampler to the teacher: better images from the same few network calls.
 
-    name = name or f"iia{steps}"
-    _, fit = calibrate_ddim(Bundle.load(bundle), steps, name=name, fine=fine, samples=samples, seed=seed, track=track)
-    rows = [(str(k), f"{b:.5f}", f"{a:.5f}") for k, (b, a) in enumerate(zip(fit.before, fit.after, strict=True))]
-    table("mean square distance to the fine target", ["step", "DDIM", "IIA-DDIM"], rows)
-    result = {"bundle": str(bundle), "plan": name, "residual_before": fit.before, "residual_after": fit.after}
+    Reads no data, unless --toward features or --toward real asks for it.
+    """
+    from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.calibration.toward import loss_toward
+
+    name, guidance, loaded = name or f"{method}{steps}", Guidance(weight, lo, hi), Bundle.load(bundle)
+    given = read_embeddings(embeddings) if embeddings else None
+    result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
+    if method == "table":
+        config = TableConfig(steps, guidance, toward, iterations, samples, batch=batch, seed=seed)
+        loss = loss_toward(toward, data, track=track)
+        _, table_fit = calibrate_table(loaded, config, name=name, network=network, loss=loss, embeddings=given, track=track)
+        table(
+            "on noise that was not fitted",
+            ["", "loss"],
+            [("best grid", f"{table_fit.losses[0]:.4g}"), ("fitted", f"{min(table_fit.losses):.4g}")],
+        )
+        result["losses"] = table_fit.losses
+    else:
+        solver = FitConfig(method, steps, guidance, fine, samples, batch, seed)
+        _, fit = calibrate(loaded, solver, name=name, network=network, embeddings=given, track=track)
+        rows = [(str(step.row), f"{step.before:.3g}", f"{step.after:.3g}") for step in fit.steps]
+        table("mean square distance to the fine target", ["row", "plain", "fitted"], rows)
+        result |= {"steps": [s._asdict() for s in fit.steps], "calls": fit.calls}
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
 
 
@@ -94,17 +138,22 @@ def quantise(
     precision: Annotated[str, typer.Option(help="Precisions, commas between.")] = "int8",
     samples: Annotated[int, typer.Option(min=1, help="Images to collect ranges from; drawn from noise, no data is read.")] = 32,
     min_psnr: Annotated[float, typer.Option(callback=finite, help="Leave out layers until this close to fp32, in dB.")] = 40.0,
+    embeddings: Embeddings = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Collect what a plan's layers see, row by row, and find those that must stay in higher precision."""
+    from fewstep.calibration.inputs import read_embeddings
     from fewstep.calibration.ranges import calibrate_ranges
 
+    given = read_embeddings(embeddings) if embeddings else None
     loaded, wanted = Bundle.load(bundle), precisions(precision)
     name = plan or loaded.manifest.default
     if name is None:
         raise ValueError(f"{bundle} has no default plan; name one with --plan")
-    done = calibrate_ranges(loaded, name, wanted, samples=samples, min_psnr_db=min_psnr, seed=seed, track=track)
+    done = calibrate_ranges(
+        loaded, name, wanted, samples=samples, min_psnr_db=min_psnr, seed=seed, embeddings=given, track=track
+    )
     ranges = done.ranges(name)
     assert ranges is not None
     rows = [

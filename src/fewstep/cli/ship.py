@@ -19,7 +19,7 @@ from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
 
-SOLVERS = {"ddim": solvers.ddim, "heun": solvers.heun, "dpmpp_2m": solvers.dpmpp_2m}
+SOLVERS = {s.__name__: s for s in (solvers.ddim, solvers.heun, solvers.dpmpp_2m, solvers.spndm, solvers.ipndm)}
 
 __all__ = ["build", "export", "package"]
 
@@ -30,7 +30,9 @@ def export(
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="the default")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m.", show_default=False)] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m, spndm, ipndm.", show_default=False)
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
     guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
     lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,

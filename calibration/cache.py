@@ -1,0 +1,54 @@
+"""Results that took long, kept between runs: one JSON file for each set of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.bundle import Bundle
+
+__all__ = ["Cache", "default_folder", "network_digest"]
+
+
+def default_folder() -> Path:
+    """$FEWSTEP_CACHE, or fewstep in $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("FEWSTEP_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fewstep")
+
+
+def network_digest(bundle: Bundle, network: str) -> str:
+    """One hash for all files of a network: two networks with the same are the same."""
+    bundle.network(network)
+    prefix = f"{bundle.manifest.networks[network].directory}/"
+    entry = bundle.manifest.networks[network].model_dump_json(exclude={"directory"})
+    files = {name.removeprefix(prefix): f.sha256 for name, f in bundle.manifest.files.items() if name.startswith(prefix)}
+    return hashlib.sha256((entry + json.dumps(files, sort_keys=True)).encode()).hexdigest()
+
+
+class Cache:
+    """What is known for some settings, in a file named by their hash. `settings` stand in it, for people to read."""
+
+    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+        self.settings = json.loads(json.dumps(settings, sort_keys=True))
+        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = folder / f"{kind}-{key}.json"
+
+    def read(self) -> Any:
+        """What was written last; None where there is nothing, or nothing readable."""
+        try:
+            found = json.loads(self.path.read_text("utf-8"))
+            return found["value"] if found["settings"] == self.settings else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, value: Any) -> None:
+        """Replace it, beside first and then renamed."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({"settings": self.settings, "value": value}, indent=1), "utf-8")
+        os.replace(beside, self.path)

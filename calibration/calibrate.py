@@ -1,0 +1,193 @@
+"""Fit a plan for a network of a bundle, step by step (IIA) or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.cache import Cache, default_folder, network_digest
+from fewstep.calibration.endtoend import Loss, Table, TableFit, best_start, fit_table, pixels
+from fewstep.calibration.iia import Fit, Part, StepFit, fit
+from fewstep.calibration.inputs import draw
+from fewstep.calibration.methods import METHODS, Method
+from fewstep.calibration.teacher import Teacher
+from fewstep.denoiser import load_network
+from fewstep.guidance import PLAIN, Guidance, guided
+from fewstep.manifest import PlanEntry
+from fewstep.plan import Floats, Plan
+from fewstep.progress import Track, silent
+from fewstep.solvers import heun
+
+__all__ = ["FitConfig", "TableConfig", "calibrate", "calibrate_table"]
+
+REFERENCE_STEPS = 18  # of Heun, 35 calls where it ends in clean data
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to fit. method: a key of METHODS. steps: of the solver. guidance: of the plan.
+
+    fine: steps that a fitted one should land on. samples: noise and condition pairs; batch: how many the network takes at once.
+    """
+
+    method: str = "iia-ddim"
+    steps: int = 4
+    guidance: Guidance = PLAIN
+    fine: int = 10
+    samples: int = 64
+    batch: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"a method is one of table, {', '.join(METHODS)}, got {self.method!r}")
+        if self.steps < 2:
+            raise ValueError(f"IIA corrects a step by the one before it and needs at least 2 steps, got {self.steps}")
+        for name in ("fine", "samples", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"a fit needs {name} of 1 or more, got {getattr(self, name)}")
+
+
+def calibrate(
+    bundle: Bundle,
+    config: FitConfig,
+    *,
+    name: str,
+    network: str = "teacher",
+    embeddings: Mapping[str, Tensor] | None = None,
+    cache: Path | None = None,
+    track: Track = silent,
+) -> tuple[Bundle, Fit]:
+    """Fit a method on the usual grid of a network of the bundle and add the plan `name` to it. Needs no data.
+
+    Under `accelerate launch`, the processes share the samples. Steps that were fitted with the same settings for the same
+    network are read from the cache, so a stopped fit goes on where it was. embeddings: see fewstep.calibration.inputs.draw.
+
+    Raises ValueError when the bundle has no such network, or its images are made from embeddings and there are none.
+    """
+    method: Method = METHODS[config.method]
+    accelerator = Accelerator()
+    settings = asdict(config) | {"network_sha256": network_digest(bundle, network)}
+    if embeddings:
+        settings["embeddings"] = {key: float(value.double().abs().sum()) for key, value in embeddings.items()}
+    denoiser = load_network(bundle, network).to(accelerator.device).requires_grad_(False)
+    grid = denoiser.parametrisation.grid(config.steps)
+    inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
+    parts = []
+    with accelerator.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
+        for start in starts:
+            some = inputs[start : start + config.batch].to(accelerator.device)
+            parts.append(Part(guided(denoiser, some.condition, some.null), float(grid.sigmas[0]) * some.noise[:, 0]))
+    kept = Cache(cache or default_folder(), "fit", settings)
+    known = [StepFit(*step) for step in kept.read() or ()]
+
+    def fitted(steps: list[StepFit]) -> None:
+        if accelerator.is_main_process and len(steps) > len(known):
+            kept.write(steps)
+
+    def total(sums: Floats) -> Floats:
+        found: Floats = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device), "sum").cpu().numpy()
+        return found
+
+    done = fit(
+        method,
+        grid,
+        parts,
+        guidance=config.guidance,
+        fine=config.fine,
+        coordinates=denoiser.parametrisation.coordinates,
+        known=known,
+        fitted=fitted,
+        total=total,
+        track=track,
+    )
+    if accelerator.is_main_process:
+        title = f"{method.title}, {config.steps} steps"
+        _add(bundle, name, network, title, done.plan, settings | {"steps": [step._asdict() for step in done.steps]})
+    accelerator.wait_for_everyone()
+    return Bundle.load(bundle.root), done
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """How to fit a table as a whole. steps: network calls, beside those of guided steps. toward: what the loss is, in words.
+
+    samples: noise and condition pairs to fit on; unseen: those that decide.
+    """
+
+    steps: int = 4
+    guidance: Guidance = PLAIN
+    toward: str = "pixels"
+    iterations: int = 100
+    samples: int = 128
+    unseen: int = 128
+    batch: int = 32
+    lr: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "iterations", "samples", "unseen", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"a table needs {name} of 1 or more, got {getattr(self, name)}")
+
+
+def calibrate_table(
+    bundle: Bundle,
+    config: TableConfig,
+    *,
+    name: str,
+    network: str = "teacher",
+    loss: Callable[[Teacher], Loss] = lambda _: pixels,
+    embeddings: Mapping[str, Tensor] | None = None,
+    track: Track = silent,
+) -> tuple[Bundle, TableFit]:
+    """Fit a table's numbers and levels to what Heun makes in 18 steps from the same noise, and add the plan `name`.
+
+    loss: makes the loss for the teacher; see fewstep.calibration.endtoend. Raises ValueError as `calibrate` does.
+    """
+    device = Accelerator().device
+    teacher = Teacher(bundle, network, batch=config.batch, device=device)
+    parametrisation = teacher.denoiser.parametrisation
+    reference = heun(parametrisation.grid(REFERENCE_STEPS), config.guidance)
+    pairs = []
+    for seed, count in ((2 * config.seed, config.samples), (2 * config.seed + 1, config.unseen)):
+        inputs = teacher.draw(count, seed=seed, embeddings=embeddings)
+        pairs.append((inputs, teacher.sample(reference, inputs, track=track)))
+    inputs, targets = pairs[0]
+    few = slice(0, 2 * config.batch)
+    start = best_start(teacher, config.steps, config.guidance, inputs[few], targets[few], track=track)
+    done = fit_table(
+        Table(start, parametrisation),
+        teacher.denoiser,
+        pairs[0],
+        pairs[1],
+        loss=loss(teacher),
+        iterations=config.iterations,
+        batch=config.batch,
+        lr=config.lr,
+        seed=config.seed,
+        track=track,
+    )
+    settings = asdict(config) | {"network_sha256": network_digest(bundle, network), "losses": done.losses}
+    _add(bundle, name, network, f"fitted table, {config.steps} steps, toward {config.toward}", done.plan, settings)
+    return Bundle.load(bundle.root), done
+
+
+def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any]) -> None:
+    consistency = np.round(plan.consistency(), 12).tolist()
+    with bundle.edit() as draft:
+        draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=solver)
+        draft.manifest.provenance[name] = {**settings, "guidance": _plain(settings["guidance"]), "consistency": consistency}
+
+
+def _plain(guidance: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no infinity: None is no upper bound."""
+    return {key: value if np.isfinite(value) else None for key, value in guidance.items()}

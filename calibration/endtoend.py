@@ -1,0 +1,196 @@
+"""Tables fitted as a whole: a plan's numbers and its noise levels by gradient descent through the sampling loop.
+
+Relatives: LD3 (Tong et al. 2024), S4S (Frankel et al. 2025), bespoke solvers (Shaul et al. 2024). What the images are to come
+near to is a loss: what many steps make of the same noise, pixel by pixel (`pixels`) or in a network's features (`Paired`); or
+real images, as a set (`Energy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.metrics import Features
+from fewstep.calibration.teacher import Teacher
+from fewstep.denoiser import Denoiser
+from fewstep.guidance import Guidance, guided
+from fewstep.parametrisation import Parametrisation
+from fewstep.plan import Plan
+from fewstep.progress import Track, silent
+from fewstep.schedule import Grid, karras
+from fewstep.solvers import dpmpp_2m
+
+__all__ = ["Energy", "Loss", "Paired", "Table", "TableFit", "best_start", "fit_table", "pixels"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of images made and of targets, (B, C, H, W) both
+
+# Where to look for a grid to start from: noise levels of its first and its last step.
+FIRST, LAST = (80.0, 40.0, 20.0, 10.0, 5.0, 3.0), (0.002, 0.02, 0.05, 0.1, 0.2, 0.4)
+EVERY = 25  # iterations between two looks at unseen noise
+
+
+class Table(nn.Module):
+    """A plan with one call per step as parameters:
+
+        x_{k+1} = (1 + scale_k) ratio_k x_k + gain_k sum_j history[k,j] D_j,
+        ratio_k = sigma_{k+1} / sigma_k,  gain_k = alpha_{k+1} - alpha_k ratio_k
+
+    so that the numbers follow when a level moves. Starts as the plan it is given, whose rows must have this form: DDIM and
+    DPM-Solver++(2M) do. The last state stays clean data, and a row without guidance stays without.
+    """
+
+    def __init__(self, plan: Plan, parametrisation: Parametrisation) -> None:
+        super().__init__()
+        ratio = plan.sigmas[1:] / plan.sigmas[:-1]
+        gain = plan.alphas[1:] - plan.alphas[:-1] * ratio
+        self.parametrisation = parametrisation
+        self.guided = plan.weights != 1
+        self.log_level = nn.Parameter(torch.tensor(np.log(plan.sigmas[:-1] / plan.alphas[:-1]), dtype=torch.float32))
+        self.scale = nn.Parameter(torch.zeros(plan.rows))
+        self.history = nn.Parameter(torch.tensor(plan.b / gain[:, None], dtype=torch.float32))
+        self.weight = nn.Parameter(torch.tensor(plan.weights, dtype=torch.float32))
+
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alphas, sigmas (n + 1,), the diagonal of a (n,), and b (n, n)."""
+        alphas, sigmas = self.parametrisation.at(self.log_level.exp())
+        alphas, sigmas = torch.cat([alphas, alphas.new_ones(1)]), torch.cat([sigmas, sigmas.new_zeros(1)])
+        ratio = sigmas[1:] / sigmas[:-1]
+        gain = alphas[1:] - alphas[:-1] * ratio
+        return alphas, sigmas, ratio * (1 + self.scale), gain[:, None] * self.history.tril()
+
+    def forward(self, denoiser: Denoiser, inputs: Inputs) -> Tensor:
+        """The last state, (B, C, H, W)."""
+        _, sigmas, a, b = self.numbers()
+        denoise = guided(denoiser, inputs.condition, inputs.null)
+        x = sigmas[0] * inputs.noise[:, 0]
+        estimates: list[Tensor] = []
+        for k in range(len(a)):
+            level = sigmas[k].expand(len(x))
+            weight: Any = self.weight[k]
+            estimates.append(denoise(x, level, weight) if self.guided[k] else denoise(x, level))
+            x = a[k] * x + sum(b[k, j] * estimate for j, estimate in enumerate(estimates))
+        return x
+
+    def plan(self) -> Plan:
+        """The numbers as they are now."""
+        with torch.no_grad():
+            alphas, sigmas, a, b = (t.double().cpu().numpy() for t in self.numbers())
+            weights = np.where(self.guided, self.weight.double().cpu().numpy(), 1.0)
+        return Plan(alphas, sigmas, np.diag(a), b, np.zeros(len(a)), weights)
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """The plan that was best on noise it was not fitted on, and the loss there: of the start, and along the way."""
+
+    plan: Plan
+    losses: list[float]
+
+
+def pixels(made: Tensor, targets: Tensor) -> Tensor:
+    """Mean square distance, in the network's own space."""
+    return nn.functional.mse_loss(made, targets)
+
+
+class Paired:
+    """Mean square distance of the features of pairs. Blurs less than pixels do."""
+
+    def __init__(self, model: Features, teacher: Teacher) -> None:
+        self.model, self.teacher = model.requires_grad_(False), teacher
+
+    def features(self, states: Tensor) -> Tensor:
+        """(B, num_features) of last states."""
+        found: Tensor = self.model(self.teacher.bytes(states))
+        return found
+
+    def __call__(self, made: Tensor, targets: Tensor) -> Tensor:
+        return (self.features(made) - self.features(targets)).square().mean()
+
+
+class Energy(Paired):
+    """Energy distance between the features of what was made and of real images, (n, num_features); targets are not read.
+
+    2 E|f - r| - E|f - f'|, the part of it that depends on what was made. Szekely and Rizzo 2013.
+    """
+
+    def __init__(self, model: Features, teacher: Teacher, real: Tensor) -> None:
+        super().__init__(model, teacher)
+        self.real = real
+
+    def __call__(self, made: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        features = self.features(made)
+        count = len(features)
+        among = torch.cdist(features, features).sum() / (count * (count - 1))
+        return 2 * torch.cdist(features, self.real).mean() - among
+
+
+def best_start(
+    teacher: Teacher, steps: int, guidance: Guidance, inputs: Inputs, targets: Tensor, *, track: Track = silent
+) -> Plan:
+    """DPM-Solver++(2M) on the best of a few grids by `pixels`. Which levels a sampler visits matters more than its weights."""
+    parametrisation = teacher.denoiser.parametrisation
+    highest = parametrisation.grid(2).levels[0]
+    firsts = [level for level in FIRST if level <= highest * 1.01] or [float(highest)]
+    grids = [
+        Grid(np.ones(2), np.array([first, 0.0])) if steps == 1 else karras(steps, last, first)
+        for first in firsts
+        for last in (LAST if steps > 1 else LAST[:1])
+    ]
+    plans = [dpmpp_2m(parametrisation.coordinates(grid), guidance) for grid in grids]
+    losses = [float(pixels(teacher.sample(plans[i], inputs), targets)) for i in track(range(len(plans)), "look for a grid")]
+    return plans[int(np.argmin(losses))]
+
+
+def fit_table(
+    table: Table,
+    denoiser: Denoiser,
+    seen: tuple[Inputs, Tensor],
+    unseen: tuple[Inputs, Tensor],
+    *,
+    loss: Loss = pixels,
+    iterations: int = 100,
+    batch: int = 32,
+    lr: float = 0.01,
+    seed: int = 0,
+    track: Track = silent,
+) -> TableFit:
+    """Adam with a cosine to 0, on pairs of inputs and targets; levels move three times as fast as weights.
+
+    Keeps the table that is best on the unseen pairs.
+    """
+    device = next(denoiser.parameters()).device
+    table.to(device)
+    weights = [table.scale, table.history, table.weight]
+    optimizer = torch.optim.Adam(
+        [{"params": [table.log_level], "lr": 3 * lr}, {"params": weights, "lr": lr}], betas=(0.9, 0.99)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = seen
+    best, losses = table.plan(), [_on(table, denoiser, unseen, loss, batch)]
+    for step in track(range(iterations), "fit table"):
+        index = torch.randint(len(inputs), (batch,), generator=generator)
+        error = loss(table(denoiser, inputs[index].to(device)), targets[index].to(device))
+        optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % EVERY == 0 or step + 1 == iterations:
+            losses.append(_on(table, denoiser, unseen, loss, batch))
+            if losses[-1] == min(losses):
+                best = table.plan()
+    return TableFit(best, losses)
+
+
+def _on(table: Table, denoiser: Denoiser, pairs: tuple[Inputs, Tensor], loss: Loss, batch: int) -> float:
+    inputs, targets = pairs
+    device = next(denoiser.parameters()).device
+    with torch.no_grad():
+        made = [table(denoiser, inputs[i : i + batch].to(device)) for i in range(0, len(inputs), batch)]
+        return float(loss(torch.cat(made), targets.to(device)))

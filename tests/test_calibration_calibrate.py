@@ -1,0 +1,115 @@
+"""Fits of a bundle's network: the plan they add, the cache, the conditions they draw."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small import TEXT, small
+
+from fewstep.bundle import Bundle, Draft
+from fewstep.calibration.cache import network_digest
+from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.calibration.inputs import draw, read_embeddings
+from fewstep.denoiser import save_network
+from fewstep.guidance import Guidance
+from fewstep.manifest import ImageSpec
+
+QUICK = FitConfig(steps=3, samples=8, fine=2, batch=4)
+
+
+def test_a_bundle_gains_the_plan_and_where_it_came_from(digits: Bundle, tmp_path: Path) -> None:
+    config = FitConfig("iia-ddim-guided", 3, Guidance(2.0, 0.1), 2, 8)
+    bundle, fit = calibrate(digits, config, name="fitted", cache=tmp_path / "cache")
+    np.testing.assert_array_equal(bundle.plan("fitted").a, fit.plan.a)
+    kept = bundle.manifest.provenance["fitted"]
+    assert [step["after"] for step in kept["steps"]] == [step.after for step in fit.steps]
+    assert kept["guidance"] == {"weight": 2.0, "lo": 0.1, "hi": None}
+    bundle.verify()
+
+
+def test_fitted_steps_are_read_from_the_cache_and_a_stopped_fit_goes_on(digits: Bundle, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    bundle, first = calibrate(digits, QUICK, name="first", cache=cache)
+    (file,) = cache.iterdir()
+    whole = file.read_text()
+    bundle, again = calibrate(bundle, QUICK, name="again", cache=cache)
+    assert again.calls < first.calls
+    np.testing.assert_array_equal(again.plan.b, first.plan.b)
+    half = json.loads(whole)
+    half["value"] = half["value"][:1]
+    file.write_text(json.dumps(half))
+    bundle, resumed = calibrate(bundle, QUICK, name="resumed", cache=cache)
+    assert again.calls < resumed.calls < first.calls
+    np.testing.assert_array_equal(resumed.plan.b, first.plan.b)
+    assert file.read_text() == whole
+    file.write_text(whole[:50])  # cut off
+    assert calibrate(bundle, QUICK, name="anew", cache=cache)[1].calls == first.calls
+
+
+def test_other_weights_are_another_network(digits: Bundle) -> None:
+    before = network_digest(digits, "teacher")
+    with digits.edit() as draft:
+        (weights,) = (draft.root / "networks" / "teacher").glob("*.safetensors")
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        draft.new(weights.relative_to(draft.root).as_posix()).write_bytes(content)
+    assert network_digest(Bundle.load(digits.root), "teacher") != before
+
+
+def _text_bundle(path: Path) -> Bundle:
+    network = small("text")
+    with Draft.create(path, image=ImageSpec(channels=4, height=8, width=8), condition=network.condition) as draft:
+        save_network(draft, "teacher", network.denoiser)
+    return Bundle.load(path)
+
+
+def test_embeddings_come_from_a_file(tmp_path: Path) -> None:
+    bundle = _text_bundle(tmp_path / "text.bundle")
+    with pytest.raises(ValueError, match=r"cannot be drawn at random; give .*embeddings.*null_embeddings"):
+        calibrate(bundle, QUICK, name="fitted", cache=tmp_path)
+    shape = TEXT.tokens, TEXT.width
+    tensors = {"embeddings": torch.randn(3, *shape), "null_embeddings": torch.randn(1, *shape)}
+    save_file(tensors, tmp_path / "prompts.safetensors")
+    given = read_embeddings(tmp_path / "prompts.safetensors")
+    inputs = draw(bundle.manifest, 7, embeddings=given)
+    assert torch.equal(inputs.condition[0][3], tensors["embeddings"][0])
+    assert torch.equal(inputs.null[0][6], tensors["null_embeddings"][0])
+    bundle, fit = calibrate(bundle, QUICK, name="fitted", embeddings=given, cache=tmp_path)
+    assert all(step.after <= step.before for step in fit.steps)
+    with pytest.raises(ValueError, match=r"embeddings have shape \(N, 5, 12\), got \(3, 5, 11\)"):
+        draw(bundle.manifest, 7, embeddings=given | {"embeddings": given["embeddings"][..., 1:]})
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        read_embeddings(tmp_path / "cut.safetensors")
+
+
+def test_two_processes_find_what_one_finds(digits: Bundle, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        """
+import sys; from pathlib import Path
+import torch
+from fewstep.bundle import Bundle
+from fewstep.calibration.calibrate import FitConfig, calibrate
+torch.set_num_threads(1)
+out = Path(sys.argv[1])
+calibrate(Bundle.load(sys.argv[2]), FitConfig(steps=3, samples=8, fine=2, batch=4), name=out.name, cache=out)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    for processes in ("one", "two"):
+        command = [*launch, "--num_processes", "2" if processes == "two" else "1", str(script)]
+        subprocess.run([*command, str(tmp_path / processes), str(digits.root)], check=True, capture_output=True, timeout=300)
+    bundle = Bundle.load(digits.root)
+    np.testing.assert_allclose(bundle.plan("two").b, bundle.plan("one").b, rtol=1e-5, atol=1e-7)
+    assert bundle.manifest.provenance["two"]["steps"][0]["after"] > 0

@@ -1,0 +1,91 @@
+"""Tables fitted as a whole: they begin as a plan, and end nearer to the many-step image, on noise they have not seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.calibrate import TableConfig, calibrate_table
+from fewstep.calibration.classifier import Classifier
+from fewstep.calibration.endtoend import Energy, Paired, Table, fit_table
+from fewstep.calibration.teacher import Teacher
+from fewstep.guidance import Guidance
+from fewstep.parametrisation import Edm, Eps, Flow
+from fewstep.solvers import ddim, dpmpp_2m, heun
+
+
+@pytest.mark.parametrize("parametrisation", [Edm(sigma_data=0.5), Eps()], ids=lambda p: p.kind)
+@pytest.mark.parametrize("solver", [ddim, dpmpp_2m])
+def test_a_table_starts_as_the_plan_it_is_given(parametrisation, solver) -> None:
+    plan = solver(parametrisation.grid(5), Guidance(2.0, 0.1, 10.0))
+    found = Table(plan, parametrisation).plan()
+    for name in ("alphas", "sigmas", "a", "b", "weights"):
+        np.testing.assert_allclose(getattr(found, name), getattr(plan, name), rtol=2e-3, atol=2e-6)
+
+
+def test_a_flow_below_pure_noise() -> None:
+    grid = Flow().coordinates(Edm(sigma_data=0.5).grid(4))
+    np.testing.assert_allclose(Table(ddim(grid), Flow()).plan().sigmas, grid.sigmas, rtol=1e-5, atol=1e-7)
+
+
+def test_a_table_walks_as_its_plan_does(digits: Bundle) -> None:
+    teacher = Teacher(digits)
+    plan = dpmpp_2m(teacher.denoiser.parametrisation.grid(4), Guidance(2.0, 0.1, 10.0))
+    table, inputs = Table(plan, teacher.denoiser.parametrisation), teacher.draw(4, seed=0)
+    with torch.no_grad():
+        walked = table(teacher.denoiser, inputs)
+    torch.testing.assert_close(walked, teacher.sample(table.plan(), inputs), atol=2e-4, rtol=1e-4)
+
+
+def test_a_fit_comes_nearer_on_noise_it_has_not_seen(digits: Bundle) -> None:
+    """From a grid that is far from good, in few iterations."""
+    teacher = Teacher(digits)
+    parametrisation = teacher.denoiser.parametrisation
+    pairs = []
+    for seed in (0, 1):
+        inputs = teacher.draw(16, seed=seed)
+        pairs.append((inputs, teacher.sample(heun(parametrisation.grid(10)), inputs)))
+    start = dpmpp_2m(parametrisation.grid(3))
+    found = fit_table(Table(start, parametrisation), teacher.denoiser, *pairs, iterations=20, batch=8, lr=0.02)
+    assert min(found.losses) < 0.9 * found.losses[0]
+    made, targets = teacher.sample(found.plan, pairs[1][0]), pairs[1][1]
+    assert float((made - targets).square().mean()) == pytest.approx(min(found.losses), rel=1e-3)
+    again = fit_table(Table(start, parametrisation), teacher.denoiser, *pairs, iterations=20, batch=8, lr=0.02)
+    np.testing.assert_array_equal(again.plan.b, found.plan.b)
+
+
+def test_a_guided_table_keeps_which_rows_are_guided(digits: Bundle) -> None:
+    bundle, found = calibrate_table(
+        digits, TableConfig(steps=3, guidance=Guidance(2.0, 0.1, 10.0), samples=4, unseen=4, batch=4, iterations=2), name="t"
+    )
+    np.testing.assert_array_equal(bundle.plan("t").b, found.plan.b)
+    assert bundle.plan("t").guided
+    assert bundle.manifest.provenance["t"]["losses"] == found.losses
+    bundle.verify()
+
+
+def test_one_call_is_a_table_too(digits: Bundle) -> None:
+    _, found = calibrate_table(digits, TableConfig(steps=1, samples=4, unseen=4, batch=4, iterations=1), name="t")
+    assert found.plan.rows == 1
+
+
+def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
+    real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    loss = Energy(torch.nn.Identity(), None, real)  # type: ignore[arg-type]
+    loss.features = lambda states: states  # type: ignore[method-assign]
+    same = loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real)
+    for other in (0.3, 3.0):
+        assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
+    assert loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) + 1, real) > same
+
+
+def test_paired_features_follow_gradients_to_the_numbers(digits: Bundle) -> None:
+    teacher = Teacher(digits)
+    parametrisation = teacher.denoiser.parametrisation
+    table, inputs = Table(dpmpp_2m(parametrisation.grid(2)), parametrisation), teacher.draw(4, seed=0)
+    loss = Paired(Classifier(1, 10).eval(), teacher)
+    loss(table(teacher.denoiser, inputs), teacher.sample(heun(parametrisation.grid(4)), inputs)).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in (table.log_level, table.history))
+    assert float(table.log_level.grad.abs().max()) > 0  # type: ignore[union-attr]
