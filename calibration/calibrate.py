@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 
 from fewstep.bundle import Bundle
@@ -74,27 +75,27 @@ def calibrate(
     Raises ValueError when the bundle has no such network, or its images are made from embeddings and there are none.
     """
     method: Method = METHODS[config.method]
-    accelerator = Accelerator()
+    processes = PartialState()  # an Accelerator would fix the precision of a training in the same process
     settings = asdict(config) | {"network_sha256": network_digest(bundle, network)}
     if embeddings:
         settings["embeddings"] = {key: float(value.double().abs().sum()) for key, value in embeddings.items()}
-    denoiser = load_network(bundle, network).to(accelerator.device).requires_grad_(False)
+    denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
     inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
     parts = []
-    with accelerator.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
+    with processes.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
         for start in starts:
-            some = inputs[start : start + config.batch].to(accelerator.device)
+            some = inputs[start : start + config.batch].to(processes.device)
             parts.append(Part(guided(denoiser, some.condition, some.null), float(grid.sigmas[0]) * some.noise[:, 0]))
     kept = Cache(cache or default_folder(), "fit", settings)
     known = [StepFit(*step) for step in kept.read() or ()]
 
     def fitted(steps: list[StepFit]) -> None:
-        if accelerator.is_main_process and len(steps) > len(known):
+        if processes.is_main_process and len(steps) > len(known):
             kept.write(steps)
 
     def total(sums: Floats) -> Floats:
-        found: Floats = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device), "sum").cpu().numpy()
+        found: Floats = reduce(torch.from_numpy(sums).to(processes.device), "sum").cpu().numpy()
         return found
 
     done = fit(
@@ -109,10 +110,10 @@ def calibrate(
         total=total,
         track=track,
     )
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         title = f"{method.title}, {config.steps} steps"
         _add(bundle, name, network, title, done.plan, settings | {"steps": [step._asdict() for step in done.steps]})
-    accelerator.wait_for_everyone()
+    processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 
 
@@ -153,7 +154,7 @@ def calibrate_table(
 
     loss: makes the loss for the teacher; see fewstep.calibration.endtoend. Raises ValueError as `calibrate` does.
     """
-    device = Accelerator().device
+    device = PartialState().device
     teacher = Teacher(bundle, network, batch=config.batch, device=device)
     parametrisation = teacher.denoiser.parametrisation
     reference = heun(parametrisation.grid(REFERENCE_STEPS), config.guidance)

@@ -167,5 +167,5 @@ def test_walking_shows_every_row_and_stops_when_asked(in_bf16: Bundle) -> None:
     assert seen == [(0, (2, *generator.image_shape)), (1, (2, *generator.image_shape))]
     with pytest.raises(CancelledError, match="stopped after row 1 of 2"):
         generator([0, 1], seeds=[5, 6], on_step=lambda _: False)
-    with pytest.raises(ValueError, match=r"holds the whole plan in one graph; for previews export it with: --layout step"):
+    with pytest.raises(ValueError, match=r"holds the whole plan in one graph; for previews export it with --layout step"):
         Generator(in_bf16, graph="plain.loop.fp32", backend="cpu")([0], seeds=[0], on_step=print)

@@ -275,7 +275,9 @@ def test_two_replicas_of_ray_serve_answer_and_outlive_one(tmp_path: Path) -> Non
             np.testing.assert_array_equal(infer(address, "digits", [5, 6], [3, 1], (2,)), expected)
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(60)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
 
 
 def replicas() -> list[int]:

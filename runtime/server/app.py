@@ -148,8 +148,9 @@ def _errors(app: FastAPI) -> None:
         if isinstance(error, RequestValidationError):
             first = error.errors()[0]
             if request.headers.get("content-type", "").split(";")[0] != "application/json":
-                return JSONResponse({"error": "send JSON, with Content-Type: application/json"}, 415)
-            text = f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg']}"
+                text = "send JSON, with Content-Type: application/json"
+            else:
+                text = f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg']}"
         wait = {"Retry-After": str(math.ceil(getattr(error, "retry_s", 1)))} if status == 503 else None
         return JSONResponse({"error": text}, status, wait)
 
