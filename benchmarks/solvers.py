@@ -138,8 +138,7 @@ class Board:
             inputs = self.inputs(seed)
             parts = [inputs[i : i + self.teacher.batch] for i in range(0, len(inputs), self.teacher.batch)]
             with torch.no_grad():
-                states = torch.cat([make(part) for part in parts])
-                images = self.teacher.bytes(states).round().to(torch.uint8).numpy()
+                images = self.teacher.rounded(torch.cat([make(part) for part in parts]))
             self.reference.setdefault(seed, images)  # the first row is the reference
             scores = asdict(self.judge.score(images, self.judge.labels)) | asdict(self.judge.pair(images, self.reference[seed]))
             for key, value in scores.items():

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
+from torch import Tensor
+
 from fewstep.bundle import Bundle
 
-__all__ = ["Cache", "default_folder", "network_digest"]
+__all__ = ["Cache", "default_folder", "network_digest", "tensors_digest"]
 
 
 def default_folder() -> Path:
@@ -28,6 +31,11 @@ def network_digest(bundle: Bundle, network: str) -> str:
     entry = bundle.manifest.networks[network].model_dump_json(exclude={"directory"})
     files = {name.removeprefix(prefix): f.sha256 for name, f in bundle.manifest.files.items() if name.startswith(prefix)}
     return hashlib.sha256((entry + json.dumps(files, sort_keys=True)).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """One hash for tensors by name."""
+    return hashlib.sha256(save({name: tensors[name].contiguous() for name in sorted(tensors)})).hexdigest()
 
 
 class Cache:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.cache import Cache, default_folder, network_digest
+from fewstep.calibration.cache import Cache, default_folder, network_digest, tensors_digest
 from fewstep.calibration.endtoend import Loss, Table, TableFit, best_start, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import draw
@@ -78,7 +78,7 @@ def calibrate(
     processes = PartialState()  # an Accelerator would fix the precision of a training in the same process
     settings = asdict(config) | {"network_sha256": network_digest(bundle, network)}
     if embeddings:
-        settings["embeddings"] = {key: float(value.double().abs().sum()) for key, value in embeddings.items()}
+        settings["embeddings_sha256"] = tensors_digest(embeddings)
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
     inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
@@ -88,7 +88,8 @@ def calibrate(
             some = inputs[start : start + config.batch].to(processes.device)
             parts.append(Part(guided(denoiser, some.condition, some.null), float(grid.sigmas[0]) * some.noise[:, 0]))
     kept = Cache(cache or default_folder(), "fit", settings)
-    known = [StepFit(*step) for step in kept.read() or ()]
+    (read,) = broadcast_object_list([kept.read()])  # one process's: the others' caches may hold less, and all must agree
+    known = [StepFit(*step) for step in read or ()]
 
     def fitted(steps: list[StepFit]) -> None:
         if processes.is_main_process and len(steps) > len(known):
@@ -112,7 +113,7 @@ def calibrate(
     )
     if processes.is_main_process:
         title = f"{method.title}, {config.steps} steps"
-        _add(bundle, name, network, title, done.plan, settings | {"steps": [step._asdict() for step in done.steps]})
+        _add(bundle, name, network, title, done.plan, settings | {"fitted": [step._asdict() for step in done.steps]})
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 
@@ -152,10 +153,12 @@ def calibrate_table(
 ) -> tuple[Bundle, TableFit]:
     """Fit a table's numbers and levels to what Heun makes in 18 steps from the same noise, and add the plan `name`.
 
-    loss: makes the loss for the teacher; see fewstep.calibration.endtoend. Raises ValueError as `calibrate` does.
+    loss: makes the loss for the teacher; see fewstep.calibration.endtoend. Processes do not share this work.
+
+    Raises ValueError as `calibrate` does.
     """
-    device = PartialState().device
-    teacher = Teacher(bundle, network, batch=config.batch, device=device)
+    processes = PartialState()
+    teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
     parametrisation = teacher.denoiser.parametrisation
     reference = heun(parametrisation.grid(REFERENCE_STEPS), config.guidance)
     pairs = []
@@ -178,7 +181,9 @@ def calibrate_table(
         track=track,
     )
     settings = asdict(config) | {"network_sha256": network_digest(bundle, network), "losses": done.losses}
-    _add(bundle, name, network, f"fitted table, {config.steps} steps, toward {config.toward}", done.plan, settings)
+    if processes.is_main_process:
+        _add(bundle, name, network, f"fitted table, {config.steps} steps, toward {config.toward}", done.plan, settings)
+    processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 
 

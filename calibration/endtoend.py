@@ -99,7 +99,7 @@ def pixels(made: Tensor, targets: Tensor) -> Tensor:
 
 
 class Paired:
-    """Mean square distance of the features of pairs. Blurs less than pixels do."""
+    """Mean square distance of the features of pairs."""
 
     def __init__(self, model: Features, teacher: Teacher) -> None:
         self.model, self.teacher = model.requires_grad_(False), teacher
@@ -133,7 +133,7 @@ class Energy(Paired):
 def best_start(
     teacher: Teacher, steps: int, guidance: Guidance, inputs: Inputs, targets: Tensor, *, track: Track = silent
 ) -> Plan:
-    """DPM-Solver++(2M) on the best of a few grids by `pixels`. Which levels a sampler visits matters more than its weights."""
+    """DPM-Solver++(2M) on the best of a few grids by `pixels`."""
     parametrisation = teacher.denoiser.parametrisation
     highest = parametrisation.grid(2).levels[0]
     firsts = [level for level in FIRST if level <= highest * 1.01] or [float(highest)]

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
-from fewstep.guidance import Guidance
+from fewstep.guidance import Guidance, mix
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid
@@ -42,7 +42,7 @@ def interval(grid: Grid, first: int, last: int, weight: float) -> Guidance:
 def sweep(grid: Grid, weights: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:
     """The paper's recipe for each weight: everything below hi for every hi, then every lo at the best hi.
 
-    All trials in their order, 2 n - 1 for each weight and grid of n steps.
+    All trials in their order, at most 2 n - 1 for each weight and grid of n steps.
     """
     trials: list[Trial] = []
     for j in track(range(len(weights)), "sweep intervals"):
@@ -89,7 +89,7 @@ def similarity(teacher: Teacher, plan: Plan, inputs: Inputs) -> list[float]:
     def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0) -> torch.Tensor:
         conditional, unconditional = (teacher.denoiser(x, sigma, *c) for c in (inputs.condition, inputs.null))
         rows.append(float(cosine_similarity(conditional.flatten(1), unconditional.flatten(1)).mean()))
-        made: torch.Tensor = unconditional + weight * (conditional - unconditional)
+        made: torch.Tensor = mix(conditional, unconditional, weight)
         return made
 
     with torch.no_grad():

@@ -87,10 +87,6 @@ class Judge:
             frechet(self.real, made), kernel(self.real, made), *coverage(self.real, made), self._accuracy(made, labels), self.n
         )
 
-    def spread(self, images: Bytes, metric: Callable[[Tensor, Tensor], float], *, rounds: int = 20, seed: int = 0) -> float:
-        """Standard error of a metric at this n, see `spread`."""
-        return spread(self.real, self.features(images), metric, rounds=rounds, seed=seed)
-
     def pair(self, images: Bytes, reference: Bytes) -> Pair:
         """Images (n, C, H, W) uint8 against those of another sampler from the same noise and conditions.
 

@@ -27,7 +27,7 @@ class Teacher:
     """
 
     def __init__(self, bundle: Bundle, name: str = "teacher", *, batch: int = 100, device: str | torch.device = "cpu") -> None:
-        self.manifest, self.name, self.batch, self.device = bundle.manifest, name, batch, torch.device(device)
+        self.manifest, self.batch, self.device = bundle.manifest, batch, torch.device(device)
         self.denoiser = load_network(bundle, name).requires_grad_(False).to(self.device)
         self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.latent else None
 
@@ -48,7 +48,10 @@ class Teacher:
 
     def images(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[np.uint8]:
         """What the bundle's graphs make of the same, (n, C, H, W) uint8."""
-        states = self.sample(plan, inputs, track=track)
+        return self.rounded(self.sample(plan, inputs, track=track))
+
+    def rounded(self, states: Tensor) -> npt.NDArray[np.uint8]:
+        """Last states as images (n, C, H, W) uint8, as the bundle's graphs round them."""
         with torch.no_grad():
             parts = [self.bytes(part.to(self.device)).round().to(torch.uint8).cpu() for part in torch.split(states, self.batch)]
         return torch.cat(parts).numpy()

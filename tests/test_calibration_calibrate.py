@@ -29,7 +29,8 @@ def test_a_bundle_gains_the_plan_and_where_it_came_from(digits: Bundle, tmp_path
     bundle, fit = calibrate(digits, config, name="fitted", cache=tmp_path / "cache")
     np.testing.assert_array_equal(bundle.plan("fitted").a, fit.plan.a)
     kept = bundle.manifest.provenance["fitted"]
-    assert [step["after"] for step in kept["steps"]] == [step.after for step in fit.steps]
+    assert [step["after"] for step in kept["fitted"]] == [step.after for step in fit.steps]
+    assert kept["steps"] == 3
     assert kept["guidance"] == {"weight": 2.0, "lo": 0.1, "hi": None}
     bundle.verify()
 
@@ -83,6 +84,8 @@ def test_embeddings_come_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(inputs.null[0][6], tensors["null_embeddings"][0])
     bundle, fit = calibrate(bundle, QUICK, name="fitted", embeddings=given, cache=tmp_path)
     assert all(step.after <= step.before for step in fit.steps)
+    turned = given | {"embeddings": -given["embeddings"]}  # other prompts: nothing of the first fit is taken
+    assert calibrate(bundle, QUICK, name="turned", embeddings=turned, cache=tmp_path)[1].calls == fit.calls
     with pytest.raises(ValueError, match=r"embeddings have shape \(N, 5, 12\), got \(3, 5, 11\)"):
         draw(bundle.manifest, 7, embeddings=given | {"embeddings": given["embeddings"][..., 1:]})
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 20)
@@ -97,10 +100,12 @@ def test_two_processes_find_what_one_finds(digits: Bundle, tmp_path: Path) -> No
 import sys; from pathlib import Path
 import torch
 from fewstep.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
 calibrate(Bundle.load(sys.argv[2]), FitConfig(steps=3, samples=8, fine=2, batch=4), name=out.name, cache=out)
+table = TableConfig(steps=2, samples=4, unseen=4, batch=4, iterations=2)
+calibrate_table(Bundle.load(sys.argv[2]), table, name=f"table-{out.name}")
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
@@ -112,4 +117,5 @@ if torch.distributed.is_initialized():
         subprocess.run([*command, str(tmp_path / processes), str(digits.root)], check=True, capture_output=True, timeout=300)
     bundle = Bundle.load(digits.root)
     np.testing.assert_allclose(bundle.plan("two").b, bundle.plan("one").b, rtol=1e-5, atol=1e-7)
-    assert bundle.manifest.provenance["two"]["steps"][0]["after"] > 0
+    np.testing.assert_allclose(bundle.plan("table-two").b, bundle.plan("table-one").b, rtol=1e-4, atol=1e-6)
+    assert bundle.manifest.provenance["two"]["fitted"][0]["after"] > 0

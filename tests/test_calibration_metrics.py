@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.calibration.classifier import Classifier, ClassifierConfig, classifier
+from fewstep.calibration.features import EfficientNet, Inception
 from fewstep.calibration.metrics import Features, Judge, Pair, coverage, frechet, kernel, spread
 from fewstep.data import Images, open_images
 from fewstep.manifest import Condition, ImageSpec
@@ -132,3 +133,18 @@ def test_images_without_classes_have_no_classifier(tmp_path: Path) -> None:
 
 def test_the_network_has_the_size_it_says() -> None:
     assert Classifier(1, 10).num_features == Classifier(1, 10)(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape[1]
+
+
+def test_colour_features_tell_images_apart_and_inception_needs_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra colour is not installed")
+    flat, noise = np.full((2, 3, 32, 32), 128, np.uint8), np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), np.uint8)
+    model = EfficientNet()
+    with torch.no_grad():
+        found = model(torch.tensor(np.concatenate([flat, noise])))
+        grey = model(torch.tensor(flat[:, :1]))
+    assert found.shape == (4, model.num_features)
+    assert torch.equal(found[0], found[1])
+    assert float((found[0] - found[2]).norm()) > 0.2 * float(found[0].norm())
+    torch.testing.assert_close(grey, found[:2], atol=1e-4, rtol=1e-4)
+    with pytest.raises(FileNotFoundError, match=r"give the file pt_inception"):
+        Inception(tmp_path / "none.pth")

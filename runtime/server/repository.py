@@ -10,12 +10,11 @@ from threading import Lock
 from typing import NamedTuple
 
 from fewstep.bundle import Bundle
+from fewstep.manifest import NAME
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.ladder import graphs_of
-
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"
 
 __all__ = ["LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
 

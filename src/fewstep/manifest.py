@@ -34,7 +34,8 @@ Layout = Literal["unrolled", "loop", "step"]
 COORDINATES_TOLERANCE = 1e-6
 EngineFlag = Literal["refit", "strip-plan", "version-compatible", "weight-streaming"]
 MAX_FILES = 10_000
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
+Name = Annotated[str, Field(pattern=NAME)]
 # One wrong number is enough: a list of complaints about millions of them takes gigabytes.
 Numbers = Annotated[list[float], Field(fail_fast=True)]
 Rows = Annotated[list[Numbers], Field(fail_fast=True)]
