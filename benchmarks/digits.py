@@ -18,7 +18,8 @@ import numpy as np
 from fewstep.calibration.classifier import classifier
 from fewstep.calibration.metrics import Judge
 from fewstep.data import open_images
-from fewstep.demo import SAMPLERS, full, machine, measure
+from fewstep.demo import SAMPLERS, full, measure
+from fewstep.machine import described
 from fewstep.runtime import Generator
 
 SEEDS = (1, 2, 3)  # sets of seeds; the demo itself used set 0
@@ -33,7 +34,7 @@ def main(demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
     judge = Judge(classifier(train, demo, full().judge), held_out)
     result = {
-        "machine": machine(),
+        "machine": described(),
         "seeds": SEEDS,
         "n": judge.n,
         "demo_seconds": json.loads((demo / "demo.json").read_text())["seconds"],

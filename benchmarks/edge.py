@@ -22,8 +22,8 @@ import onnxruntime as ort
 import openvino
 
 from fewstep.bundle import Bundle
-from fewstep.demo import machine
 from fewstep.exporter.edge.package import TARGETS, package
+from fewstep.machine import described
 from fewstep.runtime.noise import noise
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def main() -> None:
         out = Path(folder) / "package"
         report = package(bundle, out, TARGETS, plans=PLANS, ort_web_package=beside)
         result = {
-            "machine": machine() | {"openvino": openvino.__version__},
+            "machine": described() | {"openvino": openvino.__version__},
             "cpu": {plan: on_this_cpu(bundle, plan, out) for plan in PLANS},
             "browser": in_the_browser(bundle, out / "web"),
             "sizes": report.dump(),

@@ -20,12 +20,12 @@ import onnx_ir as ir
 import torch
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.demo import machine
 from fewstep.denoiser import save_network, unet
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
+from fewstep.machine import described
 from fewstep.manifest import Condition, ImageSpec, Layout, PlanEntry
 from fewstep.schedule import karras
 from fewstep.sessions import open_session
@@ -115,7 +115,7 @@ def large(root: Path) -> dict[str, Any]:
 
 def main(source: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        result: dict[str, Any] = {"machine": machine(), "digits teacher": digits(source, Path(directory, "digits.bundle"))}
+        result: dict[str, Any] = {"machine": described(), "digits teacher": digits(source, Path(directory, "digits.bundle"))}
         RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         result["large"] = large(Path(directory, "large.bundle"))
     RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

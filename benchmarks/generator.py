@@ -129,10 +129,10 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"overhead": overheads, "ot
 
 
 def main(root: Path, parts: list[str]) -> None:
-    from fewstep.demo import machine
+    from fewstep.machine import described
 
     result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
-    result |= {"machine": machine(), "processes": PROCESSES, "pairs": PAIRS}
+    result |= {"machine": described(), "processes": PROCESSES, "pairs": PAIRS}
     for part in parts or PARTS:
         result[part] = PARTS[part](root)
         result.setdefault("dates", {})[part] = str(date.today())

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import median, stdev
 
-from fewstep.demo import machine
+from fewstep.machine import described
 
 RUNS = 11
 RESULT = Path(__file__).parent / "results" / "import_time.json"
@@ -26,7 +26,7 @@ def main() -> None:
             done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
             seconds[name].append(float(done.stdout))
     result = {name: {"median_s": median(values), "std_s": stdev(values), "runs": RUNS} for name, values in seconds.items()}
-    RESULT.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n", "utf-8")
+    RESULT.write_text(json.dumps({"machine": described(), **result}, indent=1) + "\n", "utf-8")
     print(result)
 
 

@@ -190,11 +190,11 @@ def same_images(made: dict[str, np.ndarray]) -> None:
 
 
 def main(source: Path) -> None:
-    from fewstep.demo import machine
     from fewstep.denoiser import load_network
     from fewstep.exporter.export import export_graphs
+    from fewstep.machine import described
 
-    result: dict[str, Any] = {"machine": machine(), "rounds": ROUNDS, "plans": {}}
+    result: dict[str, Any] = {"machine": described(), "rounds": ROUNDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:
         bundle = Bundle.load(source)
         root = Path(directory, "digits.bundle")

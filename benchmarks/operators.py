@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.demo import machine
+from fewstep.machine import described
 from fewstep.runtime.noise import noise
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def profile(path: Path, batch: int) -> dict[str, float]:
 
 def main() -> None:
     bundle = Bundle.load(ROOT / "examples" / "digits.bundle")
-    result: dict[str, Any] = {"machine": machine(), "runs": RUNS}
+    result: dict[str, Any] = {"machine": described(), "runs": RUNS}
     for precision in ("fp32", "int8"):
         for batch in (1, 8):
             graph = bundle.file(bundle.manifest.graphs[f"sid1.{precision}"].file)

@@ -25,8 +25,9 @@ from fewstep.calibration.classifier import classifier
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
-from fewstep.demo import full, machine
+from fewstep.demo import full
 from fewstep.exporter.export import export_graphs
+from fewstep.machine import described
 from fewstep.manifest import Precision
 from fewstep.ranges import Ranges
 from fewstep.runtime import Generator
@@ -78,7 +79,7 @@ def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
 def main(demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
     judge = Judge(classifier(train, demo, full().judge), held_out)
-    result: dict[str, Any] = {"machine": machine(), "n": judge.n, "seeds": SEEDS, "plans": {}}
+    result: dict[str, Any] = {"machine": described(), "n": judge.n, "seeds": SEEDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:
         for plan in PLANS:
             own, shared = Path(directory, f"{plan}.bundle"), Path(directory, f"{plan}.shared.bundle")

@@ -319,10 +319,10 @@ def free_port() -> int:
 
 
 def main(root: Path, parts: list[str]) -> None:
-    from fewstep.demo import machine
+    from fewstep.machine import described
 
     result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
-    result |= {"machine": machine(), "plan": PLAN, "max_batch": MAX_BATCH}
+    result |= {"machine": described(), "plan": PLAN, "max_batch": MAX_BATCH}
     for part in parts or PARTS:
         if part == "soak":
             rates = result["throughput"]["images_per_second"]["8 images a request, 16 clients"]

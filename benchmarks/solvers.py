@@ -5,7 +5,8 @@
 Writes benchmarks/results/solvers-NAME.json, row by row, and leaves out rows that are there. For each number of network calls:
 distances to held-out images, class accuracy, PSNR and feature distance to the 35-call Heun images of the same noise, over sets
 of seeds. Every scheduler gets the same D(x, sigma) from the same noise; those of diffusers walk their own choices of levels in
-0.002..80. Fits draw other seeds; those that read images see the training split, in another classifier than the judge's.
+0.002..80, and where the first set of seeds puts one twice as far as the best of its number of calls, that set has to do. Fits
+draw other seeds; those that read images see the training split, in another classifier than the judge's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.cache import default_folder
@@ -38,13 +39,14 @@ from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.calibration.toward import loss_toward
 from fewstep.data import open_images
+from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.plan import Plan
 from fewstep.schedule import karras
 from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
 RESULTS = Path(__file__).parent / "results"
-CALLS = (4, 5, 6, 8, 10, 15, 20)
+CALLS = (4, 6, 10, 5, 8, 15, 20)
 SEEDS = (0, 1, 2)
 REFERENCE = heun(karras(18, 0.002, 80.0))
 # diffusers' schedules are discrete: a thousand of Karras' levels, as betas.
@@ -54,8 +56,11 @@ BETAS = (1 - SIGNAL / np.append(1.0, SIGNAL[:-1])).tolist()
 SPACINGS = ("karras", "exponential", "beta")
 OURS = {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m, "S-PNDM": spndm, "iPNDM": ipndm, "Heun": heun}
 TABLES = ("pixels", "features", "real")
+MOST = 10  # calls of a table: more takes the longest, and gains little over good solvers
+OUTCLASSED = 2.0
 
 Make = Callable[[Inputs], Tensor]  # last states
+Solver = Callable[..., Plan]
 
 
 def schedulers(calls: int) -> dict[str, Any]:
@@ -95,31 +100,50 @@ def walk(scheduler: Any, teacher: Teacher, inputs: Inputs) -> Tensor:
     return x
 
 
+def steps_of(solver: Solver, calls: int) -> int:
+    """A solver's steps for a number of network calls. Heun's are odd: where they cannot be met, it gets one more."""
+    return {heun: calls // 2 + 1, spndm: calls - 1}.get(solver, calls)
+
+
+def titled(name: str, solver: Solver, calls: int) -> str:
+    return f"{name}, {calls + 1} calls" if solver is heun and calls % 2 == 0 else name
+
+
 def fits(bundle: Bundle, source: str, calls: int) -> dict[str, Callable[[str], Bundle]]:
     """What to fit for a number of network calls, by title; each takes the name of the plan to add."""
     found: dict[str, Callable[[str], Bundle]] = {}
     for name, method in METHODS.items():
-        steps = {heun: (calls + 1) // 2, spndm: calls - 1}.get(method.solver, calls)
-        if method.solver is heun and calls % 2 == 0:
-            continue
-        config = FitConfig(name, steps, samples=128, batch=32, seed=1000)
-        found[method.title] = lambda plan, config=config: calibrate(bundle, config, name=plan)[0]  # type: ignore[misc]
-    for toward in TABLES:
+        config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
+        found[titled(method.title, method.solver, calls)] = lambda plan, config=config: calibrate(bundle, config, name=plan)[0]  # type: ignore[misc]
+    for toward in TABLES if calls <= MOST else ():
         table = TableConfig(calls, toward=toward, batch=64, seed=1000)
         loss = loss_toward(toward, source)
         found[f"table, {toward}"] = lambda plan, table=table, loss=loss: calibrate_table(bundle, table, name=plan, loss=loss)[0]  # type: ignore[misc]
     return found
 
 
+class Compiled(nn.Module):
+    """A denoiser, compiled; levels go in as a tensor, since every new number would be compiled anew."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.parametrisation = denoiser.parametrisation
+        self.net = torch.compile(denoiser)
+
+    def forward(self, x: Tensor, sigma: float, *condition: Tensor) -> Tensor:
+        denoised: Tensor = self.net(x, torch.full((len(x),), sigma), *condition)
+        return denoised
+
+
 class Board:
     """The result file, and what judges its rows."""
 
     def __init__(self, path: Path, teacher: Teacher, judge: Judge) -> None:
-        from fewstep.demo import machine
+        from fewstep.machine import described
 
         self.path, self.teacher, self.judge = path, teacher, judge
         self.result: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
-        self.result |= {"machine": machine(), "date": str(date.today()), "n": judge.n, "seeds": SEEDS}
+        self.result |= {"machine": described(), "date": str(date.today()), "n": judge.n, "seeds": SEEDS}
         self.reference: dict[int, npt.NDArray[np.uint8]] = {}
 
     def inputs(self, seed: int) -> Inputs:
@@ -131,10 +155,19 @@ class Board:
     def known(self, calls: int, name: str) -> bool:
         return f"{calls}, {name}" in self.result["rows"]
 
-    def add(self, calls: int, name: str, make: Make, **more: Any) -> None:
-        """Judge a sampler and write its row."""
+    def best(self, calls: int) -> float:
+        """The least distance so far at a number of calls."""
+        rows: dict[str, Any] = self.result["rows"]
+        return min(
+            (row["frechet"]["mean"] for name, row in rows.items() if name.startswith(f"{calls}, ")), default=float("inf")
+        )
+
+    def add(self, calls: int, name: str, make: Make, *, full: bool = True, **more: Any) -> None:
+        """Judge a sampler on all seeds, unless not `full` and the first ones say that it is outclassed, and write its row."""
         found: dict[str, list[float]] = {}
         for seed in SEEDS:
+            if found and not full and found["frechet"][0] > OUTCLASSED * self.best(calls):
+                break
             inputs = self.inputs(seed)
             parts = [inputs[i : i + self.teacher.batch] for i in range(0, len(inputs), self.teacher.batch)]
             with torch.no_grad():
@@ -143,10 +176,11 @@ class Board:
             scores = asdict(self.judge.score(images, self.judge.labels)) | asdict(self.judge.pair(images, self.reference[seed]))
             for key, value in scores.items():
                 found.setdefault(key, []).append(value)
-        row = {key: {"mean": mean(v), "std": stdev(v)} for key, v in found.items() if key != "n" and v[0] is not None}
+        kept = {key: values for key, values in found.items() if key != "n" and values[0] is not None}
+        row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in kept.items()}
         self.result["rows"][f"{calls}, {name}"] = row | more
         self.path.write_text(json.dumps(self.result, indent=1) + "\n", "utf-8")
-        print(f"{calls:3} {name:32} {row['frechet']['mean']:8.2f} ± {row['frechet']['std']:.2f}", flush=True)
+        print(f"{calls:3} {name:32} {row['frechet']['mean']:8.2f} ± {row['frechet']['std'] or float('nan'):.2f}", flush=True)
 
 
 def main(source: Path, data: str, calls: tuple[int, ...]) -> None:
@@ -156,20 +190,19 @@ def main(source: Path, data: str, calls: tuple[int, ...]) -> None:
         bundle = Bundle.load(root)
         judge = Judge(classifier(open_images(data), default_folder()), open_images(data, "held-out"))
         teacher = Teacher(bundle)
+        teacher.denoiser = Compiled(teacher.denoiser)  # type: ignore[assignment]
         board = Board(RESULTS / f"solvers-{bundle.manifest.name}.json", teacher, judge)
         board.add(REFERENCE.nfe, "Heun, the reference", lambda inputs: teacher.sample(REFERENCE, inputs))
         for n in calls:
             plans: dict[str, Plan] = {}
             for name, solver in OURS.items():
-                steps = {heun: (n + 1) // 2, spndm: n - 1}.get(solver, n)
-                if solver is not heun or n % 2:
-                    plans[name] = solver(karras(steps, 0.002, 80.0))
+                plans[titled(name, solver, n)] = solver(karras(steps_of(solver, n), 0.002, 80.0))
             for name, plan in plans.items():
                 if not board.known(n, name):
                     board.add(n, name, lambda inputs, plan=plan: teacher.sample(plan, inputs))  # type: ignore[misc]
             for name, made in schedulers(n).items():
                 if not board.known(n, name):
-                    board.add(n, name, lambda inputs, made=made: walk(made, teacher, inputs))  # type: ignore[misc]
+                    board.add(n, name, lambda inputs, made=made: walk(made, teacher, inputs), full=False)  # type: ignore[misc]
             for name, fit in fits(bundle, data, n).items():
                 if board.known(n, name):
                     continue

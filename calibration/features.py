@@ -1,4 +1,4 @@
-"""Networks whose features metrics measure in, beyond the digits' classifier: EfficientNet-Lite0, or Inception from the user."""
+"""Networks whose features metrics measure in: a classifier, EfficientNet-Lite0, or Inception from the user."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.calibration.cache import default_folder
+from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.metrics import Features
+from fewstep.data import Images
+from fewstep.progress import Track, silent
 
-__all__ = ["EfficientNet", "Inception"]
+__all__ = ["EfficientNet", "Inception", "feature_network"]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
 
@@ -66,3 +70,13 @@ class Inception(Features):
         """(B, 2048)."""
         features: Tensor = self.net(images.expand(-1, 3, -1, -1))
         return features
+
+
+def feature_network(name: str, images: Images, *, seed: int = 0, track: Track = silent) -> Features:
+    """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
+
+    seed: of the classifier. Two seeds give two networks, so that what was fitted in one is judged in another.
+    """
+    if name == "classifier":
+        return classifier(images, default_folder(), ClassifierConfig(seed=seed), track=track)
+    return EfficientNet() if name == "efficientnet" else Inception(Path(name))

@@ -5,50 +5,173 @@ An interval begins and ends at levels of the grid, for a step is guided as a who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from fewstep.bundle import Bundle
+from fewstep.calibration.cache import Cache, default_folder, network_digest, tensors_digest
 from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.guidance import Guidance, mix
+from fewstep.guidance import PLAIN, Guidance, mix
+from fewstep.manifest import PlanEntry
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid
 
-__all__ = ["Trial", "interval", "pareto", "search", "similarity", "sweep"]
+__all__ = [
+    "IntervalConfig",
+    "Steps",
+    "Trial",
+    "calibrate_interval",
+    "interval",
+    "pareto",
+    "search",
+    "similarity",
+    "sweep",
+]
+
+
+class Steps(NamedTuple):
+    """Guide the steps first .. last of a grid, by a weight."""
+
+    first: int
+    last: int
+    weight: float
 
 
 @dataclass(frozen=True)
 class Trial:
     """What a guidance came to: a metric where lower is better, and the network calls for an image."""
 
-    guidance: Guidance
+    steps: Steps
     value: float
     nfe: int
 
 
-Evaluate = Callable[[Guidance], Trial]
+Evaluate = Callable[[Steps], Trial]
 
 
-def interval(grid: Grid, first: int, last: int, weight: float) -> Guidance:
-    """Guidance of the steps first .. last of a grid."""
+@dataclass(frozen=True)
+class IntervalConfig:
+    """How to search. steps: of the solver. weights: of the sweep; the search draws from 1 up to the largest.
+
+    recipe: sweep, the paper's, or search, optuna's, of so many trials. calls: at most this many for the plan that is taken.
+    """
+
+    steps: int = 10
+    weights: tuple[float, ...] = (1.5, 2.0, 3.0)
+    recipe: Literal["sweep", "search"] = "sweep"
+    trials: int = 60
+    calls: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in ("sweep", "search"):
+            raise ValueError(f"an interval is found by sweep or search, got {self.recipe!r}")
+        if not self.weights or not all(1 < weight < np.inf for weight in self.weights):
+            raise ValueError(f"guidance begins above the weight 1, got the weights {list(self.weights)}")
+        if self.trials < 1:
+            raise ValueError(f"a search needs 1 trial or more, got {self.trials}")
+
+
+def calibrate_interval(
+    bundle: Bundle,
+    config: IntervalConfig,
+    solver: Callable[[Grid, Guidance], Plan],
+    judge: Judge,
+    *,
+    name: str,
+    network: str = "teacher",
+    embeddings: Mapping[str, Tensor] | None = None,
+    cache: Path | None = None,
+    track: Track = silent,
+) -> tuple[Bundle, list[Trial]]:
+    """Search the guidance of a solver on the usual grid that comes nearest to the judge's images; add the plan `name`.
+
+    The judge must not be the one that results are reported in: its images are what the choice is made on. Trials are cached, so
+    a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's provenance.
+
+    Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
+    """
+    if bundle.manifest.condition.kind == "none":
+        raise ValueError(f"{bundle.root.name} has no condition, so there is nothing to guide")
+    teacher = Teacher(bundle, network)
+    grid = teacher.denoiser.parametrisation.grid(config.steps)
+    least, most = solver(grid, PLAIN).nfe, config.calls or np.inf
+    if most < least:
+        raise ValueError(
+            f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
+        )
+    inputs = teacher.draw(judge.n, seed=config.seed, embeddings=embeddings)
+    if bundle.manifest.condition.kind == "labels":
+        inputs = replace(inputs, condition=(torch.tensor(judge.labels),))
+    settings: dict[str, Any] = asdict(config) | {"network_sha256": network_digest(bundle, network)}
+    asked = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed, "judge_sha256": judge.digest()}
+    asked |= {"embeddings_sha256": tensors_digest(embeddings) if embeddings else None}
+    kept = Cache(cache or default_folder(), "interval", asked | {"network_sha256": settings["network_sha256"]})
+    known: dict[str, float] = kept.read() or {}
+
+    def evaluate(steps: Steps) -> Trial:
+        plan = solver(grid, interval(grid, steps))
+        key = f"{steps.first} {steps.last} {steps.weight!r}"
+        if key not in known:
+            known[key] = judge.distance(teacher.images(plan, inputs))
+            kept.write(known)
+        return Trial(steps, known[key], plan.nfe)
+
+    trials = [evaluate(Steps(0, grid.n - 1, 1.0))]  # no guidance
+    if config.recipe == "sweep":
+        trials += sweep(grid, config.weights, evaluate, track=track)
+    else:
+        trials += search(grid, max(config.weights), evaluate, trials=config.trials, seed=config.seed, track=track)
+    allowed = [trial for trial in trials if config.calls is None or trial.nfe <= config.calls]
+    if not allowed:
+        least = min(trial.nfe for trial in trials)
+        raise ValueError(
+            f"no guidance takes {config.calls} calls or fewer, the least was {least}; allow more, or take fewer steps"
+        )
+    best = min(allowed, key=lambda trial: trial.value)
+    plan = solver(grid, interval(grid, best.steps))
+    agree = similarity(teacher, plan, inputs[: teacher.batch].to(teacher.device))
+    with bundle.edit() as draft:
+        first, last, weight = best.steps
+        title = f"{solver.__name__}, {config.steps} steps, {first} to {last} guided by {weight:.3g}"
+        draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=title)
+        rows = [trial.steps._asdict() | {"value": trial.value, "nfe": trial.nfe} for trial in trials]
+        found = {
+            "levels": [level if np.isfinite(level) else None for level in grid.levels],
+            "similarity": agree,
+            "trials": rows,
+        }
+        draft.manifest.provenance[name] = settings | asked | found
+    return Bundle.load(bundle.root), trials
+
+
+def interval(grid: Grid, steps: Steps) -> Guidance:
+    """The guidance of these steps of a grid."""
     levels = grid.levels
-    return Guidance(weight, float(levels[last + 1]), float(levels[first]))
+    return Guidance(steps.weight, float(levels[steps.last + 1]), float(levels[steps.first]))
 
 
 def sweep(grid: Grid, weights: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:
     """The paper's recipe for each weight: everything below hi for every hi, then every lo at the best hi.
 
-    All trials in their order, at most 2 n - 1 for each weight and grid of n steps.
+    All trials in their order: at most 2 n - 1 for each weight and grid of n steps.
     """
     trials: list[Trial] = []
-    for j in track(range(len(weights)), "sweep intervals"):
-        below = [evaluate(interval(grid, first, grid.n - 1, weights[j])) for first in range(grid.n)]
+    for weight in weights:
+        below = [evaluate(Steps(first, grid.n - 1, weight)) for first in track(range(grid.n), f"{weight:g}: first guided step")]
         best = min(range(grid.n), key=lambda first: below[first].value)
-        trials += below + [evaluate(interval(grid, best, last, weights[j])) for last in range(best, grid.n - 1)]
+        ends = range(best, grid.n - 1)
+        trials += below + [evaluate(Steps(best, last, weight)) for last in track(ends, f"{weight:g}: last guided step")]
     return trials
 
 
@@ -65,7 +188,7 @@ def search(
         trial = study.ask()
         first = trial.suggest_int("first", 0, grid.n - 1)
         last = min(first + trial.suggest_int("more", 0, grid.n - 1), grid.n - 1)
-        found.append(evaluate(interval(grid, first, last, trial.suggest_float("weight", 1.0, most))))
+        found.append(evaluate(Steps(first, last, trial.suggest_float("weight", 1.0, most))))
         study.tell(trial, (found[-1].value, found[-1].nfe))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log10
@@ -86,6 +87,14 @@ class Judge:
         return Score(
             frechet(self.real, made), kernel(self.real, made), *coverage(self.real, made), self._accuracy(made, labels), self.n
         )
+
+    def distance(self, images: Bytes) -> float:
+        """The Frechet distance alone. Raises ValueError as `score` does."""
+        return frechet(self.real, self.features(images))
+
+    def digest(self) -> str:
+        """One hash for the features that this judges by."""
+        return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
 
     def pair(self, images: Bytes, reference: Bytes) -> Pair:
         """Images (n, C, H, W) uint8 against those of another sampler from the same noise and conditions.

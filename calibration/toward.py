@@ -6,17 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.calibration.cache import default_folder
-from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.endtoend import Energy, Loss, Paired, pixels
+from fewstep.calibration.features import feature_network
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import batches, open_images
 from fewstep.progress import Track, silent
 
-__all__ = ["loss_toward"]
+__all__ = ["FITTING", "loss_toward"]
 
-# Not the seed of the classifier that judges: a table must not be judged by the features it was fitted in.
-FITTING = ClassifierConfig(seed=1)
+FITTING = 1  # seed of a classifier other than the one that judges: nothing is judged by the features it was fitted in
 
 
 def loss_toward(toward: str, data: str | None, *, track: Track = silent) -> Callable[[Teacher], Loss]:
@@ -31,7 +29,7 @@ def loss_toward(toward: str, data: str | None, *, track: Track = silent) -> Call
     if data is None:
         raise ValueError(f"toward {toward} needs images for its features; name them with --data, or fit toward pixels")
     images = open_images(data)
-    model = classifier(images, default_folder(), FITTING, track=track)
+    model = feature_network("classifier", images, seed=FITTING, track=track)
     if toward == "features":
         return lambda teacher: Paired(model, teacher)
     with torch.no_grad():

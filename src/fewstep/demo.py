@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +21,7 @@ from fewstep.data import open_images
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import Guidance
+from fewstep.machine import described
 from fewstep.manifest import PlanEntry, Precision
 from fewstep.picture import save_grid
 from fewstep.runtime import Generator
@@ -33,7 +30,7 @@ from fewstep.solvers import ddim
 from fewstep.trainer.sid import SidConfig, digits_sid, distill
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
-__all__ = ["SAMPLERS", "DemoConfig", "full", "machine", "measure", "run_demo", "small"]
+__all__ = ["SAMPLERS", "DemoConfig", "full", "measure", "run_demo", "small"]
 
 SAMPLERS = {
     "heun18": "teacher, Heun 18 steps",
@@ -132,7 +129,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("measure")
     samplers = _measure_all(out, path, judge)
     result = {
-        "machine": machine(),
+        "machine": described(),
         "settings": asdict(config),
         "judge": {
             "images": judge.n,
@@ -194,24 +191,6 @@ def measure(generator: Generator, judge: Judge, *, seed: int) -> dict[str, Any]:
         generator([3], seeds=[0])
         seconds.append(time.perf_counter() - begin)
     return {"nfe": generator.plan.nfe, **asdict(score), "latency_ms": median(seconds) * 1e3}
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    packages = ("fewstep", "torch", "diffusers", "onnx", "onnxruntime", "tensorrt-rtx", "numpy")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
 class _Stages:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Machine", "this_machine"]
+__all__ = ["Machine", "described", "this_machine"]
+
+_PACKAGES = ("fewstep", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
@@ -25,6 +32,31 @@ def this_machine() -> Machine:
     """The machine this runs on; sm and gpu are None without an NVIDIA driver or GPU."""
     sm, gpu = _first_gpu()
     return Machine(sm, gpu, _memory_bytes())
+
+
+def described() -> dict[str, Any]:
+    """What figures are measured on: date, processor, GPU, versions."""
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "gpu": this_machine().gpu,
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
 def _memory_bytes() -> int:

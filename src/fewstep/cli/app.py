@@ -13,10 +13,13 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 import fewstep
+from fewstep import solvers
 from fewstep.console import say
 from fewstep.manifest import Precision
 
-__all__ = ["BundlePath", "Json", "Seed", "app", "finish", "finite", "main", "precisions", "size", "whole_numbers"]
+__all__ = ["SOLVERS", "BundlePath", "Json", "Seed", "app", "finish", "finite", "main", "precisions", "size", "whole_numbers"]
+
+SOLVERS = {s.__name__: s for s in (solvers.ddim, solvers.heun, solvers.dpmpp_2m, solvers.spndm, solvers.ipndm)}
 
 # Which extra brings a package that a verb found missing.
 EXTRA_OF = {

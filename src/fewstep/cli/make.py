@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, precisions
+from fewstep.cli.app import SOLVERS, BundlePath, Json, Seed, app, finish, finite, precisions
 from fewstep.console import table, track
 from fewstep.guidance import Guidance
 
-__all__ = ["calibrate", "distill", "quantise", "train"]
+__all__ = ["calibrate", "distill", "interval", "quantise", "train"]
 
 Embeddings = Annotated[
     Path | None,
@@ -128,6 +128,51 @@ def calibrate(
         rows = [(str(step.row), f"{step.before:.3g}", f"{step.after:.3g}") for step in fit.steps]
         table("mean square distance to the fine target", ["row", "plain", "fitted"], rows)
         result |= {"steps": [s._asdict() for s in fit.steps], "calls": fit.calls}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def interval(
+    bundle: BundlePath,
+    data: Annotated[str, typer.Option(help="Images as for train; the search is judged against training images.")],
+    solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 10,
+    weight: Annotated[list[float], typer.Option(help="Guidance weight to try; repeat for more.")] = [1.5, 2.0, 3.0],  # noqa: B006
+    recipe: Annotated[str, typer.Option(help="sweep: where to begin, then where to end; or search, by optuna.")] = "sweep",
+    trials: Annotated[int, typer.Option(help="search: guidances to try.")] = 60,
+    calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
+    features: Annotated[
+        str, typer.Option(help="As for compare; the classifier is another than the one that judges.")
+    ] = "classifier",
+    samples: Annotated[int, typer.Option(min=10, help="Images for each guidance.")] = 500,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
+    embeddings: Embeddings = None,
+    network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find which steps to guide, and by how much. Stopped, it goes on."""
+    from fewstep.calibration.features import feature_network
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
+    from fewstep.calibration.metrics import Judge
+    from fewstep.calibration.toward import FITTING
+    from fewstep.data import open_images
+
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
+    loaded, images, name = Bundle.load(bundle), open_images(data), name or f"{solver}{steps}_interval"
+    judge = Judge(feature_network(features, images, seed=FITTING, track=track), images.every(max(len(images) // samples, 1)))
+    given = read_embeddings(embeddings) if embeddings else None
+    _, tried = calibrate_interval(
+        loaded, config, SOLVERS[solver], judge, name=name, network=network, embeddings=given, track=track
+    )
+    rows = [
+        (str(t.nfe), f"{t.value:.2f}", f"{t.steps.weight:.3g}", f"{t.steps.first} to {t.steps.last}") for t in pareto(tried)
+    ]
+    table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
+    result = {"bundle": str(bundle), "plan": name, "trials": [asdict(trial) for trial in tried]}
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
 
 

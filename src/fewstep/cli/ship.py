@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from fewstep import solvers
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, whole_numbers
+from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish, precisions, size, whole_numbers
 from fewstep.console import meter, say, table, track
 from fewstep.guidance import Guidance
 from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
 
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
-
-SOLVERS = {s.__name__: s for s in (solvers.ddim, solvers.heun, solvers.dpmpp_2m, solvers.spndm, solvers.ipndm)}
 
 __all__ = ["build", "export", "package"]
 

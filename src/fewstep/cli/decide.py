@@ -1,0 +1,185 @@
+"""Verbs that choose: compare, pick, report, tau."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.bundle import Bundle
+from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish
+from fewstep.console import say, table, track
+from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, pick, read
+
+__all__ = ["compare", "pick_sampler", "report", "tau"]
+
+# What to watch once a sampler answers requests, beside what was measured before.
+WATCH = (
+    "fewstep_request_seconds (fewstep serve, /metrics): its p99 against {p99:.1f} ms of the graph alone",
+    "fewstep_requests by outcome: refused ones mean that {rate:.0f} images per second are not enough",
+    "a sample of answers, judged like this each week: the Frechet distance was {frechet}",
+    "a new graph, network, driver or machine: compare again before it answers",
+)
+
+
+@app.command()
+def compare(
+    bundle: BundlePath,
+    data: Annotated[str, typer.Option(help="Images as for train; the held-out ones judge.", show_default=False)],
+    plan: Annotated[
+        list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="all exported")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="What judges: classifier (of the data), efficientnet, or a file with Inception's weights.")
+    ] = "classifier",
+    seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
+    thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of prompts, as for calibrate, for a bundle that needs them.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.decide import compare as judging
+
+    given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
+    config = judging.CompareConfig(data, features, seeds, thin)
+    found = judging.compare(Bundle.load(bundle), config, plan or (), embeddings=given, track=track)
+    show(found)
+    finish(found.model_dump(mode="json"), as_json, f"fewstep pick {bundle} --calls 4, or: fewstep report {bundle}")
+
+
+def show(found: Comparison) -> None:
+    """The comparison as a table."""
+    rows = [
+        (name, str(j.nfe), *_quality(j), f"{j.p50_ms:.2f}", f"{j.images_per_second:.0f}") for name, j in found.plans.items()
+    ]
+    rows.append(("real training images", "", f"{found.real['frechet']:.2f}", "", "", "", ""))
+    head = ["plan", "calls", "Frechet", "accuracy", "PSNR dB", "p50 ms", "images/s"]
+    table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
+
+
+def _quality(judged: Judged) -> tuple[str, str, str]:
+    accuracy = judged.scores.get("accuracy")
+    return str(judged.frechet), f"{accuracy.mean:.3f}" if accuracy else "", f"{judged.scores['psnr_db'].mean:.1f}"
+
+
+@app.command("pick")
+def pick_sampler(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles whose samplers were compared.", show_default=False)],
+    frechet: Annotated[
+        float | None, typer.Option(help="Frechet distance at most, its spread included.", show_default=False)
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(help="Class accuracy at least.", show_default=False)] = None,
+    ms: Annotated[float | None, typer.Option(help="Milliseconds for one image at most, p50.", show_default=False)] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
+    price: Annotated[float | None, typer.Option(help="What an hour of this machine costs.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the sampler to ship and make it the default: the fastest that is good enough, or the best that is fast enough."""
+    limits = Limits(frechet, accuracy, ms, calls)
+    loaded = [Bundle.load(path) for path in bundles]
+    compared = [read(bundle) for bundle in loaded]
+    for other in compared[1:]:
+        if other.judge != compared[0].judge:
+            raise ValueError(f"bundles judged by {compared[0].judge} and by {other.judge} do not compare; judge both alike")
+    candidates = [Candidate(b, name, j) for b, c in zip(loaded, compared, strict=True) for name, j in c.plans.items()]
+    chosen = pick(candidates, limits)
+    shown = {
+        "ship": chosen,
+        "default so far": next(
+            (c for c in candidates if c.bundle is chosen.bundle and c.plan == c.bundle.manifest.default), None
+        ),
+        "best": min(candidates, key=lambda c: c.judged.frechet.mean),
+        "fastest": min(candidates, key=lambda c: c.judged.p50_ms),
+    }
+    columns = {title: candidate for title, candidate in shown.items() if candidate}
+    with chosen.bundle.edit() as draft:
+        draft.manifest.default = chosen.plan
+    table("what to ship, and beside what", ["", *columns], _side_by_side(list(columns.values()), price))
+    judged = chosen.judged
+    for line in WATCH:
+        say("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, frechet=judged.frechet))
+    described = {
+        title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.judged.model_dump(mode="json")}
+        for title, c in columns.items()
+    }
+    finish(described, as_json, f"fewstep generate {chosen.bundle.root.name} --out grid.png")
+
+
+def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[list[str]]:
+    """A line for each thing to weigh."""
+    seconds = [1000 / c.judged.images_per_second for c in columns]
+    lines = {
+        "plan": [c.plan for c in columns],
+        "sampler": [c.bundle.manifest.plans[c.plan].solver for c in columns],
+        "graph": [f"{c.judged.graph} on {c.judged.backend}" for c in columns],
+        "network calls": [str(c.judged.nfe) for c in columns],
+        "Frechet distance": [str(c.judged.frechet) for c in columns],
+        "class accuracy": [_quality(c.judged)[1] for c in columns],
+        "p50, p99 ms": [f"{c.judged.p50_ms:.2f}, {c.judged.p99_ms:.2f}" for c in columns],
+        "images per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
+        "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],
+    }
+    if price is not None:
+        lines["cost per 1,000 images"] = [f"{s / 3600 * price:.4g}" for s in seconds]
+    return [[title, *values] for title, values in lines.items()]
+
+
+@app.command()
+def report(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a compared bundle: images at equal noise, quality, latency, trajectories."""
+    from fewstep.decide.report import write_report
+
+    write_report(Bundle.load(bundle), out, track=track)
+    finish({"out": str(out)}, as_json)
+    say(f"wrote {out}")
+
+
+@app.command()
+def tau(
+    data: Annotated[str, typer.Option(help="Images as for train.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory for the trained bundles.")] = Path("taus"),
+    value: Annotated[list[float], typer.Option(help="A tau to try; repeat for more. 1, the plain loss, must be one.")] = [  # noqa: B006
+        0.5,
+        0.9,
+        0.99,
+        1.0,
+    ],
+    skip: Annotated[int, typer.Option(help="Levels of 1000 that Lskip looks ahead.")] = 9,
+    updates: Annotated[int, typer.Option(help="Of each training run.")] = 500,
+    runs: Annotated[int, typer.Option(help="Training runs of each tau.")] = 3,
+    solver: Annotated[str, typer.Option(help=f"To judge with: {', '.join(SOLVERS)}.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Of the solver.")] = 10,
+    samples: Annotated[int, typer.Option(min=10, help="Images to judge a run by.")] = 1000,
+    features: Annotated[str, typer.Option(help="As for compare.")] = "classifier",
+    as_json: Json = False,
+) -> None:
+    """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
+    from fewstep.calibration.features import feature_network
+    from fewstep.calibration.metrics import Judge
+    from fewstep.calibration.toward import FITTING
+    from fewstep.data import open_images
+    from fewstep.decide.tau import TauConfig, best_tau, search_tau
+    from fewstep.trainer.teacher import TeacherConfig
+
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
+    images = open_images(data)
+    judge = Judge(feature_network(features, images, seed=FITTING, track=track), images.every(max(len(images) // samples, 1)))
+    found = search_tau(out, images, config, SOLVERS[solver], judge, track=track)
+    chosen = best_tau(found)
+    rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
+    table(f"Frechet distance, {steps} steps of {solver}, over {runs} training runs", ["tau", "distance"], rows)
+    if chosen == 1.0:
+        say("no tau beats the plain loss by more than the spread")
+    result = {"tau": chosen, "distances": {f"{tau:g}": spread.model_dump() for tau, spread in found.items()}}
+    finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g}")

@@ -1,0 +1,150 @@
+"""Judges a bundle's plans as they would run here: quality of what the runtime makes, latency, throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.cache import Cache, default_folder
+from fewstep.calibration.features import feature_network
+from fewstep.calibration.metrics import Judge
+from fewstep.data import Images, open_images
+from fewstep.decide.comparison import FILE, Comparison, Judged, digest
+from fewstep.machine import described
+from fewstep.progress import Track, silent
+from fewstep.runtime import Generator, bench
+from fewstep.runtime.ladder import graphs_of
+
+__all__ = ["CompareConfig", "compare", "make"]
+
+BATCH = 100
+Embeddings = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """How to judge. data: as for open_images; its held-out images are what samplers are judged against.
+
+    features: see feature_network. seeds: sets of seeds, one image per held-out one in each. thin: take every thin-th
+    held-out image. seconds: how long to time each batch size.
+    """
+
+    data: str
+    features: str = "classifier"
+    seeds: int = 3
+    thin: int = 1
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2 or self.thin < 1:
+            raise ValueError(
+                f"a spread needs 2 or more sets of seeds, and every 1st image or every so many, got {self.seeds}, {self.thin}"
+            )
+
+
+def compare(
+    bundle: Bundle,
+    config: CompareConfig,
+    plans: Sequence[str] = (),
+    *,
+    embeddings: Embeddings | None = None,
+    track: Track = silent,
+) -> Comparison:
+    """Judge plans that have a graph (all of them unless some are named) and keep the comparison in the bundle.
+
+    What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan.
+    The reference of pairs is the plan with the most network calls. embeddings: of prompts, taken in turn.
+
+    Raises ValueError where no plan has a graph, or the images are not of the bundle's kind.
+    """
+    names = list(plans) or [name for name in bundle.manifest.plans if graphs_of(bundle, name)]
+    if not names:
+        raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
+    names.sort(key=lambda name: -bundle.plan(name).nfe)
+    train, held_out = open_images(config.data), open_images(config.data, "held-out").every(config.thin)
+    _refuse_others(bundle, held_out)
+    judge = Judge(feature_network(config.features, train, track=track), held_out)
+    generators = {name: Generator(bundle, plan=name) for name in names}
+    digests = {name: digest(bundle.manifest, name, generators[name].graph) for name in names}
+    settings = asdict(config) | {"machine": described() | {"date": None}, "reference_sha256": digests[names[0]]}
+
+    @cache
+    def reference(seed: int) -> npt.NDArray[np.uint8]:
+        return make(generators[names[0]], judge.labels, seed * judge.n, embeddings, track=track)
+
+    judged = {}
+    for name, generator in generators.items():
+        about: dict[str, Any] = {"graph": generator.graph, "sha256": digests[name], "backend": generator.backend}
+        kept = Cache(default_folder(), "judged", settings | about)
+        if (measured := kept.read()) is None:
+            scores: dict[str, list[float]] = {}
+            for seed in range(config.seeds):
+                images = make(generator, judge.labels, seed * judge.n, embeddings, track=track)
+                for key, value in (_scored(judge, images) | asdict(judge.pair(images, reference(seed)))).items():
+                    scores.setdefault(key, []).append(value)
+            measured = {"scores": {key: {"mean": mean(values), "std": stdev(values)} for key, values in scores.items()}}
+            kept.write(measured := measured | _timed(generator, config.seconds, track))
+        about |= {"precision": generator.precision, "nfe": generator.plan.nfe}
+        judged[name] = Judged.model_validate(about | measured)
+    result = Comparison(
+        data=config.data,
+        features=config.features,
+        images=judge.n,
+        seeds=config.seeds,
+        reference=names[0],
+        machine=described(),
+        real={key: value for key, value in asdict(judge.floor(train, seed=0)).items() if value is not None},
+        plans=judged,
+    )
+    with bundle.edit() as draft:
+        draft.new(FILE).write_text(result.model_dump_json(indent=1) + "\n", "utf-8")
+    return result
+
+
+def make(
+    generator: Generator,
+    labels: npt.NDArray[np.int64],
+    first: int,
+    embeddings: Embeddings | None = None,
+    *,
+    track: Track = silent,
+) -> npt.NDArray[np.uint8]:
+    """Images (n, C, H, W) uint8 of the seeds first .. first + n - 1, for n labels, where the bundle has some."""
+    starts, chunks = range(0, len(labels), BATCH), []
+    names = [*generator.condition.inputs(), *(generator.condition.null_inputs() if generator.plan.guided else ())]
+    for i in track(range(len(starts)), f"make {generator.graph}"):
+        some = labels[starts[i] : starts[i] + BATCH]
+        index = np.arange(starts[i], starts[i] + len(some))
+        given = {spec.name: embeddings[spec.name][index % len(embeddings[spec.name])] for spec in names} if embeddings else None
+        wanted = some if generator.condition.kind == "labels" else None
+        chunks.append(generator(wanted, seeds=range(first + starts[i], first + starts[i] + len(some)), embeddings=given))
+    return np.ascontiguousarray(np.concatenate(chunks).transpose(0, 3, 1, 2))
+
+
+def _scored(judge: Judge, images: npt.NDArray[np.uint8]) -> dict[str, float]:
+    scores = asdict(judge.score(images, judge.labels))
+    return {key: value for key, value in scores.items() if key != "n" and value is not None}
+
+
+def _timed(generator: Generator, seconds: float, track: Track) -> dict[str, Any]:
+    rows = bench.measure(generator, seconds=seconds, track=track)
+    best = max(row["images_per_second"] for row in rows)
+    return {"p50_ms": rows[0]["p50_ms"], "p99_ms": rows[0]["p99_ms"], "images_per_second": best}
+
+
+def _refuse_others(bundle: Bundle, held_out: Images) -> None:
+    image, condition = bundle.manifest.image, bundle.manifest.condition
+    if held_out.image.shape != image.shape:
+        raise ValueError(
+            f"{bundle.root.name} makes images {image.shape}, {held_out.source} has {held_out.image.shape}; "
+            "judge with images like those it was trained on"
+        )
+    if condition.kind == "labels" and held_out.labels.max() >= condition.classes:
+        raise ValueError(f"{bundle.root.name} knows {condition.classes} classes, {held_out.source} has more of them")

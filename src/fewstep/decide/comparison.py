@@ -1,0 +1,157 @@
+"""Samplers of a bundle, judged side by side, and the one to ship: data and the rule, no measuring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Any
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from fewstep.bundle import Bundle
+from fewstep.manifest import Manifest
+from fewstep.spec import Precision, Strict
+
+__all__ = ["FILE", "Candidate", "Comparison", "Judged", "Limits", "Spread", "digest", "pick", "read"]
+
+FILE = "comparison.json"
+
+
+class Spread(Strict):
+    """Over sets of seeds: mean and standard deviation."""
+
+    mean: float
+    std: float = Field(ge=0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+class Judged(Strict):
+    """One plan as it ran here. sha256: of what it was then, see `digest`.
+
+    scores: those of fewstep.calibration.metrics.Score, and of Pair against the reference plan's images of equal noise.
+    """
+
+    graph: str
+    sha256: str
+    backend: str
+    precision: Precision
+    nfe: PositiveInt
+    scores: dict[str, Spread]
+    p50_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+    images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
+
+    @property
+    def frechet(self) -> Spread:
+        return self.scores["frechet"]
+
+
+class Comparison(Strict):
+    """comparison.json of a bundle. images: judged in each set of seeds, against as many held-out ones of `data`."""
+
+    data: str
+    features: str
+    images: PositiveInt
+    seeds: PositiveInt
+    reference: str
+    machine: dict[str, Any]
+    real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
+    plans: dict[str, Judged] = Field(min_length=1)
+
+    @property
+    def judge(self) -> tuple[str, str, int]:
+        """Two comparisons with the same compare with each other."""
+        return self.data, self.features, self.images
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sampler must hold; None is no limit. frechet and ms: at most, calls: at most, accuracy: at least."""
+
+    frechet: float | None = None
+    accuracy: float | None = None
+    ms: float | None = None
+    calls: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None]
+        if not given:
+            raise ValueError("a choice needs a limit: a Frechet distance, a class accuracy, milliseconds or network calls")
+        if wrong := [value for value in given if not 0 < value < inf]:
+            raise ValueError(f"a limit is a number above 0, got {wrong[0]}")
+
+    def broken(self, judged: Judged) -> list[str]:
+        """The limits that a sampler does not hold, in words; quality counts with its spread against it."""
+        scores = judged.scores
+        found = [
+            ("Frechet distance", scores["frechet"].mean + scores["frechet"].std, self.frechet),
+            ("p50 ms", judged.p50_ms, self.ms),
+            ("network calls", judged.nfe, self.calls),
+        ]
+        words = [f"{name} {value:.4g} over {limit:g}" for name, value, limit in found if limit is not None and value > limit]
+        if self.accuracy is not None:
+            if "accuracy" not in scores:
+                raise ValueError("the features that judged know no classes; leave out the limit on accuracy")
+            worst = scores["accuracy"].mean - scores["accuracy"].std
+            words += [f"class accuracy {worst:.3f} under {self.accuracy:g}"] if worst < self.accuracy else []
+        return words
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan of a bundle and what was measured of it."""
+
+    bundle: Bundle
+    plan: str
+    judged: Judged
+
+
+def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
+    """The candidate to ship: of those that hold all limits, the fastest where quality was limited, else the best.
+
+    Where quality was not limited, a candidate within the spread of the best counts as good, and the fastest of those is taken.
+    Raises ValueError where none holds, with how far the nearest one is.
+    """
+    held = [c for c in candidates if not limits.broken(c.judged)]
+    if not held:
+        nearest = min(candidates, key=lambda c: (len(limits.broken(c.judged)), c.judged.frechet.mean))
+        raise ValueError(
+            f"none of {len(candidates)} samplers holds the limits; nearest is {nearest.plan} "
+            f"({', '.join(limits.broken(nearest.judged))}); loosen a limit, or calibrate or distil another sampler"
+        )
+    if limits.frechet is None and limits.accuracy is None:
+        best = min((c.judged.frechet for c in held), key=lambda f: f.mean)
+        held = [c for c in held if c.judged.frechet.mean - best.mean <= (c.judged.frechet.std**2 + best.std**2) ** 0.5]
+    return min(held, key=lambda c: (c.judged.p50_ms, c.judged.frechet.mean))
+
+
+def digest(manifest: Manifest, plan: str, graph: str) -> str:
+    """One hash for a plan's numbers and the graph that makes it."""
+    files = [manifest.files[path].sha256 for path in manifest.graphs[graph].paths]
+    return hashlib.sha256(json.dumps([manifest.plans[plan].model_dump(exclude={"solver"}), files]).encode()).hexdigest()
+
+
+def read(bundle: Bundle) -> Comparison:
+    """The comparison in a bundle. Raises ValueError where there is none, or no plan of it is as it was judged."""
+    again = f"run: fewstep compare {bundle.root.name} --data ..."
+    if FILE not in bundle.manifest.files:
+        raise ValueError(f"the samplers of {bundle.root.name} were not compared yet; {again}")
+    try:
+        found = Comparison.model_validate_json(bundle.file(FILE).read_bytes())
+    except ValidationError as error:
+        raise ValueError(
+            f"{bundle.root.name}/{FILE} does not hold a comparison ({error.errors()[0]['msg']}); {again}"
+        ) from None
+    plans = {name: judged for name, judged in found.plans.items() if _current(bundle.manifest, name, judged)}
+    if not plans:
+        raise ValueError(f"every graph of {bundle.root.name} has changed since its samplers were compared; {again}")
+    return found.model_copy(update={"plans": plans})
+
+
+def _current(manifest: Manifest, plan: str, judged: Judged) -> bool:
+    return plan in manifest.plans and judged.graph in manifest.graphs and digest(manifest, plan, judged.graph) == judged.sha256

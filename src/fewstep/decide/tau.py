@@ -1,0 +1,78 @@
+"""Which tau a teacher is to be trained with: short runs of equal compute, judged at few steps. S2-DMs, arXiv 2401.01520."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.metrics import Judge
+from fewstep.calibration.teacher import Teacher
+from fewstep.data import Images
+from fewstep.decide.comparison import Spread
+from fewstep.guidance import PLAIN, Guidance
+from fewstep.plan import Plan
+from fewstep.progress import Track, silent
+from fewstep.schedule import Grid
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+__all__ = ["TauConfig", "best_tau", "search_tau"]
+
+
+@dataclass(frozen=True)
+class TauConfig:
+    """What to try: taus, each with `seeds` training runs of `teacher`, judged with `steps` steps of a solver."""
+
+    teacher: TeacherConfig
+    taus: tuple[float, ...] = (0.5, 0.9, 0.99, 1.0)
+    seeds: int = 3
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if len(set(self.taus)) < 2 or 1.0 not in self.taus:
+            raise ValueError(f"a search compares taus with 1, which is the plain loss; got {list(self.taus)}")
+        if self.seeds < 2:
+            raise ValueError(f"a spread needs 2 or more training runs of each tau, got {self.seeds}")
+
+
+def search_tau(
+    out: Path,
+    images: Images,
+    config: TauConfig,
+    solver: Callable[[Grid, Guidance], Plan],
+    judge: Judge,
+    *,
+    track: Track = silent,
+) -> dict[float, Spread]:
+    """Train every tau with every seed into bundles of the directory `out`, and the Frechet distance of each tau.
+
+    Bundles that are there are kept, so a stopped search goes on. The spread is over training runs; noise and labels that images
+    are made from are the same for all.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for tau in config.taus:
+        distances = []
+        for seed in range(config.seeds):
+            path = out / f"tau{tau:g}-seed{seed}.bundle"
+            if not path.exists():
+                train_teacher(path, images, replace(config.teacher, tau=tau, seed=seed), track=track)
+            teacher = Teacher(Bundle.load(path))
+            inputs = teacher.draw(judge.n, seed=0)
+            if inputs.condition:
+                inputs = replace(inputs, condition=(torch.tensor(judge.labels),))
+            plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
+            distances.append(judge.distance(teacher.images(plan, inputs, track=track)))
+        found[tau] = Spread(mean=mean(distances), std=stdev(distances))
+    return found
+
+
+def best_tau(found: dict[float, Spread]) -> float:
+    """The tau with the lowest distance where it beats the plain loss by more than both spreads, else 1."""
+    best = min(found, key=lambda tau: found[tau].mean)
+    plain = found[1.0]
+    return best if plain.mean - found[best].mean > (plain.std**2 + found[best].std ** 2) ** 0.5 else 1.0

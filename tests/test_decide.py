@@ -1,0 +1,228 @@
+"""What to ship: samplers judged side by side, the choice under limits, the page about it, and the searches before it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, browser
+from PIL import Image
+from test_cli import fewstep, refused
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.features import feature_network
+from fewstep.calibration.interval import IntervalConfig, calibrate_interval
+from fewstep.calibration.metrics import Judge
+from fewstep.data import open_images
+from fewstep.decide import compare as comparing
+from fewstep.decide.compare import CompareConfig, compare
+from fewstep.decide.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
+from fewstep.decide.tau import best_tau
+from fewstep.manifest import Condition
+from fewstep.runtime import Generator
+from fewstep.solvers import ddim
+
+
+def judged(frechet: float, ms: float, calls: int = 4, *, std: float = 0.1, accuracy: float | None = 0.9) -> Judged:
+    scores = {"frechet": Spread(mean=frechet, std=std), "psnr_db": Spread(mean=20, std=0)}
+    if accuracy is not None:
+        scores["accuracy"] = Spread(mean=accuracy, std=0.01)
+    speed = {"p50_ms": ms, "p99_ms": 2 * ms, "images_per_second": 1000 / ms}
+    return Judged(graph="g", sha256="0", backend="cpu", precision="fp32", nfe=calls, scores=scores, **speed)
+
+
+def chosen(limits: Limits, **candidates: Judged) -> str:
+    return pick([Candidate(None, name, j) for name, j in candidates.items()], limits).plan
+
+
+ROWS = {"slow": judged(1.0, 50, 35), "good": judged(1.1, 20, 10), "fast": judged(4.0, 5, 2), "poor": judged(9.0, 4, 1)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "plan"),
+    [
+        (Limits(frechet=5.0), "fast"),  # good enough: the fastest
+        (Limits(frechet=4.05), "good"),  # its spread does not hold
+        (Limits(calls=10), "good"),  # affordable: the best
+        (Limits(calls=40), "good"),  # the best is within the spread, and slower
+        (Limits(ms=10), "fast"),
+        (Limits(frechet=5.0, ms=4.5, accuracy=0.5), None),
+        (Limits(accuracy=0.895), None),
+        (Limits(accuracy=0.85), "poor"),
+    ],
+)
+def test_the_choice_holds_every_limit(limits: Limits, plan: str | None) -> None:
+    if plan is None:
+        with pytest.raises(ValueError, match=r"none of 4 samplers holds the limits; nearest is \w+ \("):
+            chosen(limits, **ROWS)
+    else:
+        assert chosen(limits, **ROWS) == plan
+
+
+def test_a_choice_needs_a_limit_that_is_a_number() -> None:
+    with pytest.raises(ValueError, match="a choice needs a limit"):
+        Limits()
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a limit is a number above 0"):
+            Limits(ms=wrong)
+    with pytest.raises(ValueError, match="know no classes"):
+        chosen(Limits(accuracy=0.5), blind=judged(1.0, 1.0, accuracy=None))
+
+
+def test_a_tau_must_beat_the_plain_loss_by_more_than_the_spread() -> None:
+    plain = Spread(mean=10, std=1.0)
+    assert best_tau({0.5: Spread(mean=8, std=1.0), 1.0: plain}) == 0.5
+    assert best_tau({0.5: Spread(mean=9, std=1.0), 1.0: plain}) == 1.0
+    assert best_tau({0.5: Spread(mean=12, std=0.1), 1.0: plain}) == 1.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 digits as a folder of images: quick to train a classifier on."""
+    root = tmp_path_factory.mktemp("images")
+    images = open_images("mnist5k")
+    for label in range(10):
+        (root / str(label)).mkdir()
+        pixels, _ = images[np.flatnonzero(images.labels == label)[:15]]
+        for i, image in enumerate(pixels):
+            Image.fromarray(image[0]).save(root / str(label) / f"{i}.png")
+    return root
+
+
+def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) -> None:
+    config = CompareConfig(str(folder), seeds=2, seconds=0.01)
+    found = compare(digits, config, ["sid2", "sid1"])
+    assert found.reference == "sid2"
+    assert list(found.plans) == ["sid2", "sid1"]
+    assert found.plans["sid2"].scores["psnr_db"] == Spread(mean=200, std=0)
+    train, held_out = open_images(str(folder)), open_images(str(folder), "held-out")
+    judge = Judge(feature_network("classifier", train), held_out)
+    assert found.images == judge.n == 30
+    wanted = []
+    for first in (0, 30):
+        images = Generator.open(digits.root, plan="sid1")(judge.labels, seeds=range(first, first + 30))
+        wanted.append(judge.score(images.transpose(0, 3, 1, 2), judge.labels))
+    for name in ("frechet", "recall", "accuracy"):
+        values = [getattr(score, name) for score in wanted]
+        assert found.plans["sid1"].scores[name].mean == pytest.approx(np.mean(values), rel=1e-6)
+        assert found.plans["sid1"].scores[name].std == pytest.approx(np.std(values, ddof=1), rel=1e-6)
+    with patch.object(comparing, "make", side_effect=AssertionError("it is in the cache")):
+        assert compare(Bundle.load(digits.root), config, ["sid2", "sid1"]).plans == found.plans
+    bundle = Bundle.load(digits.root)
+    bundle.verify()
+    assert read(bundle).plans == found.plans
+    with bundle.edit() as draft:
+        draft.manifest.plans["sid1"].c[0] = 0.25
+    assert list(read(Bundle.load(digits.root)).plans) == ["sid2"]  # sid1 is another sampler now
+
+
+def test_what_cannot_be_compared_is_refused(digits: Bundle, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="were not compared yet"):
+        read(digits)
+    other = tmp_path / "other"
+    for i in range(30):
+        (other / str(i % 3)).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), i).save(other / str(i % 3) / f"{i}.png")
+    with pytest.raises(ValueError, match=r"makes images \(1, 28, 28\), .* has \(1, 16, 16\)"):
+        compare(digits, CompareConfig(str(other), seeds=2))
+    with pytest.raises(ValueError, match="a spread needs 2 or more sets"):
+        CompareConfig(str(folder), seeds=1)
+    with digits.edit() as draft:
+        draft.new(FILE).write_text('{"data": 3}')
+    with pytest.raises(ValueError, match="does not hold a comparison"):
+        read(Bundle.load(digits.root))
+    with Bundle.load(digits.root).edit() as draft:
+        draft.manifest.graphs.clear()
+        draft.manifest.engines.clear()
+    with pytest.raises(ValueError, match="has a graph to judge"):
+        compare(Bundle.load(digits.root), CompareConfig(str(folder), seeds=2))
+
+
+class Page(HTMLParser):
+    """What a page loads, runs and shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) -> None:
+    """The verbs, one after the other; the page holds all it needs and shows names as text."""
+    root = digits.root
+    with digits.edit() as draft:
+        draft.manifest.plans["sid1"].solver = "<script>alert(1)</script>"
+    fewstep("interval", root, "--data", folder, "--steps", 3, "--weight", 2, "--samples", 30, "--name", "guided3")
+    fewstep("calibrate", root, "--method", "iia-ddim", "--steps", 3, "--samples", 8, "--name", "fit3")
+    fewstep("export", root, "--plan", "guided3", "--plan", "fit3", "--precision", "fp32")
+    done = fewstep("compare", root, "--data", folder, "--seeds", 2, "--json")
+    assert set(Comparison.model_validate_json(done.stdout).plans) == {"sid1", "sid2", "guided3", "fit3"}
+    done = json.loads(fewstep("pick", root, "--calls", 1, "--price", 2, "--json").stdout)
+    assert done["ship"]["plan"] == Bundle.load(root).manifest.default == "sid1"
+    assert "none of 4 samplers holds" in refused("pick", root, "--frechet", 1e-6)
+    assert "a choice needs a limit" in refused("pick", root)
+    assert "ends with .html" in refused("report", root, "--out", tmp_path / "report.txt")
+    out = tmp_path / "report.html"
+    fewstep("report", root, "--out", out)
+    text = out.read_text("utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object"} & {*page.tags}
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in page.sources)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "<script>alert(1)</script>" in page.text
+    assert all(name in page.text for name in ("sid1", "sid2", "guided3", "fit3", "real training images"))
+    assert page.tags.count("svg") == 2 + 2 + 1  # quality twice, the fit's levels and weights, the interval
+    assert page.tags.count("img") == 4 + 3  # four samplers; the two-step generator came without its network
+    if CHROMIUM:
+        with browser() as tab:
+            tab.open(out.as_uri())
+            assert tab.complaints == []
+            assert tab.run("[...document.images].every(i => i.naturalWidth > 0)")
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+            assert tab.run("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 50)")
+
+
+def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folder: Path) -> None:
+    arguments = ("interval", digits.root, "--data", folder, "--steps", 3, "--weight", 2, "--samples", 30, "--json")
+    with patch.object(Judge, "distance", side_effect=[9.0, 3.0, 2.0, KeyboardInterrupt]):
+        fewstep(*arguments, code=130)
+    assert "ddim3_interval" not in Bundle.load(digits.root).manifest.plans
+    with patch.object(Judge, "distance", side_effect=[4.0, 1.0]) as left:
+        result = json.loads(fewstep(*arguments).stdout)
+    assert left.call_count == 2
+    # No guidance; from each step on; the best of those, shortened.
+    assert [trial["value"] for trial in result["trials"]] == [9.0, 3.0, 2.0, 4.0, 1.0]
+    plan = Bundle.load(digits.root).plan("ddim3_interval")
+    assert plan.weights.tolist() == [1.0, 2.0, 1.0]
+    assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2)
+    bundle = Bundle.load(digits.root)
+    bundle.manifest.condition = Condition(kind="none")
+    with pytest.raises(ValueError, match="nothing to guide"):
+        calibrate_interval(bundle, IntervalConfig(), ddim, None, name="guided")
+
+
+def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
+    arguments = ("tau", "--data", folder, "--value", 0.5, "--value", 1, "--updates", 2, "--runs", 2, "--samples", 30)
+    result = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
+    assert set(result["distances"]) == {"0.5", "1"}
+    assert sorted(p.name for p in (tmp_path / "taus").iterdir()) == [
+        f"tau{tau}-seed{seed}.bundle" for tau in ("0.5", "1") for seed in (0, 1)
+    ]
+    with patch("fewstep.decide.tau.train_teacher", side_effect=AssertionError("they are there")):
+        again = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
+    assert again == result
+    assert "compares taus with 1" in refused("tau", "--data", folder, "--value", 0.5, "--value", 0.9)
