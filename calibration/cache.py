@@ -12,9 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-
-__all__ = ["Cache", "default_folder", "network_digest", "tensors_digest"]
+__all__ = ["Cache", "default_folder", "tensors_digest"]
 
 
 def default_folder() -> Path:
@@ -22,15 +20,6 @@ def default_folder() -> Path:
     if chosen := os.environ.get("FEWSTEP_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fewstep")
-
-
-def network_digest(bundle: Bundle, network: str) -> str:
-    """One hash for all files of a network: two networks with the same are the same."""
-    bundle.network(network)
-    prefix = f"{bundle.manifest.networks[network].directory}/"
-    entry = bundle.manifest.networks[network].model_dump_json(exclude={"directory"})
-    files = {name.removeprefix(prefix): f.sha256 for name, f in bundle.manifest.files.items() if name.startswith(prefix)}
-    return hashlib.sha256((entry + json.dumps(files, sort_keys=True)).encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

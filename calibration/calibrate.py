@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.cache import Cache, default_folder, network_digest, tensors_digest
+from fewstep.calibration.cache import Cache, default_folder, tensors_digest
 from fewstep.calibration.endtoend import Loss, Table, TableFit, best_start, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import draw
@@ -76,7 +76,7 @@ def calibrate(
     """
     method: Method = METHODS[config.method]
     processes = PartialState()  # an Accelerator would fix the precision of a training in the same process
-    settings = asdict(config) | {"network_sha256": network_digest(bundle, network)}
+    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
     if embeddings:
         settings["embeddings_sha256"] = tensors_digest(embeddings)
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
@@ -180,7 +180,11 @@ def calibrate_table(
         seed=config.seed,
         track=track,
     )
-    settings = asdict(config) | {"network_sha256": network_digest(bundle, network), "losses": done.losses}
+    settings = (
+        asdict(config)
+        | {"guidance": config.guidance.settings()}
+        | {"network_sha256": bundle.network_digest(network), "losses": done.losses}
+    )
     if processes.is_main_process:
         _add(bundle, name, network, f"fitted table, {config.steps} steps, toward {config.toward}", done.plan, settings)
     processes.wait_for_everyone()
@@ -191,9 +195,4 @@ def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, setti
     consistency = np.round(plan.consistency(), 12).tolist()
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=solver)
-        draft.manifest.provenance[name] = {**settings, "guidance": _plain(settings["guidance"]), "consistency": consistency}
-
-
-def _plain(guidance: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity: None is no upper bound."""
-    return {key: value if np.isfinite(value) else None for key, value in guidance.items()}
+        draft.manifest.provenance[name] = {**settings, "consistency": consistency}

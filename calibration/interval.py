@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.cache import Cache, default_folder, network_digest, tensors_digest
+from fewstep.calibration.cache import Cache, default_folder, tensors_digest
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
@@ -113,7 +113,7 @@ def calibrate_interval(
     inputs = teacher.draw(judge.n, seed=config.seed, embeddings=embeddings)
     if bundle.manifest.condition.kind == "labels":
         inputs = replace(inputs, condition=(torch.tensor(judge.labels),))
-    settings: dict[str, Any] = asdict(config) | {"network_sha256": network_digest(bundle, network)}
+    settings: dict[str, Any] = asdict(config) | {"network_sha256": bundle.network_digest(network)}
     asked = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed, "judge_sha256": judge.digest()}
     asked |= {"embeddings_sha256": tensors_digest(embeddings) if embeddings else None}
     kept = Cache(cache or default_folder(), "interval", asked | {"network_sha256": settings["network_sha256"]})

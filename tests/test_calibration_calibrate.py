@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from small import TEXT, small
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.calibration.cache import network_digest
 from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.inputs import draw, read_embeddings
 from fewstep.denoiser import save_network
@@ -55,13 +54,13 @@ def test_fitted_steps_are_read_from_the_cache_and_a_stopped_fit_goes_on(digits: 
 
 
 def test_other_weights_are_another_network(digits: Bundle) -> None:
-    before = network_digest(digits, "teacher")
+    before = digits.network_digest("teacher")
     with digits.edit() as draft:
         (weights,) = (draft.root / "networks" / "teacher").glob("*.safetensors")
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         draft.new(weights.relative_to(draft.root).as_posix()).write_bytes(content)
-    assert network_digest(Bundle.load(digits.root), "teacher") != before
+    assert Bundle.load(digits.root).network_digest("teacher") != before
 
 
 def _text_bundle(path: Path) -> Bundle:

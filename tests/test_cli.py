@@ -22,7 +22,7 @@ from fewstep.console import say, table
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
-VERBS += ["serve", "bench", "doctor", "deploy"]
+VERBS += ["serve", "bench", "doctor", "deploy", "interval", "adopt", "compare", "pick", "report", "tau"]
 
 
 def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -121,6 +121,16 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         ),
         (["export", "digits.bundle", "--layout", "flat"], "layout is unrolled, loop, step, got 'flat'"),
         (["quantise", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
+        (["interval", "digits.bundle", "--data", "mnist5k", "--solver", "euler"], "solver is one of ddim, "),
+        (["interval", "digits.bundle", "--data", "mnist5k", "--weight", "1"], "guidance begins above the weight 1"),
+        (["interval", "digits.bundle", "--data", "mnist5k", "--recipe", "guess"], "by sweep or search, got 'guess'"),
+        (["adopt", "digits.bundle", "--plan", "sid1"], "needs a name other than 'sid1'"),
+        (["adopt", "digits.bundle", "--plan", "fast", "--name", "x"], "has no plan 'fast'"),
+        (["adopt", "digits.bundle", "--plan", "sid1", "--name", "x", "--lo", "1"], "--lo and --hi need a --weight"),
+        (["compare", "digits.bundle", "--data", "cifar"], "'cifar' is neither a known data set"),
+        (["pick", "digits.bundle", "--calls", "4"], "the samplers of digits.bundle were not compared yet"),
+        (["report", "digits.bundle"], "the samplers of digits.bundle were not compared yet"),
+        (["tau", "--data", "mnist5k", "--runs", "1"], "needs 2 or more training runs"),
         (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, spndm, ipndm, got 'euler'"),
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
         (["build", "digits.bundle", "--batch", "4,1"], "from 1 that increase"),

@@ -144,6 +144,14 @@ class Bundle:
             raise ValueError(f"{self.root.name} was shipped without the network {name!r}; only its graphs can be used")
         return self.directory(entry.directory)
 
+    def network_digest(self, name: str) -> str:
+        """One hash for a network's files and for how it is used, as the manifest has them: equal for equal networks."""
+        entry: NetworkEntry = self.pick("network", name, self.manifest.networks)
+        prefix = f"{entry.directory}/"
+        files = {path.removeprefix(prefix): f.sha256 for path, f in self.manifest.files.items() if path.startswith(prefix)}
+        about = entry.model_dump_json(exclude={"directory"})
+        return hashlib.sha256((about + json.dumps(files, sort_keys=True)).encode()).hexdigest()
+
     def directory(self, name: str) -> Path:
         """The path of a directory, every file in it checked."""
         path = _inside(self.root, name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import inf, isfinite
 
 import numpy as np
@@ -28,6 +29,15 @@ class Guidance:
             raise ValueError(f"guidance needs lo < hi, got lo={self.lo}, hi={self.hi}")
         if not isfinite(self.weight):
             raise ValueError(f"guidance needs a finite weight, got {self.weight}")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, float | None]) -> Guidance:
+        """From what `settings` gave."""
+        return cls(**{key: inf if value is None else value for key, value in settings.items()})
+
+    def settings(self) -> dict[str, float | None]:
+        """For JSON, which has no infinity: None is no upper bound."""
+        return {key: value if isfinite(value) else None for key, value in asdict(self).items()}
 
     def at(self, levels: Floats) -> Floats:
         """The weight of steps that start at these noise levels, same shape."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
 from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish
 from fewstep.console import say, table, track
@@ -46,8 +47,10 @@ def compare(
     from fewstep.decide import compare as judging
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
-    config = judging.CompareConfig(data, features, seeds, thin)
-    found = judging.compare(Bundle.load(bundle), config, plan or (), embeddings=given, track=track)
+    config, loaded = judging.CompareConfig(data, features, seeds, thin), Bundle.load(bundle)
+    for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
+        say(f"warning: {warning}")
+    found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
     show(found)
     finish(found.model_dump(mode="json"), as_json, f"fewstep pick {bundle} --calls 4, or: fewstep report {bundle}")
 

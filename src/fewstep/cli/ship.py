@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
 from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish, precisions, size, whole_numbers
 from fewstep.console import meter, say, table, track
@@ -65,6 +66,8 @@ def export(
         loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
         plan = [name]
     plans = plan or [cast(str, loaded.manifest.default)]
+    for warning in filter(None, (mismatch(loaded, name) for name in plans)):
+        say(f"warning: {warning}")
     refuse_layouts(layouts, wanted)
     loaded = _with_ranges(loaded, plans, wanted)
     exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)

@@ -145,9 +145,8 @@ def _fits(bundle: Bundle) -> Iterator[str]:
         if not {"fitted", "losses"} & about.keys():
             continue
         method = METHODS.get(about.get("method", ""))
-        bounds = {key: np.inf if value is None else value for key, value in about["guidance"].items()}
         grid = bundle.manifest.networks[entry.network].parametrisation.grid(about["steps"])
-        plain = (method.solver if method else dpmpp_2m)(grid, Guidance(**bounds))
+        plain = (method.solver if method else dpmpp_2m)(grid, Guidance.of(about["guidance"]))
         plans = {"usual": plain, name: entry.plan()}
         caption = f"<b>{escape(name)}</b> {escape(entry.solver)}; the usual grid and weights beside it"
         yield _figure(charts.levels(plans) + charts.coefficients(plans), caption)

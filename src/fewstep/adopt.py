@@ -1,0 +1,65 @@
+"""Fitted plans used elsewhere than where they were fitted: taken over into another bundle, and told apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fewstep.bundle import Bundle
+from fewstep.guidance import Guidance
+from fewstep.manifest import NetworkEntry, PlanEntry
+
+__all__ = ["adopt", "mismatch"]
+
+
+def adopt(
+    bundle: Bundle,
+    source: Bundle,
+    plan: str,
+    *,
+    name: str,
+    network: str = "teacher",
+    guidance: Guidance | None = None,
+) -> Bundle:
+    """Take over a plan of another bundle (or of the same one) for a network of this one, under the name `name`.
+
+    guidance: instead of the plan's own. A plan says nothing of the size of images, so any network of the same coordinates will
+    do; how well is another matter, see `mismatch`.
+
+    Raises ValueError for a plan or network there is not, or one in other coordinates.
+    """
+    entry: PlanEntry = source.pick("plan", plan, source.manifest.plans)
+    wanted: NetworkEntry = bundle.pick("network", network, bundle.manifest.networks)
+    found = source.manifest.networks[entry.network].parametrisation
+    levels = np.array(entry.sigmas) / np.maximum(entry.alphas, 1e-300)
+    if found.kind != wanted.parametrisation.kind:
+        raise ValueError(
+            f"the plan {plan!r} is in {found.kind} coordinates, the network {network!r} in {wanted.parametrisation.kind} ones; "
+            "fit one for it with: fewstep calibrate"
+        )
+    table = entry.plan()
+    if guidance:
+        table = replace(table, weights=guidance.at(levels[:-1]))
+    about = dict(source.manifest.provenance.get(plan, {}))
+    about |= {"adopted": {"bundle": source.manifest.name, "plan": plan, "guidance": guidance.settings() if guidance else None}}
+    with bundle.edit() as draft:
+        draft.manifest.plans[name] = PlanEntry.of(table, network=network, solver=entry.solver)
+        draft.manifest.provenance[name] = about
+    return Bundle.load(bundle.root)
+
+
+def mismatch(bundle: Bundle, plan: str) -> str | None:
+    """What a fitted plan is used with and was not fitted for, as a sentence; None where all is as it was fitted."""
+    entry: PlanEntry = bundle.pick("plan", plan, bundle.manifest.plans)
+    about = bundle.manifest.provenance.get(plan)
+    if not isinstance(about, dict) or "network_sha256" not in about:
+        return None
+    against = []
+    if about["network_sha256"] != bundle.network_digest(entry.network):
+        against.append(f"with other weights than those of {entry.network!r} now")
+    if about.get("adopted", {}).get("guidance"):
+        against.append("with another guidance")
+    if not against:
+        return None
+    return f"the plan {plan!r} was fitted {' and '.join(against)}; compare it with one fitted here before you ship it"

@@ -1,0 +1,188 @@
+"""Verbs that fit samplers to a network: calibrate, interval, adopt, quantise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fewstep.adopt import adopt as take_over
+from fewstep.adopt import mismatch
+from fewstep.bundle import Bundle
+from fewstep.cli.app import SOLVERS, BundlePath, Json, Seed, app, finish, finite, precisions
+from fewstep.console import say, table, track
+from fewstep.guidance import Guidance
+
+__all__ = ["adopt", "calibrate", "interval", "quantise"]
+
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        help="Conditions of a bundle that makes images from embeddings: a safetensors file with embeddings (N, tokens, width), "
+        "pooled (N, width) where it has one, and null_... (1, ...).",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def calibrate(
+    bundle: BundlePath,
+    method: Annotated[
+        str, typer.Option(help="What to fit: table, as a whole, or a solver step by step, such as iia-ddim.")
+    ] = "table",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<method><steps>")] = None,
+    weight: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 1.0,
+    lo: Annotated[float, typer.Option(help="Guide steps that start above this noise level ...")] = 0.0,
+    hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
+    toward: Annotated[
+        str, typer.Option(help="table: pixels or features of what many steps make, or real images; the last two need --data.")
+    ] = "pixels",
+    data: Annotated[str | None, typer.Option(help="table: images as for train.", show_default="none is read")] = None,
+    iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
+    fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
+    samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
+    batch: Annotated[int, typer.Option(help="Samples that the network takes at once.")] = 32,
+    embeddings: Embeddings = None,
+    network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a sampler to the teacher: better images from the same few network calls.
+
+    Reads no data, unless --toward features or --toward real asks for it.
+    """
+    from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.calibration.toward import loss_toward
+
+    name, guidance, loaded = name or f"{method}{steps}", Guidance(weight, lo, hi), Bundle.load(bundle)
+    given = read_embeddings(embeddings) if embeddings else None
+    result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
+    if method == "table":
+        config = TableConfig(steps, guidance, toward, iterations, samples, batch=batch, seed=seed)
+        loss = loss_toward(toward, data, track=track)
+        _, table_fit = calibrate_table(loaded, config, name=name, network=network, loss=loss, embeddings=given, track=track)
+        table(
+            "on noise that was not fitted",
+            ["", "loss"],
+            [("best grid", f"{table_fit.losses[0]:.4g}"), ("fitted", f"{min(table_fit.losses):.4g}")],
+        )
+        result["losses"] = table_fit.losses
+    else:
+        solver = FitConfig(method, steps, guidance, fine, samples, batch, seed)
+        _, fit = calibrate(loaded, solver, name=name, network=network, embeddings=given, track=track)
+        rows = [(str(step.row), f"{step.before:.3g}", f"{step.after:.3g}") for step in fit.steps]
+        table("mean square distance to the fine target", ["row", "plain", "fitted"], rows)
+        result |= {"steps": [s._asdict() for s in fit.steps], "calls": fit.calls}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def interval(
+    bundle: BundlePath,
+    data: Annotated[str, typer.Option(help="Images as for train; the search is judged against training images.")],
+    solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 10,
+    weight: Annotated[list[float], typer.Option(help="Guidance weight to try; repeat for more.")] = [1.5, 2.0, 3.0],  # noqa: B006
+    recipe: Annotated[str, typer.Option(help="sweep: where to begin, then where to end; or search, by optuna.")] = "sweep",
+    trials: Annotated[int, typer.Option(help="search: guidances to try.")] = 60,
+    calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
+    features: Annotated[
+        str, typer.Option(help="As for compare; the classifier is another than the one that judges.")
+    ] = "classifier",
+    samples: Annotated[int, typer.Option(min=10, help="Images for each guidance.")] = 500,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
+    embeddings: Embeddings = None,
+    network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find which steps to guide, and by how much. Stopped, it goes on."""
+    from fewstep.calibration.features import feature_network
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
+    from fewstep.calibration.metrics import Judge
+    from fewstep.calibration.toward import FITTING
+    from fewstep.data import open_images
+
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
+    loaded, images, name = Bundle.load(bundle), open_images(data), name or f"{solver}{steps}_interval"
+    judge = Judge(feature_network(features, images, seed=FITTING, track=track), images.every(max(len(images) // samples, 1)))
+    given = read_embeddings(embeddings) if embeddings else None
+    _, tried = calibrate_interval(
+        loaded, config, SOLVERS[solver], judge, name=name, network=network, embeddings=given, track=track
+    )
+    rows = [
+        (str(t.nfe), f"{t.value:.2f}", f"{t.steps.weight:.3g}", f"{t.steps.first} to {t.steps.last}") for t in pareto(tried)
+    ]
+    table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
+    result = {"bundle": str(bundle), "plan": name, "trials": [asdict(trial) for trial in tried]}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def adopt(
+    bundle: BundlePath,
+    plan: Annotated[str, typer.Option(help="The plan to take over.", show_default=False)],
+    source: Annotated[
+        Path | None, typer.Option(help="The bundle that has it.", show_default="the same one, for another guidance")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name here.", show_default="the plan's")] = None,
+    network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    weight: Annotated[float | None, typer.Option(help="Guidance weight.", show_default="the plan's guidance")] = None,
+    lo: Annotated[float, typer.Option(help="With --weight: guide steps that start above this noise level ...")] = 0.0,
+    hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
+    as_json: Json = False,
+) -> None:
+    """Take over a plan that was fitted for another network or guidance, without fitting it again."""
+    loaded = Bundle.load(bundle)
+    if (lo, hi) != (0.0, inf) and weight is None:
+        raise ValueError("--lo and --hi need a --weight")
+    guidance = None if weight is None else Guidance(weight, lo, hi)
+    name = name or plan
+    if not source and name == plan:
+        raise ValueError(f"a plan taken over from the same bundle needs a name other than {plan!r}; give one with --name")
+    done = take_over(loaded, Bundle.load(source) if source else loaded, plan, name=name, network=network, guidance=guidance)
+    if warning := mismatch(done, name):
+        say(f"warning: {warning}")
+    finish({"bundle": str(bundle), "plan": name, "warning": warning}, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+@app.command()
+def quantise(
+    bundle: BundlePath,
+    plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
+    precision: Annotated[str, typer.Option(help="Precisions, commas between.")] = "int8",
+    samples: Annotated[int, typer.Option(min=1, help="Images to collect ranges from; drawn from noise, no data is read.")] = 32,
+    min_psnr: Annotated[float, typer.Option(callback=finite, help="Leave out layers until this close to fp32, in dB.")] = 40.0,
+    embeddings: Embeddings = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Collect what a plan's layers see, row by row, and find those that must stay in higher precision."""
+    from fewstep.calibration.inputs import read_embeddings
+    from fewstep.calibration.ranges import calibrate_ranges
+
+    given = read_embeddings(embeddings) if embeddings else None
+    loaded, wanted = Bundle.load(bundle), precisions(precision)
+    name = plan or loaded.manifest.default
+    if name is None:
+        raise ValueError(f"{bundle} has no default plan; name one with --plan")
+    done = calibrate_ranges(
+        loaded, name, wanted, samples=samples, min_psnr_db=min_psnr, seed=seed, embeddings=given, track=track
+    )
+    ranges = done.ranges(name)
+    assert ranges is not None
+    rows = [
+        (p, f"{ranges.psnr_db[p][0]:.1f}", f"{ranges.psnr_db[p][1]:.1f}", ", ".join(ranges.kept[p]) or "none") for p in wanted
+    ]
+    table(f"{name}: PSNR against fp32 in dB", ["precision", "all layers", "with kept", "kept in higher precision"], rows)
+    result = {"bundle": str(bundle), "plan": name, "kept": ranges.kept, "psnr_db": ranges.psnr_db}
+    finish(result, as_json, f"fewstep export {bundle} --plan {name} --precision {precision}")
