@@ -1,53 +1,47 @@
 """Few network calls from one teacher: diffusers' schedulers, our plans, fitted plans.
 
-    python benchmarks/solvers.py digits.bundle mnist5k [CALLS ...]
+    python benchmarks/solvers.py digits.bundle mnist5k classifier [CALLS ...]
 
 Writes benchmarks/results/solvers-NAME.json, row by row, and leaves out rows that are there. For each number of network calls:
 distances to held-out images, class accuracy, PSNR and feature distance to the 35-call Heun images of the same noise, over sets
 of seeds. Every scheduler gets the same D(x, sigma) from the same noise; those of diffusers walk their own choices of levels in
 0.002..80, and where the first set of seeds puts one twice as far as the best of its number of calls, that set has to do. Fits
-draw other seeds; those that read images see the training split, in another classifier than the judge's.
+draw other seeds; those that read images see the training split, in another classifier than the judge's. A network of colour
+images computes in bf16, for all alike.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from datetime import date
+from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from board import SEEDS, Board, Make, compiled
+from torch import Tensor
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.cache import default_folder
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
-from fewstep.calibration.classifier import classifier
+from fewstep.calibration.features import feature_network
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.methods import METHODS
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.calibration.toward import loss_toward
 from fewstep.data import open_images
-from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.plan import Plan
 from fewstep.schedule import karras
 from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
-RESULTS = Path(__file__).parent / "results"
 CALLS = (4, 6, 10, 5, 8, 15, 20)
-SEEDS = (0, 1, 2)
+IMAGES = 2000  # at most, in a set
 REFERENCE = heun(karras(18, 0.002, 80.0))
 # diffusers' schedules are discrete: a thousand of Karras' levels, as betas.
 LEVELS = karras(1000, 0.002, 80.0).sigmas[:-1][::-1]
@@ -59,8 +53,15 @@ TABLES = ("pixels", "features", "real")
 MOST = 10  # calls of a table: more takes the longest, and gains little over good solvers
 OUTCLASSED = 2.0
 
-Make = Callable[[Inputs], Tensor]  # last states
 Solver = Callable[..., Plan]
+
+
+class Sampler(NamedTuple):
+    """A row to be: make gives what makes its images; a fit takes a while to."""
+
+    title: str
+    make: Callable[[], Make]
+    kind: str
 
 
 def schedulers(calls: int) -> dict[str, Any]:
@@ -109,108 +110,55 @@ def titled(name: str, solver: Solver, calls: int) -> str:
     return f"{name}, {calls + 1} calls" if solver is heun and calls % 2 == 0 else name
 
 
-def fits(bundle: Bundle, source: str, calls: int) -> dict[str, Callable[[str], Bundle]]:
-    """What to fit for a number of network calls, by title; each takes the name of the plan to add."""
-    found: dict[str, Callable[[str], Bundle]] = {}
+def samplers(bundle: Bundle, teacher: Teacher, data: str, calls: int) -> Iterator[Sampler]:
+    """All for a number of network calls."""
+
+    def of(plan: Plan) -> Make:
+        return lambda inputs: teacher.sample(plan, inputs)
+
+    for name, solver in OURS.items():
+        plan = solver(karras(steps_of(solver, calls), 0.002, 80.0))
+        yield Sampler(titled(name, solver, calls), lambda plan=plan: of(plan), "plan")  # type: ignore[misc]
+    for name, made in schedulers(calls).items():
+        yield Sampler(name, lambda made=made: lambda inputs: walk(made, teacher, inputs), "diffusers")  # type: ignore[misc]
     for name, method in METHODS.items():
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
-        found[titled(method.title, method.solver, calls)] = lambda plan, config=config: calibrate(bundle, config, name=plan)[0]  # type: ignore[misc]
+        title = titled(method.title, method.solver, calls)
+        yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")), "fit")  # type: ignore[misc]
     for toward in TABLES if calls <= MOST else ():
         table = TableConfig(calls, toward=toward, batch=64, seed=1000)
-        loss = loss_toward(toward, source)
-        found[f"table, {toward}"] = lambda plan, table=table, loss=loss: calibrate_table(bundle, table, name=plan, loss=loss)[0]  # type: ignore[misc]
-    return found
-
-
-class Compiled(nn.Module):
-    """A denoiser, compiled; levels go in as a tensor, since every new number would be compiled anew."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.parametrisation = denoiser.parametrisation
-        self.net = torch.compile(denoiser)
-
-    def forward(self, x: Tensor, sigma: float, *condition: Tensor) -> Tensor:
-        denoised: Tensor = self.net(x, torch.full((len(x),), sigma), *condition)
-        return denoised
-
-
-class Board:
-    """The result file, and what judges its rows."""
-
-    def __init__(self, path: Path, teacher: Teacher, judge: Judge) -> None:
-        from fewstep.machine import described
-
-        self.path, self.teacher, self.judge = path, teacher, judge
-        self.result: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
-        self.result |= {"machine": described(), "date": str(date.today()), "n": judge.n, "seeds": SEEDS}
-        self.reference: dict[int, npt.NDArray[np.uint8]] = {}
-
-    def inputs(self, seed: int) -> Inputs:
-        """The judge's labels, noise of a set of seeds."""
-        drawn = self.teacher.draw(self.judge.n, seed=seed)
-        labels = torch.tensor(self.judge.labels)
-        return Inputs(drawn.noise, (labels,), (torch.full_like(labels, self.teacher.manifest.condition.classes),))
-
-    def known(self, calls: int, name: str) -> bool:
-        return f"{calls}, {name}" in self.result["rows"]
-
-    def best(self, calls: int) -> float:
-        """The least distance so far at a number of calls."""
-        rows: dict[str, Any] = self.result["rows"]
-        return min(
-            (row["frechet"]["mean"] for name, row in rows.items() if name.startswith(f"{calls}, ")), default=float("inf")
+        loss = loss_toward(toward, data)
+        yield Sampler(
+            f"table, {toward}",
+            lambda t=table, f=loss: of(calibrate_table(bundle, t, name="fit", loss=f)[0].plan("fit")),  # type: ignore[misc]
+            "fit",
         )
 
-    def add(self, calls: int, name: str, make: Make, *, full: bool = True, **more: Any) -> None:
-        """Judge a sampler on all seeds, unless not `full` and the first ones say that it is outclassed, and write its row."""
-        found: dict[str, list[float]] = {}
-        for seed in SEEDS:
-            if found and not full and found["frechet"][0] > OUTCLASSED * self.best(calls):
-                break
-            inputs = self.inputs(seed)
-            parts = [inputs[i : i + self.teacher.batch] for i in range(0, len(inputs), self.teacher.batch)]
-            with torch.no_grad():
-                images = self.teacher.rounded(torch.cat([make(part) for part in parts]))
-            self.reference.setdefault(seed, images)  # the first row is the reference
-            scores = asdict(self.judge.score(images, self.judge.labels)) | asdict(self.judge.pair(images, self.reference[seed]))
-            for key, value in scores.items():
-                found.setdefault(key, []).append(value)
-        kept = {key: values for key, values in found.items() if key != "n" and values[0] is not None}
-        row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in kept.items()}
-        self.result["rows"][f"{calls}, {name}"] = row | more
-        self.path.write_text(json.dumps(self.result, indent=1) + "\n", "utf-8")
-        print(f"{calls:3} {name:32} {row['frechet']['mean']:8.2f} ± {row['frechet']['std'] or float('nan'):.2f}", flush=True)
 
-
-def main(source: Path, data: str, calls: tuple[int, ...]) -> None:
+def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory, source.name)
-        shutil.copytree(source, root)
-        bundle = Bundle.load(root)
-        judge = Judge(classifier(open_images(data), default_folder()), open_images(data, "held-out"))
-        teacher = Teacher(bundle)
-        teacher.denoiser = Compiled(teacher.denoiser)  # type: ignore[assignment]
-        board = Board(RESULTS / f"solvers-{bundle.manifest.name}.json", teacher, judge)
-        board.add(REFERENCE.nfe, "Heun, the reference", lambda inputs: teacher.sample(REFERENCE, inputs))
+        shutil.copytree(source, root := Path(directory, source.name))
+        bundle, held_out = Bundle.load(root), open_images(data, "held-out")
+        judge = Judge(feature_network(features, open_images(data)), held_out.every(max(len(held_out) // IMAGES, 1)))
+        bf16 = bundle.manifest.image.channels == 3
+        teacher = compiled(Teacher(bundle), bf16=bf16)
+        board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
+        reference = [board.images(lambda inputs: teacher.sample(REFERENCE, inputs), seed) for seed in SEEDS]
+        if (name := f"{REFERENCE.nfe}, Heun, the reference") not in board.rows:
+            board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), reference=reference)
         for n in calls:
-            plans: dict[str, Plan] = {}
-            for name, solver in OURS.items():
-                plans[titled(name, solver, n)] = solver(karras(steps_of(solver, n), 0.002, 80.0))
-            for name, plan in plans.items():
-                if not board.known(n, name):
-                    board.add(n, name, lambda inputs, plan=plan: teacher.sample(plan, inputs))  # type: ignore[misc]
-            for name, made in schedulers(n).items():
-                if not board.known(n, name):
-                    board.add(n, name, lambda inputs, made=made: walk(made, teacher, inputs), full=False)  # type: ignore[misc]
-            for name, fit in fits(bundle, data, n).items():
-                if board.known(n, name):
+            for sampler in samplers(bundle, teacher, data, n):
+                if (name := f"{n}, {sampler.title}") in board.rows:
                     continue
+                most = OUTCLASSED * min(
+                    (r["frechet"]["mean"] for k, r in board.rows.items() if k.startswith(f"{n}, ")), default=inf
+                )
                 begin = time.perf_counter()
-                fitted = fit("fitted").plan("fitted")
-                seconds = time.perf_counter() - begin
-                board.add(n, name, lambda inputs, plan=fitted: teacher.sample(plan, inputs), fit_seconds=seconds)  # type: ignore[misc]
+                make = sampler.make()
+                more = {"fit_seconds": time.perf_counter() - begin} if sampler.kind == "fit" else {}
+                enough = (lambda first, most=most: first > most) if sampler.kind == "diffusers" else (lambda _: False)
+                board.add(name, make, reference=reference, enough=enough, **more)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3:])) or CALLS)
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], tuple(map(int, sys.argv[4:])) or CALLS)

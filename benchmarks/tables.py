@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from fewstep.demo import SAMPLERS
 __all__ = ["PAGES", "ROOT", "result", "written"]
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
+PAGES = ("README.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -53,6 +54,89 @@ def digits() -> str:
     real = found["real_against_real"]
     rows.append(["real training images", "", spread(real["frechet"], 2), spread(real["accuracy"], 3), ""])
     return markdown(["sampler", "network calls", "Frechet distance", "class accuracy", "ms per image"], rows)
+
+
+def calls_of(found: dict[str, Any]) -> list[int]:
+    """The numbers of network calls that a comparison of solvers has, but for the reference's."""
+    return sorted({int(key.split(", ")[0]) for key in found["rows"]} - {35})
+
+
+def solvers(name: str) -> str:
+    """Every sampler at every number of network calls."""
+    found = result(name)
+    columns = calls_of(found)
+    titles = dict.fromkeys(re.sub(r"^\d+, |, \d+ calls$", "", key) for key in found["rows"] if not key.startswith("35, "))
+    rows = []
+    for title in titles:
+        cells = []
+        for calls in columns:
+            row = found["rows"].get(f"{calls}, {title}") or found["rows"].get(f"{calls}, {title}, {calls + 1} calls")
+            cells.append(distance(row["frechet"]) if row else "")
+        rows.append([title, *cells])
+    return markdown(["sampler", *(str(calls) for calls in columns)], rows)
+
+
+def distance(score: dict[str, float | None]) -> str:
+    """A distance with its spread, where more than one set of seeds was judged."""
+    mean, std = score["mean"], score["std"]
+    assert mean is not None
+    return f"{mean:.0f}" if mean >= 100 else f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
+
+
+FAMILIES = {
+    "best scheduler of diffusers": r"UniPC|DEIS|DPM-Solver|PNDM|DDIM$|Heun|iPNDM$|S-PNDM$",
+    "best plan fitted step by step": r"B?IIA-|free fit",
+    "table, pixels": r"table, pixels",
+    "table, features": r"table, features",
+    "table, real": r"table, real",
+}
+
+
+def budgets(name: str) -> str:
+    """The best of every family at every number of network calls."""
+    found = result(name)
+    columns = calls_of(found)
+    rows = []
+    for title, pattern in FAMILIES.items():
+        cells = []
+        for calls in columns:
+            family = {
+                key: row
+                for key, row in found["rows"].items()
+                if key.startswith(f"{calls}, ") and re.match(pattern, key.split(", ", 1)[1])
+            }
+            exact = {key: row for key, row in family.items() if not key.endswith(f", {calls + 1} calls")}
+            best = min(exact, key=lambda key: exact[key]["frechet"]["mean"], default=None)
+            words = best.split(", ", 1)[1] if best and not title.startswith("table") else ""
+            cells.append(f"{distance(exact[best]['frechet'])} {words}".strip() if best else "")
+        rows.append([title, *cells])
+    return markdown(["", *(f"{calls} calls" for calls in columns)], rows)
+
+
+def interval() -> str:
+    rows = []
+    for name, row in result("interval-digits")["rows"].items():
+        bounds = f"{row['lo']:.2f} to {row['hi']:.2f}" if "interval" in name else ""
+        scores = [spread(row[key], digits) for key, digits in (("frechet", 2), ("recall", 3), ("accuracy", 3))]
+        rows.append([name, bounds, str(row["nfe"]), *scores])
+    return markdown(["guidance", "noise levels", "network calls", "Frechet distance", "recall", "class accuracy"], rows)
+
+
+def transfer() -> str:
+    rows = [
+        [name, str(row["nfe"]), spread(row["frechet"], 2), spread(row["psnr_db"], 1)]
+        for name, row in result("transfer")["rows"].items()
+    ]
+    return markdown(["table", "network calls", "Frechet distance", "PSNR, dB"], rows)
+
+
+def fit_cost() -> str:
+    found = result("fit_cost")
+    rows = [
+        [name, f"{row['seconds']:.1f}", f"{row['least']:.1f} to {row['most']:.1f}", str(row["calls"] or "")]
+        for name, row in found["rows"].items()
+    ]
+    return markdown(["", "seconds, median", "over rounds", "network calls"], rows)
 
 
 def latency() -> str:
@@ -203,8 +287,11 @@ def soak() -> str:
 
 OVERHEAD = ("overhead_us", "overhead_over_seeded_us")
 OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
+PLAIN = (digits, latency, precision, export, large, edge, sizes, generator, others, server, soak, interval, transfer, fit_cost)
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (digits, latency, precision, export, large, edge, sizes, generator, others, server, soak)
+    **{table.__name__: table for table in PLAIN},
+    "solvers_digits": partial(solvers, "solvers-digits"),
+    "budgets_digits": partial(budgets, "solvers-digits"),
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Guidance in an interval against guidance everywhere: python benchmarks/interval.py digits.bundle mnist5k
+
+Sweeps weights and intervals against training images, then judges on held-out ones, over sets of seeds: no guidance, every
+weight everywhere, and the best interval of every weight. Writes benchmarks/results/interval-NAME.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from board import Board, compiled
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.features import feature_network
+from fewstep.calibration.interval import IntervalConfig, Steps, calibrate_interval, interval, pareto
+from fewstep.calibration.metrics import Judge
+from fewstep.calibration.teacher import Teacher
+from fewstep.calibration.toward import FITTING
+from fewstep.console import track
+from fewstep.data import open_images
+from fewstep.solvers import dpmpp_2m
+
+CONFIG = IntervalConfig(steps=10, weights=(1.25, 1.5, 2.0, 3.0))
+IMAGES = 500  # for each guidance that is tried
+
+
+def main(source: Path, data: str) -> None:
+    train = open_images(data)
+    judge = Judge(feature_network("classifier", train), open_images(data, "held-out"))
+    trying = Judge(feature_network("classifier", train, seed=FITTING), train.every(len(train) // IMAGES))
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(source, root := Path(directory, source.name))
+        bundle, trials = calibrate_interval(Bundle.load(root), CONFIG, dpmpp_2m, trying, name="found", track=track)
+        about = bundle.manifest.provenance["found"]
+        teacher = compiled(Teacher(bundle))
+        board = Board(
+            f"interval-{bundle.manifest.name}",
+            teacher,
+            judge,
+            steps=CONFIG.steps,
+            tried_on=trying.n,
+            levels=about["levels"],
+            similarity=about["similarity"],
+            trials=about["trials"],
+            front=[asdict(trial) for trial in pareto(trials)],
+        )
+        grid = teacher.denoiser.parametrisation.grid(CONFIG.steps)
+        wanted = {"no guidance": Steps(0, grid.n - 1, 1.0)}
+        for weight in CONFIG.weights:
+            best = min((t for t in trials if t.steps.weight == weight), key=lambda t: t.value)
+            wanted |= {f"{weight:g} everywhere": Steps(0, grid.n - 1, weight), f"{weight:g} in an interval": best.steps}
+        for name, steps in wanted.items():
+            if name not in board.rows:
+                plan = dpmpp_2m(grid, guidance := interval(grid, steps))
+                more = {"nfe": plan.nfe, "lo": guidance.lo, "hi": guidance.hi, "steps": steps}
+                board.add(name, lambda inputs, plan=plan: teacher.sample(plan, inputs), **more)  # type: ignore[misc]
+        board.write()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
