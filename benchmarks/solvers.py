@@ -40,7 +40,8 @@ from fewstep.plan import Plan
 from fewstep.schedule import karras
 from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
-CALLS = (4, 6, 10, 5, 8, 15, 20)
+CALLS = (4, 6, 10, 5, 8, 2, 15, 20, 1, 3)
+LEAST = 4  # calls of a solver; fewer make no images, only tables are tried there
 IMAGES = 2000  # at most, in a set
 REFERENCE = heun(karras(18, 0.002, 80.0))
 # diffusers' schedules are discrete: a thousand of Karras' levels, as betas.
@@ -116,12 +117,12 @@ def samplers(bundle: Bundle, teacher: Teacher, data: str, calls: int) -> Iterato
     def of(plan: Plan) -> Make:
         return lambda inputs: teacher.sample(plan, inputs)
 
-    for name, solver in OURS.items():
+    for name, solver in OURS.items() if calls >= LEAST else ():
         plan = solver(karras(steps_of(solver, calls), 0.002, 80.0))
         yield Sampler(titled(name, solver, calls), lambda plan=plan: of(plan), "plan")  # type: ignore[misc]
-    for name, made in schedulers(calls).items():
+    for name, made in schedulers(calls).items() if calls >= LEAST else ():
         yield Sampler(name, lambda made=made: lambda inputs: walk(made, teacher, inputs), "diffusers")  # type: ignore[misc]
-    for name, method in METHODS.items():
+    for name, method in METHODS.items() if calls >= LEAST else ():
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
         yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")), "fit")  # type: ignore[misc]

@@ -28,3 +28,18 @@ def test_other_parametrisations_and_embeddings_are_refused(
         draft.manifest.networks["teacher"] = NetworkEntry(directory=None, parametrisation=parametrisation)
     with pytest.raises(ValueError, match=message):
         distill(Bundle.load(tmp_path / "a.bundle"), "student", SidConfig())
+
+
+def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
+    """No levels in the interval: as without guidance; all of them: as guided everywhere; some: neither."""
+
+    def weights(**choices: float) -> str:
+        config = SidConfig(iterations=2, batch=8, **choices)
+        return distill(Bundle.load(digits.root), "student", config).network_digest("student")
+
+    plain, guided = weights(), weights(guidance=2.0)
+    assert weights(guidance=2.0, lo=100.0) == plain  # levels end at 80
+    assert weights(guidance=2.0, lo=0.0, hi=100.0) == guided
+    assert len({plain, guided, weights(guidance=2.0, lo=0.1, hi=2.0)}) == 3
+    with pytest.raises(ValueError, match="guidance needs lo < hi"):
+        weights(guidance=2.0, lo=2.0, hi=1.0)

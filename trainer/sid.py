@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
 from fewstep.denoiser import load_network, save_network
-from fewstep.guidance import guided
+from fewstep.guidance import Guidance, mix
 from fewstep.manifest import Condition, NetworkEntry, PlanEntry
 from fewstep.parametrisation import Edm
 from fewstep.plan import Plan, trajectory
@@ -37,7 +37,8 @@ __all__ = ["SidConfig", "digits_sid", "distill"]
 class SidConfig:
     """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F).
 
-    guidance is the weight that the teacher's estimate is guided with; the generator then makes guided images in one pass.
+    guidance is the weight that the teacher's estimate is guided with, at noise levels above lo and up to hi (None: all that are
+    higher); the generator then makes guided images in one pass.
     """
 
     steps: int = 1
@@ -46,6 +47,8 @@ class SidConfig:
     lr: float = 6e-4
     alpha: float = 1.2
     guidance: float = 1.0
+    lo: float = 0.0
+    hi: float | None = None
     sigma_start: float = 2.5
     noise_mean: float = -1.2
     noise_std: float = 1.2
@@ -89,6 +92,7 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     # Prepared copies share the weights; they are called only where the gradient goes to those weights.
     g_model, f_model, g_optimizer, f_optimizer = accelerator.prepare(generator, fake, *optimizers)
     plan = few_step(uniform(config.steps, config.sigma_start))
+    interval = Guidance.of({"weight": config.guidance, "lo": config.lo, "hi": config.hi})
 
     for step in track(range(start, config.iterations), f"distil {name}"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
@@ -110,7 +114,10 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
         noised = images + sigma.reshape(-1, 1, 1, 1) * draws.normal(*images.shape[1:])
         fake.requires_grad_(False)
         with accelerator.autocast():
-            target = guided(frozen, condition, null)(noised, sigma, config.guidance if condition else 1.0)
+            target = frozen(noised, sigma, *condition)
+            if condition and interval.weight != 1:
+                weight = torch.where((sigma > interval.lo) & (sigma <= interval.hi), interval.weight, 1.0)
+                target = mix(target, frozen(noised, sigma, *null), weight.reshape(-1, 1, 1, 1))
             estimate = fake(noised, sigma, *condition)
         loss = sid_loss(images, target, estimate, alpha=config.alpha)
         _update(accelerator, g_optimizer, generator, 100 * loss.mean())

@@ -49,6 +49,8 @@ def distill(
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
     alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,
     guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.5,
+    lo: Annotated[float, typer.Option(callback=finite, help="Guide it at noise levels above this ...")] = 0.0,
+    hi: Annotated[float | None, typer.Option(help="... and up to this.", show_default="all that are higher")] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -61,6 +63,6 @@ def distill(
     name = name or f"sid{steps}"
     given = {"iterations": iterations, "lr": lr, "alpha": alpha}
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    config = replace(digits_sid(steps), batch=batch, guidance=guidance, seed=seed, **chosen)
+    config = replace(digits_sid(steps), batch=batch, guidance=guidance, lo=lo, hi=hi, seed=seed, **chosen)
     distill(Bundle.load(bundle), name, config, track=track)
     finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")
