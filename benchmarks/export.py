@@ -78,7 +78,7 @@ def make_large(root: Path) -> None:
     torch.manual_seed(0)
     condition = Condition(kind="labels", classes=10)
     image = ImageSpec(channels=3, height=32, width=32)
-    denoiser = unet(image, condition, channels=(448, 896, 1344), layers=3, attention=True, patch=1, sigma_data=0.5)
+    denoiser = unet(image, condition, channels=(448, 896, 1344), layers=3, attention=True, patch=1)
     with Draft.create(root, image=image, condition=condition) as draft:
         save_network(draft, "teacher", denoiser)
         plan = ddim(karras(4, 0.002, 80.0))

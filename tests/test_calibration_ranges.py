@@ -20,7 +20,7 @@ PLAN = ddim(karras(3, 0.1, 20.0), Guidance(2.0, 0.5))
 
 def _denoiser() -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=False, patch=1, sigma_data=0.5).eval()
+    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=False, patch=1).eval()
 
 
 def _inputs(batch: int = 8) -> Inputs:

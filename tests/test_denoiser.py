@@ -17,7 +17,7 @@ IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="lab
 
 def small_unet(patch: int = 1) -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch, sigma_data=0.5).eval()
+    return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch).eval()
 
 
 def test_the_dtype_of_the_estimate_is_that_of_the_state_whatever_that_of_the_level_and_the_weights() -> None:
@@ -81,4 +81,4 @@ def test_a_network_of_another_class_is_refused(tmp_path: Path) -> None:
 def test_images_that_do_not_divide_are_refused() -> None:
     image = ImageSpec(channels=1, height=10, width=10)
     with pytest.raises(ValueError, match=r"10x10 images do not divide by 4 \(patch 2, 2 levels\)"):
-        unet(image, CONDITION, channels=(8, 16), layers=1, attention=False, patch=2, sigma_data=0.5)
+        unet(image, CONDITION, channels=(8, 16), layers=1, attention=False, patch=2)

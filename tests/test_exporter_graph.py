@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Callable[..., ir.Model]] = {"unrolled": unroll, "loop": loop}
 def _denoiser(seed: int, condition: Condition = CLASSES) -> Denoiser:
     """Two channels in each of its 8 norm groups: in groups of one, the norm would wipe out label and noise level."""
     torch.manual_seed(seed)
-    return unet(IMAGE, condition, channels=(16,), layers=1, attention=True, patch=1, sigma_data=0.5).eval()
+    return unet(IMAGE, condition, channels=(16,), layers=1, attention=True, patch=1).eval()
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ NAMES = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 @pytest.fixture(scope="module")
 def denoiser() -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=True, patch=1, sigma_data=0.5).eval()
+    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=True, patch=1).eval()
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_a_killed_distillation_ends_with_the_same_weights(tmp_path: Path) -> Non
     for name in ("whole", "killed"):
         torch.manual_seed(0)
         image, condition = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2)
-        denoiser = unet(image, condition, channels=(8,), layers=1, attention=False, patch=1, sigma_data=0.5)
+        denoiser = unet(image, condition, channels=(8,), layers=1, attention=False, patch=1)
         with Draft.create(tmp_path / f"{name}.bundle", image=image, condition=condition) as draft:
             save_network(draft, "teacher", denoiser)
     _run(DISTILL, tmp_path / "whole.bundle")

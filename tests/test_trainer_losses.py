@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep.parametrisation import Edm, Eps, Flow, Velocity
 from fewstep.schedule import karras, vp_signal
-from fewstep.trainer.losses import edm_loss, lskip_loss, lskip_scale, sid_loss
+from fewstep.trainer.levels import Levels, space_of
+from fewstep.trainer.losses import denoising_loss, lskip_loss, sid_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
+SPACE = space_of(Edm(sigma_data=0.5), mean=-0.6, std=1.3)
 
 
 class Linear(nn.Module):
@@ -28,21 +31,59 @@ def _draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
 
 
-def test_edm_loss_is_the_weighted_error_of_the_estimate() -> None:
-    x0, noise, sigma = _draw(4, 1, 6, 6), _draw(4, 1, 6, 6), torch.tensor([0.01, 0.5, 3.0, 60.0], dtype=torch.float64)
-    model = Linear()
-    x = x0 + sigma.reshape(-1, 1, 1, 1) * noise
-    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
-    expected = weight * (model(x, sigma) - x0).square().mean((1, 2, 3))
-    torch.testing.assert_close(edm_loss(model, x0, sigma, noise, (), sigma_data=0.5), expected)
+def _position(sigma: Tensor) -> Tensor:
+    """Where levels lie on the axis of EDM."""
+    bottom, top = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    return (sigma ** (1 / 7) - bottom) / (top - bottom)
+
+
+def test_the_weighted_error_of_the_estimate_is_the_error_of_what_the_network_estimates() -> None:
+    x0, noise = _draw(4, 1, 6, 6), _draw(4, 1, 6, 6)
+    for parametrisation, target in (
+        (Edm(sigma_data=0.5), None),
+        (Eps(), lambda alpha, sigma: noise),
+        (Velocity(), lambda alpha, sigma: alpha * noise - sigma * x0),
+        (Flow(), lambda alpha, sigma: noise - x0),
+    ):
+        space = space_of(parametrisation, mean=-1.0, std=1.0)
+        levels = space.at(torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64))
+        guess = _draw(4, 1, 6, 6)  # what a network makes of it
+        skip, out = (torch.as_tensor(s).reshape(-1, 1, 1, 1) for s in parametrisation.scales(levels.sigma)[:2])
+        found = denoising_loss(lambda x, s: skip * x + out * guess, x0, levels, noise, (), space.weight(levels))  # noqa: B023
+        if target is None:  # EDM's network estimates (x0 - skip x) / out
+            wanted = (x0 - skip * levels.noised(x0, noise)) / out
+        else:
+            wanted = target(*(t.reshape(-1, 1, 1, 1) for t in levels))
+        torch.testing.assert_close(found, (guess - wanted).square().mean((1, 2, 3)), rtol=1e-6, atol=1e-9)
 
 
 def test_lskip_with_tau_one_is_the_plain_loss() -> None:
     x0, noise, sigma = _draw(3, 1, 6, 6), _draw(3, 1, 6, 6), torch.tensor([0.01, 0.5, 30.0], dtype=torch.float64)
-    args = (Linear(), x0, sigma, noise)
+    levels = Levels(torch.ones_like(sigma), sigma)
     torch.testing.assert_close(
-        lskip_loss(*args, _draw(3, 1, 6, 6), (), sigma_data=0.5, tau=1.0), edm_loss(*args, (), sigma_data=0.5)
+        lskip_loss(Linear(), x0, _position(sigma), noise, _draw(3, 1, 6, 6), (), SPACE, tau=1.0),
+        denoising_loss(Linear(), x0, levels, noise, (), SPACE.weight(levels)),
     )
+
+
+def test_lskip_of_an_eps_network_is_the_authors_code() -> None:
+    """Discrete times, c_t = sqrt((1 - a) / a), a = abar_t / abar_s; the first `skip` times use the plain loss."""
+    x0, noise, other, guess = (_draw(5, 1, 6, 6) for _ in range(4))
+    times, tau, skip = torch.tensor([3, 8, 9, 500, 999]), 0.9, 9
+    abar = torch.tensor(vp_signal())
+    alpha, sigma = abar[times].sqrt().reshape(-1, 1, 1, 1), (1 - abar[times]).sqrt().reshape(-1, 1, 1, 1)
+
+    def denoise(x: Tensor, level: Tensor) -> Tensor:
+        torch.testing.assert_close(level, sigma.reshape(-1))
+        return (x - sigma * guess) / alpha
+
+    space = space_of(Eps(), mean=0, std=1)
+    found = lskip_loss(denoise, x0, times.double() / 999, noise, other, (), space, skip=skip, tau=tau)
+    a = abar[times] / abar[(times - skip).clamp(min=0)]
+    c = ((1 - a) / a).sqrt().reshape(-1, 1, 1, 1)
+    plain, skipped = (noise - guess).square().mean((1, 2, 3)), (other - c * guess).square().mean((1, 2, 3))
+    expected = torch.where(times >= skip, tau * plain + (1 - tau) * skipped, plain)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_the_scale_is_the_discrete_formula_of_vp_models() -> None:
@@ -51,17 +92,9 @@ def test_the_scale_is_the_discrete_formula_of_vp_models() -> None:
     for skip in (1, 9, 49):
         a = abar[:-skip] / abar[skip:]  # abar_t / abar_s, s = skip levels cleaner
         expected = np.sqrt((1 - a) / a)
-        scale = lskip_scale(torch.tensor(levels), skip).numpy()
+        scale = SPACE.lskip_scale(torch.linspace(1, 0, 1000, dtype=torch.float64), skip).numpy()
         np.testing.assert_allclose(scale[:-skip], expected, rtol=1e-6, atol=1e-9)
         assert (scale[-skip + 1 :] == 0).all() if skip > 1 else True
-
-
-def test_the_scale_matches_the_authors_discretisation_to_first_order() -> None:
-    """On the VP table itself, c^2 = (sigma_t^2 - sigma_s^2) / (1 + sigma_s^2) is (1 - a) / a."""
-    abar = vp_signal()
-    sigma = np.sqrt((1 - abar) / abar)
-    a = abar[9:] / abar[:-9]
-    np.testing.assert_allclose((sigma[9:] ** 2 - sigma[:-9] ** 2) / (1 + sigma[:-9] ** 2), (1 - a) / a, rtol=1e-9)
 
 
 def test_lskip_in_expectation_is_a_ridge_on_the_output() -> None:
@@ -69,25 +102,26 @@ def test_lskip_in_expectation_is_a_ridge_on_the_output() -> None:
     model, sigma = Linear(), torch.full((20000,), 10.0, dtype=torch.float64)
     x0, noise = _draw(1, 1, 4, 4).expand(20000, -1, -1, -1), _draw(1, 1, 4, 4).expand(20000, -1, -1, -1)
     weight = (10.0**2 + 0.25) / 0.25
-    value = lskip_loss(model, x0, sigma, noise, _draw(20000, 1, 4, 4), (), sigma_data=0.5, skip=49, tau=0.0).mean() / weight
+    other = _draw(20000, 1, 4, 4)
+    value = lskip_loss(model, x0, _position(sigma), noise, other, (), SPACE, skip=49, tau=0.0).mean() / weight
     eps = model.theta * (x0[0] + 10.0 * noise[0])
-    expected = 1 + lskip_scale(sigma[:1], 49) ** 2 * eps.square().mean()
+    expected = 1 + SPACE.lskip_scale(_position(sigma[:1]), 49) ** 2 * eps.square().mean()
     assert float(value) == pytest.approx(float(expected), rel=0.01)
 
 
 def test_the_optimum_under_lskip_is_the_papers_shrunk_one() -> None:
     """Least squares over theta: theta_Lskip / theta_L0 = tau / (tau + (1 - tau) c^2)."""
-    tau, sigma = 0.9, torch.full((4000,), 20.0, dtype=torch.float64)
+    tau, position = 0.9, _position(torch.full((4000,), 20.0, dtype=torch.float64))
     x0, noise, other = (_draw(4000, 1, 4, 4) for _ in range(3))
     best = []
     for weight in (1.0, tau):
         model = Linear(0.0)
-        loss = lambda m=model, w=weight: lskip_loss(m, x0, sigma, noise, other, (), sigma_data=0.5, skip=49, tau=w).mean()  # noqa: E731
+        loss = lambda m=model, w=weight: lskip_loss(m, x0, position, noise, other, (), SPACE, skip=49, tau=w).mean()  # noqa: E731
         slope = torch.autograd.grad(loss(), model.theta, create_graph=True)[0]
         model.theta.data += 1.0
         curvature = torch.autograd.grad(loss(), model.theta)[0] - slope.detach()
         best.append(float(-slope / curvature))
-    c2 = float(lskip_scale(sigma[:1], 49)) ** 2
+    c2 = float(SPACE.lskip_scale(position[:1], 49)) ** 2
     assert best[1] / best[0] == pytest.approx(tau / (tau + (1 - tau) * c2), rel=0.05)
 
 

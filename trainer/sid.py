@@ -28,7 +28,8 @@ from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.ema import average_into
-from fewstep.trainer.losses import edm_loss, sid_loss
+from fewstep.trainer.levels import Levels, space_of
+from fewstep.trainer.losses import denoising_loss, sid_loss
 
 __all__ = ["SidConfig", "digits_sid", "distill"]
 
@@ -78,7 +79,7 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
 
     Raises ValueError for a teacher that is not an EDM network, or a condition that cannot be drawn at random.
     """
-    sigma_data = _sigma_data(bundle, teacher)
+    _refuse_others(bundle, teacher)
     accelerator = Accelerator(mixed_precision=config.precision)
     frozen = load_network(bundle, teacher).requires_grad_(False).to(accelerator.device)
     generator, fake = (copy.deepcopy(frozen).requires_grad_(True) for _ in range(2))
@@ -91,6 +92,7 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     start = checkpoint.load(saved, parts, settings=settings)
     # Prepared copies share the weights; they are called only where the gradient goes to those weights.
     g_model, f_model, g_optimizer, f_optimizer = accelerator.prepare(generator, fake, *optimizers)
+    space = space_of(frozen.parametrisation, mean=config.noise_mean, std=config.noise_std)
     plan = few_step(uniform(config.steps, config.sigma_start))
     interval = Guidance.of({"weight": config.guidance, "lo": config.lo, "hi": config.hi})
 
@@ -102,7 +104,8 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
             x, level = _walk(generator, plan, exit_step, noise, condition)
             images = generator(x, level, *condition)
         sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
-        loss = edm_loss(f_model, images, sigma, draws.normal(*images.shape[1:]), condition, sigma_data=sigma_data)
+        levels = Levels(torch.ones_like(sigma), sigma)
+        loss = denoising_loss(f_model, images, levels, draws.normal(*images.shape[1:]), condition, space.weight(levels))
         _update(accelerator, f_optimizer, fake, loss.mean() * images[0].numel())
 
         condition, noise = _inputs(bundle, plan, draws)
@@ -137,7 +140,7 @@ def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "tea
     return Bundle.load(bundle.root)
 
 
-def _sigma_data(bundle: Bundle, teacher: str) -> float:
+def _refuse_others(bundle: Bundle, teacher: str) -> None:
     entry: NetworkEntry = bundle.pick("network", teacher, bundle.manifest.networks)
     if not isinstance(entry.parametrisation, Edm):
         raise ValueError(
@@ -147,7 +150,6 @@ def _sigma_data(bundle: Bundle, teacher: str) -> float:
         raise ValueError(
             "SiD draws its conditions at random, which embeddings do not allow; distil a network of labels or none"
         )
-    return entry.parametrisation.sigma_data
 
 
 def _inputs(bundle: Bundle, plan: Plan, draws: Draws) -> tuple[tuple[Tensor, ...], list[Tensor]]:

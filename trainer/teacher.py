@@ -1,10 +1,16 @@
-"""Train a teacher: a class-conditional EDM denoiser, with the Lskip objective of S2-DMs (arXiv 2401.01520)."""
+"""Train a teacher: a denoiser in any parametrisation.
+
+With the Lskip objective of S2-DMs (arXiv 2401.01520), and the curriculum and momentum decay of the consistency phenomenon
+(arXiv 2404.07946).
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,28 +19,40 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
-from fewstep.denoiser import save_network, unet
+from fewstep.denoiser import Denoiser, fresh_network, save_network, unet
 from fewstep.manifest import PlanEntry
+from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.progress import Track, silent
-from fewstep.schedule import karras
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.ema import average_into
+from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
+from fewstep.trainer.rates import Schedule, rates
 
 __all__ = ["TeacherConfig", "train_teacher"]
+
+Kind = Literal["edm", "eps", "v", "flow"]
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Settings of a teacher run. steps are updates of `batch` images (over all processes); learning rate falls to 0."""
+    """Settings of a teacher run. steps are updates of `batch` images (over all processes).
+
+    kind: what the network estimates. network: its configuration as diffusers writes it, with _class_name; where there is none,
+    a UNet2DModel of channels, layers, attention. noise_mean, noise_std: of ln(sigma / alpha), for EDM and flows. tau, skip,
+    shared: Lskip, and whether its second noise is the first one. curriculum: width of the CLTS normal. schedule: of the
+    learning rate and of Adam's momentum, see fewstep.trainer.rates.
+    """
 
     steps: int = 2000
     batch: int = 32
     lr: float = 3e-3
     warmup: int = 100
     seed: int = 0
+    kind: Kind = "edm"
+    network: Mapping[str, Any] | None = None
     channels: tuple[int, ...] = (32, 64)
     layers: int = 1
     attention: bool = False
@@ -44,6 +62,9 @@ class TeacherConfig:
     noise_std: float = 1.3
     tau: float = 0.99
     skip: int = 9
+    shared: bool = False
+    curriculum: float | None = None
+    schedule: Schedule = "linear"
     drop_label: float = 0.1
     halflife_images: float = 5e3
     precision: str = "bf16"
@@ -52,29 +73,40 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"training needs at least 1 step and 1 image a batch, got {self.steps} and {self.batch}")
-        if not 0 <= self.tau <= 1 or self.skip < 0:
+        if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
+        if self.kind == "flow" and self.tau != 1:
+            raise ValueError(f"Lskip is stated for EDM, eps and v, not for flows, got tau={self.tau}; train a flow with tau 1")
+        rates(self.schedule, 0, self.steps, self.warmup)
+        if self.curriculum is not None:
+            Curriculum(self.curriculum)
+        self.parametrisation()
+
+    def parametrisation(self) -> Parametrisation:
+        """What the network estimates. Raises ValueError for a kind there is not."""
+        made: dict[str, Parametrisation] = {
+            "eps": Eps(),
+            "v": Velocity(),
+            "flow": Flow(),
+            "edm": Edm(sigma_data=self.sigma_data),
+        }
+        if self.kind not in made:
+            raise ValueError(f"a network estimates one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        return made[self.kind]
 
 
 def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Track = silent) -> Bundle:
     """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
-    Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way.
+    Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way, or the network
+    does not fit the images.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another name or remove it first")
     accelerator = Accelerator(mixed_precision=config.precision)
     torch.manual_seed(config.seed)
-    denoiser = unet(
-        images.image,
-        images.condition,
-        channels=config.channels,
-        layers=config.layers,
-        attention=config.attention,
-        patch=config.patch,
-        sigma_data=config.sigma_data,
-    ).to(accelerator.device)
+    denoiser = _network(images, config).to(accelerator.device)
     ema = copy.deepcopy(denoiser).requires_grad_(False)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
@@ -82,17 +114,20 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     saved = checkpoint.checkpoint_path(out, "teacher")
     start = checkpoint.load(saved, parts, settings=settings)
     model, optimizer = accelerator.prepare(denoiser, optimizer)
+    space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
+    curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 
     for step in track(range(start, config.steps), "train teacher"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
         x0, condition = _batch(images, draws, config)
-        sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
+        position = space.draw(draws, curriculum, step / config.steps)
         noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
         loss = lskip_loss(
-            model, x0, sigma, noise, other, condition, sigma_data=config.sigma_data, skip=config.skip, tau=config.tau
+            model, x0, position, noise, noise if config.shared else other, condition, space, skip=config.skip, tau=config.tau
         ).mean()
+        rate = rates(config.schedule, step, config.steps, config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1, (step + 1) / config.warmup) * (1 - step / config.steps)
+            group["lr"], group["betas"] = config.lr * rate.lr, (rate.beta1, group["betas"][1])
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,13 +139,30 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
             save_network(draft, "teacher", ema)
-            plan = heun(karras(18, 0.002, 80.0))
+            plan = heun(denoiser.parametrisation.grid(18))
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
             draft.manifest.provenance["teacher"] = settings
         saved.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return Bundle.load(out)
+
+
+def _network(images: Images, config: TeacherConfig) -> Denoiser:
+    """A fresh network for the images."""
+    if config.network is not None:
+        return fresh_network(
+            config.network, images.image, images.condition, parametrisation=config.parametrisation(), patch=config.patch
+        )
+    return unet(
+        images.image,
+        images.condition,
+        channels=config.channels,
+        layers=config.layers,
+        attention=config.attention,
+        patch=config.patch,
+        parametrisation=config.parametrisation(),
+    )
 
 
 def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, tuple[Tensor, ...]]:

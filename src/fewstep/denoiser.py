@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from fewstep.networks import NETWORKS, check_fit, network_class
 from fewstep.parametrisation import Edm, Parametrisation, Scales
 from fewstep.tensors import os_errors
 
-__all__ = ["Denoiser", "load_network", "on_meta", "save_network", "unet", "weights"]
+__all__ = ["Denoiser", "fresh_network", "load_network", "on_meta", "save_network", "unet", "weights"]
+
+
+EDM = Edm(sigma_data=0.5)
 
 
 class Denoiser(nn.Module):
@@ -99,9 +102,9 @@ def unet(
     layers: int,
     attention: bool,
     patch: int,
-    sigma_data: float,
+    parametrisation: Parametrisation = EDM,
 ) -> Denoiser:
-    """A fresh EDM UNet2DModel, attention in its middle or nowhere; one class embedding more than classes, for "none".
+    """A fresh UNet2DModel, attention in its middle or nowhere; one class embedding more than classes, for "none".
 
     Raises ValueError when the image does not divide into patches and levels.
     """
@@ -124,7 +127,25 @@ def unet(
         attention_head_dim=min(32, channels[-1]),
         num_class_embeds=condition.classes + 1 if condition.kind == "labels" else None,
     )
-    return Denoiser(net, parametrisation=Edm(sigma_data=sigma_data), patch=patch)
+    return Denoiser(net, parametrisation=parametrisation, patch=patch)
+
+
+def fresh_network(
+    config: Mapping[str, Any], image: ImageSpec, condition: Condition, *, parametrisation: Parametrisation, patch: int = 1
+) -> Denoiser:
+    """A network of one of fewstep.networks.NETWORKS by its diffusers configuration, with new weights.
+
+    Raises ValueError for another class, a configuration that its class does not take, or a network that does not fit.
+    """
+    made = network_class(str(config.get("_class_name")))
+    try:
+        net = made.from_config(dict(config))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{made.__name__} does not take this configuration ({error}); compare it with diffusers' own"
+        ) from None
+    check_fit(net, image.shape, condition, patch=patch, time_ids=0)
+    return Denoiser(net, parametrisation=parametrisation, patch=patch)
 
 
 def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:

@@ -17,7 +17,20 @@ from fewstep import solvers
 from fewstep.console import say
 from fewstep.manifest import Precision
 
-__all__ = ["SOLVERS", "BundlePath", "Json", "Seed", "app", "finish", "finite", "main", "precisions", "size", "whole_numbers"]
+__all__ = [
+    "SOLVERS",
+    "BundlePath",
+    "Json",
+    "Seed",
+    "app",
+    "finish",
+    "finite",
+    "main",
+    "precisions",
+    "read_object",
+    "size",
+    "whole_numbers",
+]
 
 SOLVERS = {s.__name__: s for s in (solvers.ddim, solvers.heun, solvers.dpmpp_2m, solvers.spndm, solvers.ipndm)}
 
@@ -105,6 +118,17 @@ def precisions(text: str) -> list[Precision]:
     if unknown := [word for word in words if word not in get_args(Precision)]:
         raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {unknown[0]!r}")
     return [cast(Precision, word) for word in words]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError or OSError where there is none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found
 
 
 def size(count: int) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite
+from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, read_object
 from fewstep.console import track
 
 __all__ = ["distill", "train"]
@@ -24,17 +24,47 @@ def train(
     steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float, typer.Option(callback=finite, help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
-    tau: Annotated[float, typer.Option(callback=finite, help="Lskip: weight of the plain loss; 1 switches Lskip off.")] = 0.99,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.", show_default="0.99; 1 for a flow"),
+    ] = None,
     skip: Annotated[int, typer.Option(help="Lskip: levels of 1000 that it looks ahead.")] = 9,
+    kind: Annotated[str, typer.Option(help="What the network estimates: edm, eps, v or flow.")] = "edm",
+    network: Annotated[
+        Path | None, typer.Option(help="Its configuration, a config.json of diffusers.", show_default="a small UNet2DModel")
+    ] = None,
+    patch: Annotated[int, typer.Option(min=1, help="Side of the squares of pixels that are folded into channels.")] = 2,
+    shared: Annotated[bool, typer.Option("--shared", help="Lskip: its second noise is the first one, not drawn anew.")] = False,
+    curriculum: Annotated[
+        float | None, typer.Option(help="CLTS: width of its normal, such as 0.3.", show_default="none")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="linear, constant, momentum-decay or compensation-only.")] = "linear",
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a teacher on real images and start a bundle with it. Stopped, it goes on where it was."""
+    """Train a teacher on real images and start a bundle with it. Stopped, it goes on where it was.
+
+    The learning rate stays, falls to 0 with `linear`, or falls with Adam's momentum with `momentum-decay`.
+    """
     from fewstep.data import open_images
     from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
-    config = TeacherConfig(steps=steps, batch=batch, lr=lr, tau=tau, skip=skip, seed=seed)
+    tau = 1.0 if tau is None and kind == "flow" else 0.99 if tau is None else tau
+    config = TeacherConfig(
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        kind=cast(Any, kind),
+        network=read_object(network) if network else None,
+        patch=patch,
+        tau=tau,
+        skip=skip,
+        shared=shared,
+        curriculum=curriculum,
+        schedule=cast(Any, schedule),
+    )
     bundle = train_teacher(out, open_images(data, resolution=resolution), config, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
 

@@ -1,0 +1,119 @@
+"""Teachers of every kind, small: what they are told, what they become, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import small
+from test_cli import fewstep, refused
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.teacher import Teacher
+from fewstep.data import Images
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.trainer.levels import Levels
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+LABELS, NONE = Condition(kind="labels", classes=2), Condition(kind="none")
+CONFIG = TeacherConfig(steps=3, warmup=1, batch=4, channels=(8,), patch=1)
+DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "num_layers": 1,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 2,
+}
+
+
+def images(condition: Condition = LABELS, side: int = 8, level: int | None = None) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, side, side, 1), np.uint8)
+    pixels = pixels if level is None else np.full_like(pixels, level)
+    image = ImageSpec(channels=1, height=side, width=side)
+    return Images("made up", image, condition, pixels, np.arange(32), np.arange(32) % max(condition.classes, 1))
+
+
+@pytest.mark.parametrize("kind", ["edm", "eps", "v", "flow"])
+def test_a_teacher_of_every_kind_learns_a_constant(kind: str, tmp_path: Path) -> None:
+    """All images are one grey: the denoised estimate must come to it, whatever the network estimates."""
+    config = TeacherConfig(
+        steps=150,
+        warmup=10,
+        batch=16,
+        lr=3e-3,
+        channels=(16,),
+        patch=2,
+        kind=kind,
+        tau=1.0,
+        halflife_images=200,
+    )
+    bundle = train_teacher(tmp_path / "a.bundle", images(NONE, level=200), config)
+    assert bundle.manifest.networks["teacher"].parametrisation.kind == kind
+    teacher, grey = Teacher(bundle), 2 * 200 / 255 - 1
+    noise = teacher.draw(64, seed=0).noise[:, 0]
+    alpha, sigma = teacher.denoiser.parametrisation.at(torch.ones(64))  # as much noise as image: no estimate is good by itself
+    with torch.no_grad():
+        found = teacher.denoiser(Levels(alpha, sigma).noised(torch.full_like(noise, grey), noise), sigma)
+    assert float((found - grey).square().mean().sqrt()) < 0.4
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"network": DIT},
+        {"network": DIT, "kind": "v", "skip": 49},
+        {"kind": "eps", "shared": True},
+        {"curriculum": 0.3, "schedule": "momentum-decay"},
+        {"kind": "flow", "tau": 1.0, "curriculum": 0.3, "schedule": "compensation-only"},
+    ],
+    ids=str,
+)
+def test_every_switch_makes_another_teacher_that_samples(choices: dict, tmp_path: Path) -> None:
+    bundle = train_teacher(tmp_path / "a.bundle", images(), TeacherConfig(**(vars(CONFIG) | choices)))
+    teacher = Teacher(bundle)
+    assert torch.isfinite(teacher.sample(bundle.plan("heun18"), teacher.draw(2, seed=0))).all()
+    plain = train_teacher(tmp_path / "b.bundle", images(), TeacherConfig(**(vars(CONFIG) | {"tau": 0.5})))
+    assert bundle.network_digest("teacher") != plain.network_digest("teacher")
+
+
+def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
+    config = small("unet").denoiser.net.config
+    own = {
+        **config,
+        "_class_name": "UNet2DModel",
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 14,
+        "num_class_embeds": 11,
+    }
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    fewstep("train", "--steps", 2, "--batch", 4, "--kind", "v", "--network", "own.json", "--out", "a.bundle", cwd=tmp_path)
+    entry = Bundle.load(tmp_path / "a.bundle").manifest.networks["teacher"]
+    assert (entry.parametrisation.kind, entry.patch) == ("v", 2)
+    (tmp_path / "own.json").write_text(json.dumps(own | {"sample_size": 9}))
+    assert "has sample_size (9, 9), the bundle needs (14.0, 14.0)" in refused("train", "--network", "own.json", cwd=tmp_path)
+    (tmp_path / "own.json").write_text("[]")
+    assert "holds no JSON object" in refused("train", "--network", "own.json", cwd=tmp_path)
+    (tmp_path / "own.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    assert "the network is a FluxTransformer2DModel; this version" in refused("train", "--network", "own.json", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        ({"kind": "x0"}, "estimates one of edm, eps, v, flow, got 'x0'"),
+        ({"kind": "flow"}, "train a flow with tau 1"),
+        ({"schedule": "cosine"}, "a schedule is linear, constant, momentum-decay, compensation-only"),
+        ({"curriculum": 0.0}, "a width above 0 that is finite"),
+        ({"tau": float("nan")}, "0 <= tau <= 1"),
+    ],
+)
+def test_what_no_teacher_can_be(choices: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TeacherConfig(**choices)

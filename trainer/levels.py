@@ -1,0 +1,177 @@
+"""Which noise levels training visits, in the coordinates of each parametrisation, and what an error counts there.
+
+A level has a position u in 0 .. 1 on the run's own axis: Karras' spacing of 0.002 .. 80 for EDM, t / T for VP, t for a flow.
+The curriculum of the consistency phenomenon (CLTS, arXiv 2404.07946) is stated on it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
+from fewstep.trainer.draws import Draws
+
+__all__ = ["Curriculum", "Levels", "Space", "space_of"]
+
+MEAN = 0.3  # of the curriculum's normal, on the axis of positions
+FLOW_TOP = 1 - 1e-4  # at t = 1 a flow's state says nothing of the image, and its noise estimate does not exist
+
+
+class Levels(NamedTuple):
+    """Noise levels of a batch, (B,): a state is alpha x0 + sigma noise."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def noised(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """States (B, C, H, W) in the dtype of x0."""
+        alpha, sigma = (t.reshape(-1, 1, 1, 1) for t in self)
+        return (alpha * x0 + sigma * noise).to(x0.dtype)
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """CLTS: positions from (1 - l) base + l N(0.3, std^2), l the share of the run that is done. std is not published."""
+
+    std: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < inf:
+            raise ValueError(f"the curriculum's normal needs a width above 0 that is finite, got {self.std}")
+
+    def positions(self, uniform: Tensor) -> Tensor:
+        """The normal, cut to 0 .. 1, at uniform numbers (B,)."""
+        low, high = (0.5 * (1 + torch.erf(torch.tensor((end - MEAN) / (self.std * sqrt(2))))) for end in (0.0, 1.0))
+        quantile = low + uniform.double() * (high - low)
+        return (MEAN + self.std * sqrt(2) * torch.erfinv(2 * quantile - 1)).clamp(0, 1).to(uniform.dtype)
+
+
+class Space(ABC):
+    """The axis of a parametrisation."""
+
+    @abstractmethod
+    def base(self, draws: Draws) -> Tensor:
+        """Positions (B,) that a run without a curriculum visits."""
+
+    @abstractmethod
+    def at(self, position: Tensor) -> Levels:
+        """The levels at positions (B,)."""
+
+    @abstractmethod
+    def lower(self, position: Tensor, skip: int) -> Tensor:
+        """Positions `skip` levels of the discretisation lower, (B,); negative where there is none."""
+
+    @abstractmethod
+    def weight(self, levels: Levels) -> Tensor:
+        """What |D - x0|^2 counts, so that the loss is the error of what the network itself estimates, (B,)."""
+
+    def draw(self, draws: Draws, curriculum: Curriculum | None, progress: float) -> Tensor:
+        """Positions (B,) for an update, `progress` the share of the run that is done."""
+        base = self.base(draws)
+        if curriculum is None:
+            return base
+        chosen = draws.uniform() < progress
+        return torch.where(chosen, curriculum.positions(draws.uniform()), base)
+
+    def lskip_scale(self, position: Tensor, skip: int) -> Tensor:
+        """c of Lskip, c^2 = (1 - a) / a, a = abar_t / abar_s, s the level `skip` lower; 0 where there is none, (B,).
+
+        S2-DMs, arXiv 2401.01520. abar = alpha^2 / (alpha^2 + sigma^2) in any coordinates, so c^2 = (t^2 - s^2) / (1 + s^2)
+        for noise levels t and s = sigma / alpha.
+        """
+        below = self.lower(position, skip)
+        upper, under = (levels.sigma / levels.alpha for levels in (self.at(position), self.at(below.clamp(min=0))))
+        square = (upper**2 - under**2) / (1 + under**2)
+        return torch.where(below >= 0, square.clamp(min=0).sqrt(), 0)
+
+
+@dataclass(frozen=True)
+class _EdmSpace(Space):
+    """ln sigma is normal. Karras et al. 2022, table 1."""
+
+    sigma_data: float
+    mean: float
+    std: float
+    steps = 1000  # the discretisation that "skip" counts in
+    bottom, top, rho = 0.002 ** (1 / 7), 80.0 ** (1 / 7), 7.0
+
+    def base(self, draws: Draws) -> Tensor:
+        sigma = (self.mean + self.std * draws.normal()).exp()
+        position: Tensor = (sigma ** (1 / self.rho) - self.bottom) / (self.top - self.bottom)
+        return position  # beyond 0 .. 1 where the normal goes beyond Karras' ends
+
+    def at(self, position: Tensor) -> Levels:
+        sigma: Tensor = (self.bottom + position * (self.top - self.bottom)) ** self.rho
+        return Levels(torch.ones_like(sigma), sigma)
+
+    def lower(self, position: Tensor, skip: int) -> Tensor:
+        return position - skip / (self.steps - 1)
+
+    def weight(self, levels: Levels) -> Tensor:
+        return (levels.sigma**2 + self.sigma_data**2) / (levels.sigma * self.sigma_data) ** 2
+
+
+@dataclass(frozen=True)
+class _VpSpace(Space):
+    """t is one of the whole numbers of the table, all alike. Ho et al. 2020, algorithm 1."""
+
+    parametrisation: Eps | Velocity
+
+    @property
+    def steps(self) -> int:
+        return self.parametrisation.betas.steps
+
+    def base(self, draws: Draws) -> Tensor:
+        return draws.integers(self.steps).double() / (self.steps - 1)
+
+    def at(self, position: Tensor) -> Levels:
+        # float64: at the noisy end float32 no longer tells neighbouring levels apart.
+        signal = torch.tensor(self.parametrisation.betas.signal(), device=position.device)
+        found = signal[(position * (self.steps - 1)).round().long()]
+        return Levels(found.sqrt(), (1 - found).sqrt())
+
+    def lower(self, position: Tensor, skip: int) -> Tensor:
+        return ((position * (self.steps - 1)).round() - skip) / (self.steps - 1)
+
+    def weight(self, levels: Levels) -> Tensor:
+        noise = torch.ones_like(levels.sigma) if isinstance(self.parametrisation, Velocity) else levels.alpha**2
+        return noise / levels.sigma**2
+
+
+@dataclass(frozen=True)
+class _FlowSpace(Space):
+    """ln(t / (1 - t)) is normal. Esser et al. 2024, section 3.1."""
+
+    mean: float
+    std: float
+    steps = 1000
+
+    def base(self, draws: Draws) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * draws.normal())
+
+    def at(self, position: Tensor) -> Levels:
+        sigma = position.clamp(1e-5, FLOW_TOP)
+        return Levels(1 - sigma, sigma)
+
+    def lower(self, position: Tensor, skip: int) -> Tensor:
+        return position - skip / self.steps
+
+    def weight(self, levels: Levels) -> Tensor:
+        return levels.sigma**-2
+
+
+def space_of(parametrisation: Parametrisation, *, mean: float, std: float) -> Space:
+    """The axis of a parametrisation. mean, std: of ln(sigma / alpha), where the base draws it from a normal."""
+    match parametrisation:
+        case Edm():
+            return _EdmSpace(parametrisation.sigma_data, mean, std)
+        case Flow():
+            return _FlowSpace(mean, std)
+        case _:
+            return _VpSpace(parametrisation)
