@@ -63,11 +63,13 @@ class Betas(_Frozen):
 class Edm(_Frozen):
     """EDM preconditioning. Karras et al. 2022, table 1.
 
-    The timestep 250 ln sigma (EDM's ln(sigma) / 4 in thousandths) is what diffusers' EDM-style UNet2DModel checkpoints take.
+    The timestep is time_scale ln sigma: a quarter of it in the paper, 250 (the same in thousandths) in diffusers' UNet2DModel
+    checkpoints of consistency models, whose embeddings expect hundreds.
     """
 
     kind: Literal["edm"] = "edm"
     sigma_data: float = Field(ge=1e-6, le=1e6)
+    time_scale: float = Field(default=250.0, gt=0, le=1e6)
 
     def alpha(self, sigma: Level) -> Level:  # noqa: ARG002 (one signature for all)
         """1 for every sigma."""
@@ -90,7 +92,9 @@ class Edm(_Frozen):
         _check_level(sigma, math.inf, "an EDM network needs 0 < sigma")
         variance = sigma**2 + self.sigma_data**2
         log = math.log(sigma) if isinstance(sigma, float | int) else sigma.log()
-        return Scales(self.sigma_data**2 / variance, sigma * self.sigma_data / variance**0.5, variance**-0.5, 250 * log)
+        return Scales(
+            self.sigma_data**2 / variance, sigma * self.sigma_data / variance**0.5, variance**-0.5, self.time_scale * log
+        )
 
 
 class _Vp(_Frozen):
@@ -148,6 +152,7 @@ class Flow(_Frozen):
     """
 
     kind: Literal["flow"] = "flow"
+    shift: float = Field(default=1.0, gt=0, le=1e6)
 
     def alpha(self, sigma: Level) -> Level:
         """1 - sigma."""
@@ -162,8 +167,8 @@ class Flow(_Frozen):
         return to_flow(grid)
 
     def grid(self, n: int) -> Grid:
-        """Times from 1 to 0, evenly spaced."""
-        return flow(n)
+        """Times from 1 to 0, evenly spaced and then shifted. Esser et al. 2024, eq. 23."""
+        return flow(n, self.shift)
 
     def scales(self, sigma: Level) -> Scales:
         """Raises ValueError for a float sigma outside 0 < sigma <= 1."""

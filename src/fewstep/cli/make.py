@@ -1,4 +1,4 @@
-"""Verbs that make models: train, distill."""
+"""Verbs that make models: train, import, distill."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import typer
 
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, read_object
-from fewstep.console import track
+from fewstep.console import say, track
 
-__all__ = ["distill", "train"]
+__all__ = ["distill", "import_pipeline", "train"]
 
 
 @app.command()
@@ -67,6 +67,25 @@ def train(
     )
     bundle = train_teacher(out, open_images(data, resolution=resolution), config, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
+
+
+@app.command("import")
+def import_pipeline(
+    directory: Annotated[Path, typer.Argument(help="A pipeline that diffusers saved.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("imported.bundle"),
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt's embedding.", show_default="the tokenizer's")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a bundle with the network of a diffusers pipeline, and prove that it makes the same images. Runs no code of it."""
+    from fewstep.trainer.importer import import_teacher
+
+    bundle, proof = import_teacher(directory, out, tokens=tokens)
+    parametrisation = bundle.manifest.networks["teacher"].parametrisation
+    say(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
+    result = {"bundle": str(out), "parametrisation": parametrisation.model_dump(), "max_error": proof.max_error}
+    finish(result, as_json, f"fewstep export {out} --solver dpmpp_2m --steps 10")
 
 
 @app.command()
