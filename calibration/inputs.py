@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from fewstep.embeddings import checked_embeddings
 from fewstep.manifest import Manifest
 
-__all__ = ["Inputs", "draw", "read_embeddings"]
+__all__ = ["Inputs", "draw"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,32 +47,9 @@ def draw(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(samples, draws, *manifest.state_shape, generator=generator)
     condition = manifest.condition
+    given = checked_embeddings(condition, embeddings)
     if condition.kind != "embeddings":
-        if embeddings:
-            raise ValueError("this bundle makes images from no embeddings; leave them out")
         labels = (torch.arange(samples) % condition.classes,) if condition.classes else ()
         return Inputs(noise, labels, tuple(torch.full_like(label, condition.classes) for label in labels))
-    given = dict(embeddings or {})
-    wanted = {spec.name: spec.shape for spec in (*condition.inputs(), *condition.null_inputs())}
-    if given.keys() != wanted.keys():
-        raise ValueError(
-            f"images of this bundle are made from embeddings, which cannot be drawn at random; give {sorted(wanted)}, "
-            f"got {sorted(given) or 'none'}"
-        )
-    for name, shape in wanted.items():
-        if tuple(given[name].shape[1:]) != shape or not len(given[name]):
-            raise ValueError(
-                f"the embeddings {name} have shape (N, {', '.join(map(str, shape))}), got {tuple(given[name].shape)}"
-            )
-    drawn = {name: values.float()[torch.arange(samples) % len(values)] for name, values in given.items()}
+    drawn = {name: values[torch.arange(samples) % len(values)] for name, values in given.items()}
     return Inputs(noise, *(tuple(drawn[s.name] for s in specs) for specs in (condition.inputs(), condition.null_inputs())))
-
-
-def read_embeddings(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises FileNotFoundError or ValueError for one that is not there or not readable."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; give a safetensors file with the embeddings of some prompts")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None

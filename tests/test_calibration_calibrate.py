@@ -15,8 +15,9 @@ from small import TEXT, small
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.calibration.calibrate import FitConfig, calibrate
-from fewstep.calibration.inputs import draw, read_embeddings
+from fewstep.calibration.inputs import draw
 from fewstep.denoiser import save_network
+from fewstep.embeddings import read_embeddings
 from fewstep.guidance import Guidance
 from fewstep.manifest import ImageSpec
 

@@ -1,33 +1,76 @@
-"""What SiD cannot distil is refused before anything is loaded."""
+"""Distillations, small: every space and mode, real images, a metric that decides, and runs that go wrong."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
+from small import IMAGE, NAMES, given, small
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.manifest import Condition, ImageSpec, NetworkEntry
-from fewstep.parametrisation import Edm, Flow, Parametrisation
+from fewstep.data import Images
+from fewstep.denoiser import Denoiser, load_network, save_network
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.plan import Plan
+from fewstep.trainer import sid
+from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.sid import SidConfig, distill
 
-TEXT = Condition(kind="embeddings", tokens=2, width=3)
+CONFIG = {"iterations": 2, "batch": 4}
 
 
-@pytest.mark.parametrize(
-    ("parametrisation", "condition", "message"),
-    [
-        (Flow(), Condition(kind="none"), "SiD distils EDM networks, 'teacher' is one of flow"),
-        (Edm(sigma_data=0.5), TEXT, "SiD draws its conditions at random, which embeddings do not allow"),
-    ],
-)
-def test_other_parametrisations_and_embeddings_are_refused(
-    parametrisation: Parametrisation, condition: Condition, message: str, tmp_path: Path
-) -> None:
-    with Draft.create(tmp_path / "a.bundle", image=ImageSpec(channels=1, height=8, width=8), condition=condition) as draft:
-        draft.manifest.networks["teacher"] = NetworkEntry(directory=None, parametrisation=parametrisation)
-    with pytest.raises(ValueError, match=message):
-        distill(Bundle.load(tmp_path / "a.bundle"), "student", SidConfig())
+@pytest.fixture
+def bundle_of(tmp_path: Path):
+    def make(name: str) -> Bundle:
+        denoiser, condition = small(name)
+        with Draft.create(tmp_path / f"{name}.bundle", image=IMAGE, condition=condition) as draft:
+            save_network(draft, "teacher", denoiser)
+        return Bundle.load(tmp_path / f"{name}.bundle")
+
+    return make
+
+
+def real(bundle: Bundle) -> Images:
+    manifest = bundle.manifest
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 4), np.uint8)
+    return Images("made up", manifest.image, manifest.condition, pixels, np.arange(12), np.arange(12) % 3)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_in_its_own_space(name: str, steps: int, bundle_of) -> None:
+    bundle = bundle_of(name)
+    condition = bundle.manifest.condition
+    prompts = None
+    if condition.kind == "embeddings":
+        specs = zip(condition.inputs(), given(condition, 5), strict=True)
+        prompts = {spec.name: values for spec, values in specs}
+        prompts |= {f"null_{key}": torch.zeros_like(values[:1]) for key, values in prompts.items()}
+    done = distill(bundle, "student", SidConfig(**CONFIG, steps=steps, guidance=2.0), embeddings=prompts)
+    done.verify()
+    assert done.plan("student").nfe == steps
+    assert done.network_digest("student") != done.network_digest("teacher")
+    assert all(p.isfinite().all() for p in load_network(done, "student").parameters())
+
+
+def test_every_choice_makes_another_generator(bundle_of) -> None:
+    bundle = bundle_of("unet")
+    choices = [{"mode": mode, "guidance": 2.0} for mode in ("teacher", "lsg", "zero", "anti")]
+    choices += [{}, {"alpha": 0.5}, {"steps": 2}, {"steps": 2, "match": "final", "seed": 2}, {"warmup": 0.5}]
+    digests = []
+    for choice in choices:
+        digests.append(distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, **choice)).network_digest("student"))
+    images = real(bundle)
+    for share in (0.0, 0.5):
+        config = SidConfig(**CONFIG, adversarial_from=share)
+        digests.append(distill(Bundle.load(bundle.root), "student", config, images=images).network_digest("student"))
+    assert len(set(digests)) == len(digests)
+    late = distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, adversarial_from=1.0), images=images)
+    assert late.network_digest("student") == digests[4]  # the images never joined
+    assert late.manifest.provenance["student"]["data"] == "made up"
 
 
 def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
@@ -41,5 +84,89 @@ def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
     assert weights(guidance=2.0, lo=100.0) == plain  # levels end at 80
     assert weights(guidance=2.0, lo=0.0, hi=100.0) == guided
     assert len({plain, guided, weights(guidance=2.0, lo=0.1, hi=2.0)}) == 3
-    with pytest.raises(ValueError, match="guidance needs lo < hi"):
-        weights(guidance=2.0, lo=2.0, hi=1.0)
+
+
+def test_a_generator_starts_as_one_of_more_steps(bundle_of) -> None:
+    bundle = distill(bundle_of("unet"), "four", SidConfig(**CONFIG, steps=4))
+    tiny = {"lr": 1e-12, "iterations": 1, "batch": 2}
+    found = load_network(distill(bundle, "two", SidConfig(**tiny, steps=2, start="four")), "two")
+    for a, b in zip(found.parameters(), load_network(bundle, "four").parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_the_weights_that_were_best_are_kept_and_patience_ends_the_run(bundle_of) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    values = iter([5.0, 2.0, 3.0, 4.0, 1.0])
+
+    def validate(ema: Denoiser, plan: Plan) -> float:
+        assert plan.rows == 1
+        seen.append({key: value.clone() for key, value in ema.state_dict().items()})
+        return next(values)
+
+    config = SidConfig(iterations=10, batch=4, validate_every=2, patience=2, lr=1e-3)
+    done = distill(bundle_of("unet"), "student", config, validate=validate)
+    assert len(seen) == 4  # twice without a better one
+    assert done.manifest.provenance["student"]["metrics"] == [
+        {"iteration": i, "value": v} for i, v in ((2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0))
+    ]
+    kept = load_network(done, "student").state_dict()
+    assert all(torch.equal(kept[key], seen[1][key]) for key in kept)
+    assert any(not torch.equal(seen[1][key], seen[3][key]) for key in kept)
+
+
+def test_a_run_that_stops_being_finite_goes_back_and_draws_other_numbers(bundle_of) -> None:
+    bundle, spoilt = bundle_of("unet"), []
+    plain = sid.sid_loss
+
+    def once(*tensors: torch.Tensor, alpha: float) -> torch.Tensor:
+        if not spoilt:
+            spoilt.append(True)
+            with torch.no_grad():
+                next(iter(current)).fill_(float("nan"))
+        return plain(*tensors, alpha=alpha)
+
+    current: list[torch.Tensor] = []
+    made = sid._Run.__init__
+
+    def remember(self, *given) -> None:
+        made(self, *given)
+        current.append(next(self.generator.parameters()).data)
+
+    with patch.object(sid, "sid_loss", once), patch.object(sid._Run, "__init__", remember):
+        done = distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2))
+    assert done.manifest.provenance["student"]["retries"] == 1
+    assert all(p.isfinite().all() for p in load_network(done, "student").parameters())
+
+
+def test_a_run_that_never_stays_finite_is_given_up(bundle_of) -> None:
+    bundle = bundle_of("unet")
+    with pytest.raises(ValueError, match="did not stay finite, with 4 draws of random numbers after iteration 0; lower --lr"):
+        distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2, lr=float("inf")))
+    assert "student" not in Bundle.load(bundle.root).manifest.networks
+    checkpoint_path(bundle.root, "student").unlink()
+
+
+def test_data_free_means_that_no_data_are_opened(digits: Bundle) -> None:
+    with patch("fewstep.data.open_images", side_effect=AssertionError("an image was read")):
+        done = distill(digits, "student", SidConfig(**CONFIG))
+    assert done.manifest.provenance["student"]["data"] is None
+
+
+def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:
+    with pytest.raises(ValueError, match="made from embeddings, which cannot be drawn at random"):
+        distill(bundle_of("text"), "student", SidConfig())
+    bundle = bundle_of("unet")
+    other = Images(
+        "small ones", ImageSpec(channels=1, height=4, width=4), Condition(kind="none"), None, np.arange(2), np.zeros(2)
+    )
+    with pytest.raises(ValueError, match="makes other images than small ones holds"):
+        distill(bundle, "student", SidConfig(), images=other)
+    for choices, sentence in (
+        ({"steps": 5}, "take 1 to 4 steps, got 5"),
+        ({"match": "first"}, "every output .uniform. or the last .final., got 'first'"),
+        ({"warmup": 1.0}, "shares of a run lie in 0 .. 1"),
+        ({"patience": -1}, "its patience is 0 or more"),
+        ({"guidance": 2.0, "lo": 2.0, "hi": 1.0}, "guidance needs lo < hi"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            SidConfig(**choices)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from fewstep.tensors import save_tensors
 
-__all__ = ["Parts", "checkpoint_path", "load", "save"]
+__all__ = ["Parts", "Saved", "checkpoint_path", "load", "save"]
 
 Parts: TypeAlias = Mapping[str, nn.Module | Optimizer]
 
@@ -24,25 +25,34 @@ def checkpoint_path(bundle: Path, run: str) -> Path:
     return bundle.with_name(f"{bundle.name}.{run}.checkpoint")
 
 
-def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any]) -> None:
-    """Write all parts as of `step` finished updates, beside the file first, then in its place."""
+def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+    """Write all parts as of `step` finished updates, beside the file first, then in its place. state: JSON, besides."""
     tensors = {f"{name}/{key}": t for name, part in parts.items() for key, t in _tensors(part).items()}
-    save_tensors(path, tensors, {"step": str(step), "settings": json.dumps(settings, sort_keys=True)})
+    about = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "state": json.dumps(dict(state or {}))}
+    save_tensors(path, tensors, about)
 
 
-def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> int:
-    """Put a checkpoint into the parts and return its step; 0 where there is none.
+class Saved(NamedTuple):
+    """Where a checkpoint stands: finished updates, and what was saved besides."""
+
+    step: int = 0
+    state: Mapping[str, Any] = MappingProxyType({})
+
+
+def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
+    """Put a checkpoint into the parts and say where it stands; at 0 where there is none.
 
     Raises ValueError when the file is damaged or belongs to a run with other settings.
     """
     if not path.exists():
-        return 0
+        return Saved()
     way_out = "remove it to start anew, or repeat the command it belongs to"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         step, found = int(metadata["step"]), json.loads(metadata["settings"])
+        state = json.loads(metadata["state"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error}); {way_out}") from None
     wanted = json.loads(json.dumps(settings))
@@ -52,7 +62,7 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> int:
     for name, part in parts.items():
         prefix = f"{name}/"
         _restore(part, {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-    return step
+    return Saved(step, state)
 
 
 def _tensors(part: nn.Module | Optimizer) -> dict[str, Tensor]:

@@ -18,18 +18,28 @@ class Draws:
     """
 
     def __init__(
-        self, seed: int, step: int, batch: int, *, rank: int = 0, processes: int = 1, device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        step: int,
+        batch: int,
+        *,
+        retry: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        state = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        state = int(
+            np.random.SeedSequence([seed, step, *([retry] if retry else [])]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        )
         self.generator = torch.Generator().manual_seed(state)
         self.batch, self.rank, self.processes, self.device = batch, rank, processes, device
         torch.manual_seed(state + rank)  # what layers draw by themselves, such as dropout
 
     @classmethod
-    def of(cls, accelerator: Accelerator, seed: int, step: int, batch: int) -> Draws:
-        """This process's share of a step's numbers, on its device."""
+    def of(cls, accelerator: Accelerator, seed: int, step: int, batch: int, *, retry: int = 0) -> Draws:
+        """This process's share of a step's numbers, on its device. retry: how often the run went back, for other numbers."""
         rank, processes = accelerator.process_index, accelerator.num_processes
-        return cls(seed, step, batch, rank=rank, processes=processes, device=accelerator.device)
+        return cls(seed, step, batch, retry=retry, rank=rank, processes=processes, device=accelerator.device)
 
     def normal(self, *shape: int) -> Tensor:
         """Unit-normal numbers, (share, *shape)."""

@@ -53,7 +53,9 @@ class Curriculum:
 
 
 class Space(ABC):
-    """The axis of a parametrisation."""
+    """The axis of a parametrisation. scored: positions between which a distillation compares scores."""
+
+    scored: tuple[float, float] = (0.02, 0.98)
 
     @abstractmethod
     def base(self, draws: Draws) -> Tensor:
@@ -98,6 +100,7 @@ class _EdmSpace(Space):
     sigma_data: float
     mean: float
     std: float
+    scored = (0.0, 0.8)  # SiD, arXiv 2404.04057, algorithm 1
     steps = 1000  # the discretisation that "skip" counts in
     bottom, top, rho = 0.002 ** (1 / 7), 80.0 ** (1 / 7), 7.0
 

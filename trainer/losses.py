@@ -8,7 +8,7 @@ from torch import Tensor
 from fewstep.plan import Denoise
 from fewstep.trainer.levels import Levels, Space
 
-__all__ = ["denoising_loss", "lskip_loss", "sid_loss"]
+__all__ = ["denoising_loss", "lskip_loss", "sid_loss", "sid_scale"]
 
 
 def denoising_loss(
@@ -51,14 +51,18 @@ def lskip_loss(
 
 
 def sid_loss(generated: Tensor, teacher: Tensor, fake: Tensor, *, alpha: float) -> Tensor:
-    """(a - b) ((a - x) - alpha (a - b)) summed over pixels, over stopgrad(mean |x - a|). SiD, arXiv 2404.04057, eq. 23.
+    """(a - b) ((a - x) - alpha (a - b)) summed over pixels, over sid_scale. SiD, arXiv 2404.04057, eq. 23.
 
     x generated images, a and b the teacher's and the fake score network's estimates of x from the same noised x, all
     (B, C, H, W). The value oscillates around 0 and does not tell how good the images are.
     """
-    scale = (generated - teacher).abs().mean((1, 2, 3)).detach().clamp(min=1e-5)
     gap = teacher - fake
-    return (gap * ((teacher - generated) - alpha * gap)).sum((1, 2, 3)) / scale
+    return (gap * ((teacher - generated) - alpha * gap)).sum((1, 2, 3)) / sid_scale(generated, teacher)
+
+
+def sid_scale(generated: Tensor, teacher: Tensor) -> Tensor:
+    """stopgrad(mean |x - a|), at least 1e-5, (B,)."""
+    return (generated - teacher).abs().mean((1, 2, 3)).detach().clamp(min=1e-5)
 
 
 def _squared(x: Tensor) -> Tensor:

@@ -1,45 +1,59 @@
-"""Distil a few-step generator without data: score identity distillation (SiD).
+"""Distil a few-step generator: score identity distillation (SiD).
 
-Zhou et al. 2024 (arXiv 2404.04057), several steps as in arXiv 2505.12674. Three networks start as copies of the teacher:
-the generator G, the fake score F that learns to denoise what G makes, and the teacher T, frozen. No image is read.
+Zhou et al. 2024 (arXiv 2404.04057), several steps as in arXiv 2505.12674, a few real images as in arXiv 2410.14919. Three
+networks start as copies of the teacher: the generator G (or as a generator of more steps), the fake score F that learns to
+denoise what G makes, and the teacher T, frozen. Without real images, none is read.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
-from fewstep.denoiser import load_network, save_network
-from fewstep.guidance import Guidance, mix
-from fewstep.manifest import Condition, NetworkEntry, PlanEntry
-from fewstep.parametrisation import Edm
+from fewstep.data import Images
+from fewstep.denoiser import Denoiser, load_network, save_network
+from fewstep.embeddings import checked_embeddings
+from fewstep.guidance import Guidance
+from fewstep.manifest import PlanEntry
+from fewstep.parametrisation import Edm, Flow, Parametrisation
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
-from fewstep.schedule import uniform
+from fewstep.schedule import Grid, flow, uniform
 from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
+from fewstep.trainer.batches import real_batch
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.ema import average_into
-from fewstep.trainer.levels import Levels, space_of
-from fewstep.trainer.losses import denoising_loss, sid_loss
+from fewstep.trainer.levels import Space, space_of
+from fewstep.trainer.losses import sid_loss, sid_scale
+from fewstep.trainer.scores import FakeScore, Mode, Weights, evaluate, fooled, told_apart
 
-__all__ = ["SidConfig", "digits_sid", "distill"]
+__all__ = ["SidConfig", "digits_sid", "distill", "generator_grid"]
+
+MAX_RETRIES = 3
+VP_START = 0.625  # of the table's times
+DROPPED = 0.1  # conditions that LSG withholds from F while it learns
 
 
 @dataclass(frozen=True)
 class SidConfig:
     """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F).
 
-    guidance is the weight that the teacher's estimate is guided with, at noise levels above lo and up to hi (None: all that are
-    higher); the generator then makes guided images in one pass.
+    mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided images
+    in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output, drawn
+    uniformly, or the final one alone. start: the network that G starts as. warmup, adversarial_from: shares of the run in
+    which only F learns, and after which real images join. validate_every, patience: iterations between two looks at a metric,
+    and looks without a better one that end the run (0: none does).
     """
 
     steps: int = 1
@@ -47,22 +61,43 @@ class SidConfig:
     batch: int = 32
     lr: float = 6e-4
     alpha: float = 1.2
+    mode: Mode = "teacher"
     guidance: float = 1.0
     lo: float = 0.0
     hi: float | None = None
+    match: Literal["uniform", "final"] = "uniform"
+    start: str = "teacher"
     sigma_start: float = 2.5
     noise_mean: float = -1.2
     noise_std: float = 1.2
+    warmup: float = 0.0
+    adversarial_from: float = 0.5
     seed: int = 0
     halflife_images: float = 2e3
     precision: str = "bf16"
     checkpoint_every: int = 50
+    validate_every: int = 50
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 4:
             raise ValueError(f"SiD generators take 1 to 4 steps, got {self.steps}; use a calibrated solver beyond that")
         if self.iterations < 1 or self.batch < 1:
             raise ValueError(f"distillation needs 1 iteration and 1 image a batch, got {self.iterations}, {self.batch}")
+        if self.match not in ("uniform", "final"):
+            raise ValueError(f"a generator matches every output (uniform) or the last (final), got {self.match!r}")
+        if not (0 <= self.warmup < 1 and 0 <= self.adversarial_from <= 1):
+            raise ValueError(
+                f"shares of a run lie in 0 .. 1, got warmup {self.warmup}, adversarial_from {self.adversarial_from}"
+            )
+        if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
+            raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
+        Weights.of(self.mode, self.guidance)
+        self.interval()
+
+    def interval(self) -> Guidance:
+        """How T is guided."""
+        return Guidance.of({"weight": Weights.of(self.mode, self.guidance).teacher, "lo": self.lo, "hi": self.hi})
 
 
 def digits_sid(steps: int) -> SidConfig:
@@ -71,117 +106,296 @@ def digits_sid(steps: int) -> SidConfig:
     return config if steps == 1 else replace(config, steps=steps, iterations=100, alpha=1.0, lr=3e-4)
 
 
-def distill(bundle: Bundle, name: str, config: SidConfig, *, teacher: str = "teacher", track: Track = silent) -> Bundle:
+def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:
+    """Where a generator of K steps evaluates its network, k = 0 .. K - 1, and clean data.
+
+    sigma_start (K - k) / K for EDM, the time 0.625 T (K - k) / K of the VP table, (K - k) / K for a flow.
+    """
+    if isinstance(parametrisation, Edm):
+        return uniform(steps, sigma_start)
+    if isinstance(parametrisation, Flow):
+        return flow(steps)
+    signal = parametrisation.betas.signal()
+    times = (VP_START * signal.size * (1 - np.arange(steps) / steps)).astype(int)
+    abar = np.append(signal[times], 1.0)
+    return Grid(np.sqrt(abar), np.sqrt(1 - abar))
+
+
+def distill(
+    bundle: Bundle,
+    name: str,
+    config: SidConfig,
+    *,
+    teacher: str = "teacher",
+    images: Images | None = None,
+    validate: Callable[[Denoiser, Plan], float] | None = None,
+    embeddings: Mapping[str, Tensor] | None = None,
+    track: Track = silent,
+) -> Bundle:
     """Distil `teacher` into the network and plan `name` of the bundle.
 
-    Each iteration draws one exit step for all and matches its output, a uniform mixture over the K outputs. Killed and
-    started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
+    images: real ones, for the adversarial term. validate: a metric, lower is better, of the averaged generator and its plan;
+    the weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
 
-    Raises ValueError for a teacher that is not an EDM network, or a condition that cannot be drawn at random.
+    Each iteration draws one exit step for all and matches its output. Killed and started again with the same arguments, a run
+    goes on from its last checkpoint to the same weights, bit for bit; where weights stop being finite, it goes back there by
+    itself and draws other numbers.
+
+    Raises ValueError for a condition that cannot be drawn at random, images that are not the bundle's kind, or a run that does
+    not stay finite.
     """
-    _refuse_others(bundle, teacher)
-    accelerator = Accelerator(mixed_precision=config.precision)
-    frozen = load_network(bundle, teacher).requires_grad_(False).to(accelerator.device)
-    generator, fake = (copy.deepcopy(frozen).requires_grad_(True) for _ in range(2))
-    ema = copy.deepcopy(generator).requires_grad_(False)
-    optimizers = [torch.optim.Adam(n.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True) for n in (generator, fake)]
-    parts: checkpoint.Parts = {"generator": generator, "fake": fake, "ema": ema, "g": optimizers[0], "f": optimizers[1]}
-    weights = [bundle.manifest.files[f].sha256 for f in sorted(bundle.manifest.files) if f"networks/{teacher}/" in f]
-    settings = asdict(replace(config, checkpoint_every=0)) | {"teacher": teacher, "teacher_sha256": weights}
-    saved = checkpoint.checkpoint_path(bundle.root, name)
-    start = checkpoint.load(saved, parts, settings=settings)
-    # Prepared copies share the weights; they are called only where the gradient goes to those weights.
-    g_model, f_model, g_optimizer, f_optimizer = accelerator.prepare(generator, fake, *optimizers)
-    space = space_of(frozen.parametrisation, mean=config.noise_mean, std=config.noise_std)
-    plan = few_step(uniform(config.steps, config.sigma_start))
-    interval = Guidance.of({"weight": config.guidance, "lo": config.lo, "hi": config.hi})
+    return _Run(bundle, name, config, teacher, images, validate, embeddings).go(track)
 
-    for step in track(range(start, config.iterations), f"distil {name}"):
-        draws = Draws.of(accelerator, config.seed, step, config.batch)
-        exit_step = draws.one(config.steps)
-        condition, noise = _inputs(bundle, plan, draws)
-        with torch.no_grad(), accelerator.autocast():
-            x, level = _walk(generator, plan, exit_step, noise, condition)
-            images = generator(x, level, *condition)
-        sigma = (config.noise_mean + config.noise_std * draws.normal()).exp()
-        levels = Levels(torch.ones_like(sigma), sigma)
-        loss = denoising_loss(f_model, images, levels, draws.normal(*images.shape[1:]), condition, space.weight(levels))
-        _update(accelerator, f_optimizer, fake, loss.mean() * images[0].numel())
 
-        condition, noise = _inputs(bundle, plan, draws)
-        null = tuple(torch.full_like(label, bundle.manifest.condition.classes) for label in condition)
-        with accelerator.autocast():
-            x, level = _walk(generator, plan, exit_step, noise, condition)
-        images = g_model(x, level, *condition)
-        sigma = _karras_level(0.8 * draws.uniform())
-        noised = images + sigma.reshape(-1, 1, 1, 1) * draws.normal(*images.shape[1:])
-        fake.requires_grad_(False)
-        with accelerator.autocast():
-            target = frozen(noised, sigma, *condition)
-            if condition and interval.weight != 1:
-                weight = torch.where((sigma > interval.lo) & (sigma <= interval.hi), interval.weight, 1.0)
-                target = mix(target, frozen(noised, sigma, *null), weight.reshape(-1, 1, 1, 1))
-            estimate = fake(noised, sigma, *condition)
-        loss = sid_loss(images, target, estimate, alpha=config.alpha)
-        _update(accelerator, g_optimizer, generator, 100 * loss.mean())
-        fake.requires_grad_(True)
-        average_into(ema, generator, updates=step, batch=config.batch, halflife_images=config.halflife_images)
-        if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
-            checkpoint.save(saved, parts, step=step + 1, settings=settings)
+class _Run:
+    """One distillation: its networks, and what an iteration does."""
 
-    if accelerator.is_main_process:
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        config: SidConfig,
+        teacher: str,
+        images: Images | None,
+        validate: Callable[[Denoiser, Plan], float] | None,
+        embeddings: Mapping[str, Tensor] | None,
+    ) -> None:
+        _refuse_others(bundle, images)
+        self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        device = self.accelerator.device
+        given = checked_embeddings(bundle.manifest.condition, embeddings)
+        self.embeddings = {name: values.to(device) for name, values in given.items()}
+        self.teacher = load_network(bundle, teacher).requires_grad_(False).to(device)
+        self.generator = (
+            load_network(bundle, config.start).to(device) if config.start != teacher else copy.deepcopy(self.teacher)
+        )
+        self.generator.requires_grad_(True)
+        self.fake = FakeScore(copy.deepcopy(self.teacher).requires_grad_(True))
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.best = copy.deepcopy(self.ema)
+        optimizers = [
+            torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True)
+            for net in (self.generator, self.fake)
+        ]
+        self.parts: checkpoint.Parts = {
+            "generator": self.generator,
+            "fake": self.fake,
+            "ema": self.ema,
+            "best": self.best,
+            "g": optimizers[0],
+            "f": optimizers[1],
+        }
+        self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
+        self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
+        self.settings |= {"start_sha256": bundle.network_digest(config.start)}
+        self.settings |= {"data": images.source, "images": len(images)} if images else {"data": None}
+        # Prepared copies share the weights; they are called only where the gradient goes to those weights.
+        self.g_model, self.f_model, self.g_optimizer, self.f_optimizer = self.accelerator.prepare(
+            self.generator, self.fake, *optimizers
+        )
+        self.space: Space = space_of(self.teacher.parametrisation, mean=config.noise_mean, std=config.noise_std)
+        self.plan = few_step(generator_grid(self.teacher.parametrisation, config.steps, config.sigma_start))
+        self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
+        self.saved = checkpoint.checkpoint_path(bundle.root, name)
+
+    def go(self, track: Track) -> Bundle:
+        """All iterations, from wherever a checkpoint stands, and the network into the bundle."""
+        start = self._resume()
+        while start < self.config.iterations:
+            for step in track(range(start, self.config.iterations), f"distil {self.name}"):
+                self._iterate(step)
+                start = step + 1
+                ended = self._looked_enough(start)
+                if start % self.config.checkpoint_every == 0 or ended or start == self.config.iterations:
+                    if not self._finite():
+                        start = self._go_back()
+                        break
+                    self._save(start)
+                if ended:
+                    start = self.config.iterations
+                    break
+        if self.accelerator.is_main_process:
+            self._keep()
+        self.accelerator.wait_for_everyone()
+        return Bundle.load(self.bundle.root)
+
+    def _iterate(self, step: int) -> None:
+        """One update of F, and one of G but for the warm-up."""
+        config = self.config
+        draws = Draws.of(self.accelerator, config.seed, step, config.batch, retry=self.retries)
+        exit_step = draws.one(config.steps) if config.match == "uniform" else config.steps - 1
+        adversarial = self.images is not None and step >= config.adversarial_from * config.iterations
+        self._update_fake(draws, exit_step, adversarial)
+        if step >= config.warmup * config.iterations:
+            self._update_generator(draws, exit_step, adversarial)
+            average_into(self.ema, self.generator, updates=step, batch=config.batch, halflife_images=config.halflife_images)
+
+    def _update_fake(self, draws: Draws, exit_step: int, adversarial: bool) -> None:
+        """F denoises what G makes; with real images it also tells both apart, at equal noise, level and condition."""
+        if adversarial and self.images is not None:
+            real, condition = real_batch(self.images, draws)
+        else:
+            real, condition = None, self._conditions(draws)
+        noise = self._noise(draws)
+        with torch.no_grad(), self.accelerator.autocast():
+            x, level = self._walk(exit_step, noise, condition)
+            images = self.generator(x, level, *condition).float()
+        levels, added = self.space.at(self.space.base(draws)), draws.normal(*images.shape[1:])
+        null = self._null(condition)
+        if self.config.mode == "lsg":
+            dropped = draws.uniform() < DROPPED
+            condition = tuple(torch.where(_beside(dropped, c), n, c) for c, n in zip(condition, null, strict=True))
+        seen = [levels.noised(batch, added) for batch in (images, real) if batch is not None]
+        times = len(seen)
+        denoised, logits = evaluate(
+            self.f_model,
+            torch.cat(seen),
+            levels.sigma.repeat(times),
+            tuple(torch.cat([c] * times) for c in condition),
+            tuple(torch.cat([n] * times) for n in null),
+            self.weights.train,
+        )
+        weight = self.space.weight(levels)
+        loss = weight * (denoised[: len(images)] - images).square().sum((1, 2, 3))
+        if real is not None:
+            fake_logits, real_logits = logits.chunk(2)
+            loss = loss + weight * told_apart(real_logits, fake_logits)
+        self._update(self.f_optimizer, self.fake, loss.mean())
+
+    def _update_generator(self, draws: Draws, exit_step: int, adversarial: bool) -> None:
+        """G's images are to look to F as they look to T."""
+        condition = self._conditions(draws)
+        null, noise = self._null(condition), self._noise(draws)
+        with self.accelerator.autocast():
+            x, level = self._walk(exit_step, noise, condition)
+        images = self.g_model(x, level, *condition).float()
+        low, high = self.space.scored
+        levels = self.space.at(low + (high - low) * draws.uniform())
+        noised = levels.noised(images, draws.normal(*images.shape[1:]))
+        guided: float | Tensor = self.interval.weight
+        if guided != 1:
+            above = levels.sigma / levels.alpha
+            guided = torch.where((above > self.interval.lo) & (above <= self.interval.hi), guided, 1.0)
+        self.fake.requires_grad_(False)
+        with self.accelerator.autocast():
+            target = evaluate(self.teacher, noised, levels.sigma, condition, null, guided)
+            estimate, logits = evaluate(self.fake, noised, levels.sigma, condition, null, self.weights.fake)
+        loss = 100 * sid_loss(images, target, estimate, alpha=self.config.alpha)
+        if adversarial:
+            size = 0.01 * images[0].numel()
+            loss = 0.5 * loss + 0.5 * size * fooled(logits) / sid_scale(images, target)
+        self._update(self.g_optimizer, self.generator, loss.mean())
+        self.fake.requires_grad_(True)
+
+    def _update(self, optimizer: Any, net: nn.Module, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        for parameter in net.parameters():
+            if parameter.grad is not None:
+                torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+        optimizer.step()
+
+    def _walk(self, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]) -> tuple[Tensor, float]:
+        """The state and sigma at row exit_step of the generator's plan, walked without gradient."""
+        x = float(self.plan.sigmas[0]) * noise[0]
+        with torch.no_grad():
+            walk = trajectory(lambda x, sigma: self.generator(x, sigma, *condition), x, self.plan, noise[1:])
+            for step in islice(walk, exit_step):
+                x = step.x
+        return x, float(self.plan.sigmas[exit_step])
+
+    def _noise(self, draws: Draws) -> list[Tensor]:
+        """One unit-normal (B, C, H, W) for each draw of the plan."""
+        return [draws.normal(*self.bundle.manifest.state_shape) for _ in range(self.plan.draws)]
+
+    def _conditions(self, draws: Draws) -> tuple[Tensor, ...]:
+        """Random labels (B,), or embeddings of random prompts of those that were given."""
+        condition = self.bundle.manifest.condition
+        if condition.kind == "embeddings":
+            index = draws.integers(len(self.embeddings[condition.inputs()[0].name]))
+            return tuple(self.embeddings[spec.name][index] for spec in condition.inputs())
+        return (draws.integers(condition.classes),) if condition.kind == "labels" else ()
+
+    def _null(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The condition that means "none", as often as there are images."""
+        condition = self.bundle.manifest.condition
+        if condition.kind == "embeddings":
+            names = [spec.name for spec in condition.null_inputs()]
+            return tuple(self.embeddings[name].expand_as(c) for name, c in zip(names, given, strict=True))
+        return tuple(torch.full_like(label, condition.classes) for label in given)
+
+    def _looked_enough(self, step: int) -> bool:
+        """Look at the metric where it is time to; whether patience is at its end."""
+        if self.validate is None or (step % self.config.validate_every and step != self.config.iterations):
+            return False
+        value = float("inf")
+        if self.accelerator.is_main_process:
+            value = self.validate(self.ema, self.plan)
+        (value,) = broadcast_object_list([value])
+        self.metrics[step] = value
+        if value <= min(self.metrics.values()):
+            self.best.load_state_dict(self.ema.state_dict())
+        best = min(self.metrics, key=lambda seen: self.metrics[seen])
+        since = sum(seen > best for seen in self.metrics)
+        return bool(self.config.patience) and since >= self.config.patience
+
+    def _finite(self) -> bool:
+        nets = (self.generator, self.fake)
+        return all(bool(parameter.isfinite().all()) for net in nets for parameter in net.parameters())
+
+    def _resume(self) -> int:
+        """Where to begin. A run that begins anew saves at once, so that there is something to go back to."""
+        found = checkpoint.load(self.saved, self.parts, settings=self.settings)
+        self.retries: int = found.state.get("retries", 0)
+        self.metrics: dict[int, float] = {int(step): value for step, value in found.state.get("metrics", [])}
+        if not self.saved.exists():
+            self.accelerator.wait_for_everyone()
+            self._save(0)
+        return found.step
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            state = {"retries": self.retries, "metrics": list(self.metrics.items())}
+            checkpoint.save(self.saved, self.parts, step=step, settings=self.settings, state=state)
+        self.accelerator.wait_for_everyone()
+
+    def _go_back(self) -> int:
+        """To the last checkpoint, for other random numbers."""
+        retries = self.retries + 1
+        if retries > MAX_RETRIES:
+            raise ValueError(
+                f"the weights did not stay finite, with {MAX_RETRIES + 1} draws of random numbers after iteration "
+                f"{checkpoint.load(self.saved, self.parts, settings=self.settings).step}; lower --lr or --alpha"
+            )
+        start = self._resume()
+        self.retries = retries
+        return start
+
+    def _keep(self) -> None:
+        """The network, its plan and where it is from into the bundle."""
+        bundle, config = Bundle.load(self.bundle.root), self.config
         with bundle.edit() as draft:
-            save_network(draft, name, ema)
-            draft.manifest.plans[name] = PlanEntry.of(plan, network=name, solver=f"SiD generator, {config.steps} steps")
-            draft.manifest.default = name
-            draft.manifest.provenance[name] = settings
-        saved.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    return Bundle.load(bundle.root)
+            save_network(draft, self.name, self.best if self.validate else self.ema)
+            draft.manifest.plans[self.name] = PlanEntry.of(
+                self.plan, network=self.name, solver=f"SiD generator, {config.steps} step{'s' if config.steps > 1 else ''}"
+            )
+            draft.manifest.default = self.name
+            metrics = [{"iteration": step, "value": value} for step, value in self.metrics.items()]
+            draft.manifest.provenance[self.name] = self.settings | {"retries": self.retries, "metrics": metrics}
+        self.saved.unlink(missing_ok=True)
 
 
-def _refuse_others(bundle: Bundle, teacher: str) -> None:
-    entry: NetworkEntry = bundle.pick("network", teacher, bundle.manifest.networks)
-    if not isinstance(entry.parametrisation, Edm):
+def _beside(mask: Tensor, values: Tensor) -> Tensor:
+    """A mask (B,) that goes with values (B, ...)."""
+    return mask.reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def _refuse_others(bundle: Bundle, images: Images | None) -> None:
+    manifest = bundle.manifest
+    if images is None:
+        return
+    if manifest.latent or images.image != manifest.image or images.condition != manifest.condition:
         raise ValueError(
-            f"SiD distils EDM networks, {teacher!r} is one of {entry.parametrisation.kind}; train a teacher for it"
+            f"{bundle.root.name} makes other images than {images.source} holds; give real images like those it was trained on"
         )
-    if bundle.manifest.condition.kind == "embeddings":
-        raise ValueError(
-            "SiD draws its conditions at random, which embeddings do not allow; distil a network of labels or none"
-        )
-
-
-def _inputs(bundle: Bundle, plan: Plan, draws: Draws) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Random labels (B,) and one unit-normal (B, C, H, W) per draw of the plan."""
-    condition: Condition = bundle.manifest.condition
-    labels = (draws.integers(condition.classes),) if condition.kind == "labels" else ()
-    return labels, [draws.normal(*bundle.manifest.state_shape) for _ in range(plan.draws)]
-
-
-def _walk(
-    generator: nn.Module, plan: Plan, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]
-) -> tuple[Tensor, float]:
-    """The state and noise level at row exit_step of the generator's plan, walked without gradient."""
-    x = float(plan.sigmas[0]) * noise[0]
-    with torch.no_grad():
-        walk = trajectory(lambda x, sigma: generator(x, sigma, *condition), x, plan, noise[1:])
-        for step in islice(walk, exit_step):
-            x = step.x
-    return x, float(plan.sigmas[exit_step])
-
-
-def _karras_level(u: Tensor) -> Tensor:
-    """sigma at position u of the Karras range, 0.002 at u = 0 and 80 at u = 1."""
-    bottom, top = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
-    level: Tensor = (top + (1 - u) * (bottom - top)) ** 7
-    return level
-
-
-def _update(accelerator: Accelerator, optimizer: Any, net: nn.Module, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    accelerator.backward(loss)
-    for parameter in net.parameters():
-        if parameter.grad is not None:
-            torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
-    optimizer.step()

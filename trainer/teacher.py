@@ -12,10 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
@@ -25,6 +23,7 @@ from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.progress import Track, silent
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
+from fewstep.trainer.batches import real_batch
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Curriculum, space_of
@@ -112,14 +111,15 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
     settings = asdict(replace(config, checkpoint_every=0)) | {"data": images.source, "images": len(images)}
     saved = checkpoint.checkpoint_path(out, "teacher")
-    start = checkpoint.load(saved, parts, settings=settings)
+    start = checkpoint.load(saved, parts, settings=settings).step
     model, optimizer = accelerator.prepare(denoiser, optimizer)
     space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
     curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 
     for step in track(range(start, config.steps), "train teacher"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
-        x0, condition = _batch(images, draws, config)
+        x0, condition = real_batch(images, draws)
+        condition = tuple(torch.where(draws.uniform() < config.drop_label, images.condition.classes, c) for c in condition)
         position = space.draw(draws, curriculum, step / config.steps)
         noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
         loss = lskip_loss(
@@ -163,15 +163,3 @@ def _network(images: Images, config: TeacherConfig) -> Denoiser:
         patch=config.patch,
         parametrisation=config.parametrisation(),
     )
-
-
-def _batch(images: Images, draws: Draws, config: TeacherConfig) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Random images in [low, high], (B, C, H, W), and their labels with some replaced by "none", (B,)."""
-    index = draws.integers(len(images))
-    pixels, labels = images[np.asarray(index.cpu())]
-    low, high = images.image.low, images.image.high
-    x0 = low + torch.as_tensor(pixels).to(draws.device, torch.float32) * ((high - low) / 255)
-    if images.condition.kind == "none":
-        return x0, ()
-    label = torch.as_tensor(labels).to(draws.device)
-    return x0, (torch.where(draws.uniform() < config.drop_label, images.condition.classes, label),)

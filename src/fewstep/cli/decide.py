@@ -43,8 +43,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
-    from fewstep.calibration.inputs import read_embeddings
     from fewstep.decide import compare as judging
+    from fewstep.embeddings import read_embeddings
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
     config, loaded = judging.CompareConfig(data, features, seeds, thin), Bundle.load(bundle)

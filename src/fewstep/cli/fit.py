@@ -57,8 +57,8 @@ def calibrate(
     Reads no data, unless --toward features or --toward real asks for it.
     """
     from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
-    from fewstep.calibration.inputs import read_embeddings
     from fewstep.calibration.toward import loss_toward
+    from fewstep.embeddings import read_embeddings
 
     name, guidance, loaded = name or f"{method}{steps}", Guidance(weight, lo, hi), Bundle.load(bundle)
     given = read_embeddings(embeddings) if embeddings else None
@@ -104,11 +104,11 @@ def interval(
 ) -> None:
     """Find which steps to guide, and by how much. Stopped, it goes on."""
     from fewstep.calibration.features import feature_network
-    from fewstep.calibration.inputs import read_embeddings
     from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
     from fewstep.calibration.metrics import Judge
     from fewstep.calibration.toward import FITTING
     from fewstep.data import open_images
+    from fewstep.embeddings import read_embeddings
 
     if solver not in SOLVERS:
         raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -167,8 +167,8 @@ def quantise(
     as_json: Json = False,
 ) -> None:
     """Collect what a plan's layers see, row by row, and find those that must stay in higher precision."""
-    from fewstep.calibration.inputs import read_embeddings
     from fewstep.calibration.ranges import calibrate_ranges
+    from fewstep.embeddings import read_embeddings
 
     given = read_embeddings(embeddings) if embeddings else None
     loaded, wanted = Bundle.load(bundle), precisions(precision)

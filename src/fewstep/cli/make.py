@@ -100,18 +100,57 @@ def distill(
     guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.5,
     lo: Annotated[float, typer.Option(callback=finite, help="Guide it at noise levels above this ...")] = 0.0,
     hi: Annotated[float | None, typer.Option(help="... and up to this.", show_default="all that are higher")] = None,
+    mode: Annotated[
+        str, typer.Option(help="Where guidance acts: teacher, lsg, zero (Zero-CFG) or anti (Anti-CFG).")
+    ] = "teacher",
+    match: Annotated[str, typer.Option(help="What is matched: uniform, every step's output, or final.")] = "uniform",
+    start: Annotated[str, typer.Option(help="The network to start as, such as a generator of more steps.")] = "teacher",
+    data: Annotated[
+        str | None, typer.Option(help="Real images for an adversarial term, as for train.", show_default="none is read")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
+    validate: Annotated[
+        str | None, typer.Option(help="Images that judge the run: the best weights are kept.", show_default="the last are")
+    ] = None,
+    validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 50,
+    patience: Annotated[int, typer.Option(help="Looks without a better one that end the run; 0: none does.")] = 0,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of prompts, as for calibrate, for a bundle that needs them.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Distil the teacher into a generator of 1 to 4 steps (SiD). Reads no data. Stopped, it goes on where it was.
+    """Distil the teacher into a generator of 1 to 4 steps (SiD). Stopped, it goes on where it was.
 
-    Where two defaults are shown, the first is for one step and the second for several.
+    Reads no image, unless --data or --validate names some. Where two defaults are shown, the first is for one step and the
+    second for several.
     """
+    from fewstep.data import open_images
+    from fewstep.embeddings import read_embeddings
     from fewstep.trainer.sid import digits_sid, distill
 
     name = name or f"sid{steps}"
     given = {"iterations": iterations, "lr": lr, "alpha": alpha}
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    config = replace(digits_sid(steps), batch=batch, guidance=guidance, lo=lo, hi=hi, seed=seed, **chosen)
-    distill(Bundle.load(bundle), name, config, track=track)
+    chosen |= {
+        "batch": batch,
+        "guidance": guidance,
+        "lo": lo,
+        "hi": hi,
+        "mode": mode,
+        "match": match,
+        "start": start,
+        "seed": seed,
+    }
+    config = replace(digits_sid(steps), validate_every=validate_every, patience=patience, **chosen)
+    loaded, some, metric = Bundle.load(bundle), None, None
+    if data:
+        every = open_images(data)
+        some = every.every(max(len(every) // images, 1))
+    if validate:
+        from fewstep.decide.validate import validator
+
+        metric = validator(loaded, open_images(validate), track=track)
+    given_embeddings = read_embeddings(embeddings) if embeddings else None
+    distill(loaded, name, config, images=some, validate=metric, embeddings=given_embeddings, track=track)
     finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")

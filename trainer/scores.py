@@ -1,0 +1,111 @@
+"""The three networks of a distillation as SiD evaluates them: guidance inside the scores, and logits from the fake one.
+
+f^k = f(null) + k (f(condition) - f(null)) in three places: k_train where F learns, k_fake where the generator asks F, k_teacher
+where it asks the teacher. Zhou et al. 2024 (arXiv 2406.01561, LSG) and 2025 (arXiv 2505.12674, Zero-CFG, Anti-CFG); Diffusion
+GAN as in arXiv 2410.14919.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.denoiser import Denoiser
+from fewstep.guidance import mix
+
+__all__ = ["FakeScore", "Mode", "Weights", "evaluate", "fooled", "told_apart"]
+
+Mode: TypeAlias = Literal["teacher", "lsg", "zero", "anti"]
+LOGIT_LIMIT = 10.0
+
+
+class Weights(NamedTuple):
+    """k_train, k_fake and k_teacher."""
+
+    train: float
+    fake: float
+    teacher: float
+
+    @classmethod
+    def of(cls, mode: Mode, k: float) -> Weights:
+        """teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the
+        teacher plain, F asked with -k.
+
+        Raises ValueError for another mode.
+        """
+        made = {"teacher": cls(1, 1, k), "lsg": cls(k, k, k), "zero": cls(0, 0, 1), "anti": cls(1, -k, 1)}
+        if mode not in made:
+            raise ValueError(f"guidance in a distillation is one of {', '.join(get_args(Mode))}, got {mode!r}")
+        return made[mode]
+
+
+Condition: TypeAlias = tuple[Tensor, ...]
+Score: TypeAlias = Callable[..., Any]
+
+
+class FakeScore(nn.Module):
+    """The fake score network, which also tells images apart by the channel mean of its bottleneck: no new weights."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._seen: list[Tensor] = []
+        _bottleneck(denoiser.net).register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        # Blocks that also carry the text along return it first.
+        self._seen.append(output[-1] if isinstance(output, tuple) else output)
+
+    def forward(self, x: Tensor, sigma: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:
+        """D (B, C, H, W) and logits (B, positions), higher for what looks real."""
+        self._seen.clear()
+        denoised = self.denoiser(x, sigma, *condition)
+        features = self._seen.pop()
+        channel = 1 if features.ndim == 4 else -1  # (B, C, h, w) of a U-Net, (B, tokens, C) of a transformer
+        return denoised, features.float().mean(channel).flatten(1)
+
+
+def _bottleneck(net: Any) -> nn.Module:
+    """The middle of a network: what its last U-Net level or its middle block makes."""
+    if getattr(net, "mid_block", None) is not None:
+        middle: nn.Module = net.mid_block
+    elif hasattr(net, "transformer_blocks"):
+        middle = net.transformer_blocks[len(net.transformer_blocks) // 2]
+    else:
+        middle = net.down_blocks[-1]
+    return middle
+
+
+def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null: Condition, k: float | Tensor) -> Any:
+    """f^k at states x (B, C, H, W), k one or one for each image. One evaluation for k = 1 and 0, else one of a doubled batch.
+
+    score gives a tensor or a tuple of tensors; of a tuple, the first is mixed, the others are those of the condition.
+    """
+    if not condition or (isinstance(k, float | int) and k == 1):
+        return score(x, sigma, *condition)
+    if isinstance(k, float | int) and k == 0:
+        return score(x, sigma, *null)
+    both = [torch.cat(pair) for pair in zip((x, sigma, *condition), (x, sigma, *null), strict=True)]
+    out = score(*both)
+    first, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
+    conditional, unconditional = first.chunk(2)
+    if isinstance(k, Tensor):
+        k = k.reshape(-1, 1, 1, 1)
+        mixed = torch.where(k == 1, conditional, mix(conditional, unconditional, k))
+    else:
+        mixed = mix(conditional, unconditional, k)
+    return mixed if rest is None else (mixed, *(part.chunk(2)[0] for part in rest))
+
+
+def told_apart(real: Tensor, fake: Tensor) -> Tensor:
+    """What F loses by its logits (B, positions) of real and of generated states: the mean of both cross-entropies, (B,)."""
+    return (functional.softplus(-real).mean(1) + functional.softplus(fake).mean(1)) / 2
+
+
+def fooled(fake: Tensor) -> Tensor:
+    """What the generator loses by F's logits (B, positions) of its images: the cross-entropy to "real", (B,)."""
+    return functional.softplus(-fake.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean(1)
