@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.inputs import Inputs, draw
-from fewstep.decoder import load_decoder
+from fewstep.decoder import load_decoder, to_bytes
 from fewstep.denoiser import load_network
 from fewstep.guidance import guided
 from fewstep.plan import Plan, sample
@@ -58,6 +58,4 @@ class Teacher:
 
     def bytes(self, states: Tensor) -> Tensor:
         """Last states as images (B, C, H, W) in 0 .. 255, not rounded, so that gradients pass."""
-        low, high = self.manifest.image.low, self.manifest.image.high
-        images = states if self.decoder is None else self.decoder(states)
-        return ((images - low) * (255 / (high - low))).clamp(0, 255)
+        return to_bytes(states, self.manifest.image, self.decoder)

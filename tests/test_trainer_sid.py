@@ -170,3 +170,20 @@ def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             SidConfig(**choices)
+
+
+def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = tmp_path / "log"
+    config = SidConfig(iterations=20, batch=4, checkpoint_every=10, validate_every=10)
+    done = distill(digits, "student", config, validate=lambda _ema, _plan: 3.0, log=log)
+    plain = distill(Bundle.load(done.root), "again", config, validate=lambda _ema, _plan: 3.0)
+    assert plain.network_digest("again") == plain.network_digest("student")  # being watched changes nothing
+    assert sorted(path.name for path in log.glob("*.png")) == ["student-000010.png", "student-000020.png"]
+    events = EventAccumulator(str(log / "student")).Reload()
+    for curve in ("fake_loss", "generator_loss", "metric"):
+        found = events.Scalars(curve)
+        assert [point.step for point in found] == [10, 20]
+        assert all(np.isfinite(point.value) for point in found)
+    assert [(image.step, image.width, image.height) for image in events.Images("samples")] == [(10, 280, 56), (20, 280, 56)]

@@ -11,11 +11,11 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -37,6 +37,7 @@ from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.scores import FakeScore, Mode, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.watch import Watch, accelerator_for
 
 __all__ = ["SidConfig", "digits_sid", "distill", "generator_grid"]
 
@@ -130,12 +131,14 @@ def distill(
     images: Images | None = None,
     validate: Callable[[Denoiser, Plan], float] | None = None,
     embeddings: Mapping[str, Tensor] | None = None,
+    log: Path | None = None,
     track: Track = silent,
 ) -> Bundle:
     """Distil `teacher` into the network and plan `name` of the bundle.
 
     images: real ones, for the adversarial term. validate: a metric, lower is better, of the averaged generator and its plan;
     the weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
+    log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Each iteration draws one exit step for all and matches its output. Killed and started again with the same arguments, a run
     goes on from its last checkpoint to the same weights, bit for bit; where weights stop being finite, it goes back there by
@@ -144,7 +147,7 @@ def distill(
     Raises ValueError for a condition that cannot be drawn at random, images that are not the bundle's kind, or a run that does
     not stay finite.
     """
-    return _Run(bundle, name, config, teacher, images, validate, embeddings).go(track)
+    return _Run(bundle, name, config, teacher, images, validate, embeddings, log).go(track)
 
 
 class _Run:
@@ -159,10 +162,11 @@ class _Run:
         images: Images | None,
         validate: Callable[[Denoiser, Plan], float] | None,
         embeddings: Mapping[str, Tensor] | None,
+        log: Path | None,
     ) -> None:
         _refuse_others(bundle, images)
         self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = accelerator_for(config.precision, log)
         device = self.accelerator.device
         given = checked_embeddings(bundle.manifest.condition, embeddings)
         self.embeddings = {name: values.to(device) for name, values in given.items()}
@@ -198,6 +202,8 @@ class _Run:
         self.plan = few_step(generator_grid(self.teacher.parametrisation, config.steps, config.sigma_start))
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
+        self.watch = Watch(self.accelerator, log, name, bundle.manifest.image, bundle.manifest.condition)
+        self.watch.decode_as(bundle)
 
     def go(self, track: Track) -> Bundle:
         """All iterations, from wherever a checkpoint stands, and the network into the bundle."""
@@ -212,11 +218,13 @@ class _Run:
                         start = self._go_back()
                         break
                     self._save(start)
+                    self.watch.sheet(start, self.ema, self.plan, self.bundle.manifest.state_shape)
                 if ended:
                     start = self.config.iterations
                     break
         if self.accelerator.is_main_process:
             self._keep()
+        self.watch.end()
         self.accelerator.wait_for_everyone()
         return Bundle.load(self.bundle.root)
 
@@ -226,12 +234,13 @@ class _Run:
         draws = Draws.of(self.accelerator, config.seed, step, config.batch, retry=self.retries)
         exit_step = draws.one(config.steps) if config.match == "uniform" else config.steps - 1
         adversarial = self.images is not None and step >= config.adversarial_from * config.iterations
-        self._update_fake(draws, exit_step, adversarial)
+        losses = {"fake_loss": self._update_fake(draws, exit_step, adversarial)}
         if step >= config.warmup * config.iterations:
-            self._update_generator(draws, exit_step, adversarial)
+            losses["generator_loss"] = self._update_generator(draws, exit_step, adversarial)
             average_into(self.ema, self.generator, updates=step, batch=config.batch, halflife_images=config.halflife_images)
+        self.watch.curve(step + 1, **losses)
 
-    def _update_fake(self, draws: Draws, exit_step: int, adversarial: bool) -> None:
+    def _update_fake(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """F denoises what G makes; with real images it also tells both apart, at equal noise, level and condition."""
         if adversarial and self.images is not None:
             real, condition = real_batch(self.images, draws)
@@ -257,13 +266,14 @@ class _Run:
             self.weights.train,
         )
         weight = self.space.weight(levels)
-        loss = weight * (denoised[: len(images)] - images).square().sum((1, 2, 3))
+        loss: Tensor = weight * (denoised[: len(images)] - images).square().sum((1, 2, 3))
         if real is not None:
             fake_logits, real_logits = logits.chunk(2)
             loss = loss + weight * told_apart(real_logits, fake_logits)
         self._update(self.f_optimizer, self.fake, loss.mean())
+        return loss.detach().mean()
 
-    def _update_generator(self, draws: Draws, exit_step: int, adversarial: bool) -> None:
+    def _update_generator(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """G's images are to look to F as they look to T."""
         condition = self._conditions(draws)
         null, noise = self._null(condition), self._noise(draws)
@@ -287,6 +297,7 @@ class _Run:
             loss = 0.5 * loss + 0.5 * size * fooled(logits) / sid_scale(images, target)
         self._update(self.g_optimizer, self.generator, loss.mean())
         self.fake.requires_grad_(True)
+        return loss.detach().mean()
 
     def _update(self, optimizer: Any, net: nn.Module, loss: Tensor) -> None:
         optimizer.zero_grad()
@@ -334,6 +345,7 @@ class _Run:
             value = self.validate(self.ema, self.plan)
         (value,) = broadcast_object_list([value])
         self.metrics[step] = value
+        self.accelerator.log({"metric": value}, step=step)
         if value <= min(self.metrics.values()):
             self.best.load_state_dict(self.ema.state_dict())
         best = min(self.metrics, key=lambda seen: self.metrics[seen])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from accelerate import Accelerator
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
@@ -29,6 +28,7 @@ from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates
+from fewstep.trainer.watch import Watch, accelerator_for
 
 __all__ = ["TeacherConfig", "train_teacher"]
 
@@ -94,8 +94,12 @@ class TeacherConfig:
         return made[self.kind]
 
 
-def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Track = silent) -> Bundle:
+def train_teacher(
+    out: Path, images: Images, config: TeacherConfig, *, log: Path | None = None, track: Track = silent
+) -> Bundle:
     """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
+
+    log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
     Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way, or the network
@@ -103,7 +107,7 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another name or remove it first")
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = accelerator_for(config.precision, log)
     torch.manual_seed(config.seed)
     denoiser = _network(images, config).to(accelerator.device)
     ema = copy.deepcopy(denoiser).requires_grad_(False)
@@ -115,6 +119,9 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
     model, optimizer = accelerator.prepare(denoiser, optimizer)
     space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
     curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
+
+    plan = heun(denoiser.parametrisation.grid(18))
+    watch = Watch(accelerator, log, "teacher", images.image, images.condition)
 
     for step in track(range(start, config.steps), "train teacher"):
         draws = Draws.of(accelerator, config.seed, step, config.batch)
@@ -133,17 +140,20 @@ def train_teacher(out: Path, images: Images, config: TeacherConfig, *, track: Tr
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
-        if (step + 1) % config.checkpoint_every == 0 and accelerator.is_main_process:
-            checkpoint.save(saved, parts, step=step + 1, settings=settings)
+        watch.curve(step + 1, loss=loss.detach(), lr=config.lr * rate.lr)
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            watch.sheet(step + 1, ema, plan, images.image.shape)
+            if accelerator.is_main_process:
+                checkpoint.save(saved, parts, step=step + 1, settings=settings)
 
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
             save_network(draft, "teacher", ema)
-            plan = heun(denoiser.parametrisation.grid(18))
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
             draft.manifest.provenance["teacher"] = settings
         saved.unlink(missing_ok=True)
+    watch.end()
     accelerator.wait_for_everyone()
     return Bundle.load(out)
 

@@ -14,7 +14,7 @@ from fewstep.bundle import Bundle, Draft
 from fewstep.manifest import ImageSpec, LatentSpec
 from fewstep.tensors import os_errors
 
-__all__ = ["Decoder", "load_decoder", "save_decoder"]
+__all__ = ["Decoder", "load_decoder", "save_decoder", "to_bytes"]
 
 DIRECTORY = "decoder"
 CLASSES = get_args(LatentSpec.model_fields["decoder"].annotation)
@@ -43,6 +43,12 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the decoder computes in."""
         return next(self.decoder.parameters()).dtype
+
+
+def to_bytes(states: Tensor, image: ImageSpec, decoder: Decoder | None = None) -> Tensor:
+    """Last states, decoded where there is a decoder, as images (B, C, H, W) in 0 .. 255; not rounded, so gradients pass."""
+    images = states if decoder is None else decoder(states)
+    return ((images - image.low) * (255 / (image.high - image.low))).clamp(0, 255)
 
 
 def save_decoder(draft: Draft, autoencoder: Any) -> None:

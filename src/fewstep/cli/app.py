@@ -56,6 +56,7 @@ EXTRA_OF = {
     "prometheus_client": "serve",
     "ray": "ray",
     "safetensors": "export",
+    "tensorboard": "log",
     "torch": "export",
     "torchmetrics": "calibrate",
     "tritonclient": "triton",

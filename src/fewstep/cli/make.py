@@ -15,6 +15,9 @@ from fewstep.console import say, track
 __all__ = ["distill", "import_pipeline", "train"]
 
 
+Log = Annotated[Path | None, typer.Option(help="A directory for TensorBoard and sheets of samples.", show_default="none")]
+
+
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
@@ -40,6 +43,7 @@ def train(
     ] = None,
     schedule: Annotated[str, typer.Option(help="linear, constant, momentum-decay or compensation-only.")] = "linear",
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
+    log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +69,7 @@ def train(
         curriculum=curriculum,
         schedule=cast(Any, schedule),
     )
-    bundle = train_teacher(out, open_images(data, resolution=resolution), config, track=track)
+    bundle = train_teacher(out, open_images(data, resolution=resolution), config, log=log, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
 
 
@@ -117,6 +121,7 @@ def distill(
     embeddings: Annotated[
         Path | None, typer.Option(help="Of prompts, as for calibrate, for a bundle that needs them.", show_default=False)
     ] = None,
+    log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -152,5 +157,5 @@ def distill(
 
         metric = validator(loaded, open_images(validate), track=track)
     given_embeddings = read_embeddings(embeddings) if embeddings else None
-    distill(loaded, name, config, images=some, validate=metric, embeddings=given_embeddings, track=track)
+    distill(loaded, name, config, images=some, validate=metric, embeddings=given_embeddings, log=log, track=track)
     finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")

@@ -1,0 +1,80 @@
+"""What a run shows while it goes on: curves and sheets of samples, for TensorBoard or whatever tracker accelerate knows."""
+
+from __future__ import annotations
+
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fewstep.bundle import Bundle
+from fewstep.decoder import Decoder, load_decoder, to_bytes
+from fewstep.denoiser import Denoiser
+from fewstep.guidance import guided
+from fewstep.manifest import Condition, ImageSpec
+from fewstep.picture import grid, save_grid
+from fewstep.plan import Plan, sample
+
+__all__ = ["CURVE_EVERY", "Watch", "accelerator_for"]
+
+CURVE_EVERY = 10  # updates between two points; each makes a GPU wait for its number
+SHEET = 20  # images
+
+
+def accelerator_for(precision: str, log: Path | None) -> Accelerator:
+    """An Accelerator that tracks into the directory `log`, where there is one. Raises ImportError without tensorboard."""
+    if log is None:
+        return Accelerator(mixed_precision=precision)
+    import tensorboard  # noqa: F401  (accelerate would go on without a word)
+
+    log.mkdir(parents=True, exist_ok=True)
+    return Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=log)
+
+
+class Watch:
+    """Curves into the accelerator's tracker, and sheets of samples from one noise, also as PNG files in `log`.
+
+    Does nothing where log is None, and nothing in processes other than the main one.
+    """
+
+    def __init__(self, accelerator: Accelerator, log: Path | None, name: str, image: ImageSpec, condition: Condition) -> None:
+        self.accelerator, self.log, self.name, self.image, self.condition = accelerator, log, name, image, condition
+        self.decoder: Decoder | None = None
+        if log is not None:
+            accelerator.init_trackers(name)
+
+    def decode_as(self, bundle: Bundle) -> None:
+        """Sheets of a latent model are decoded by the autoencoder of its bundle."""
+        if self.log is not None and bundle.manifest.latent:
+            self.decoder = load_decoder(bundle).requires_grad_(False).to(self.accelerator.device)
+
+    def curve(self, step: int, **values: Tensor | float) -> None:
+        """Points of curves after `step` updates, every CURVE_EVERY-th."""
+        if self.log is not None and step % CURVE_EVERY == 0:
+            self.accelerator.log({key: float(value) for key, value in values.items()}, step=step)
+
+    def sheet(self, step: int, denoiser: Denoiser, plan: Plan, shape: tuple[int, int, int]) -> None:
+        """What a network makes after `step` updates, of states (C, H, W), with every class in turn."""
+        shown = self.condition.kind != "embeddings" and self.image.channels in (1, 3)
+        if self.log is None or not self.accelerator.is_main_process or not shown:
+            return
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(SHEET, plan.draws, *shape, generator=generator).to(self.accelerator.device)
+        classes = self.condition.classes
+        labels = (torch.arange(SHEET, device=noise.device) % classes,) if classes else ()
+        with torch.no_grad():
+            x = sample(guided(denoiser, labels, ()), float(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].unbind(1)))
+            images = to_bytes(x, self.image, self.decoder).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        columns = min(max(classes, isqrt(SHEET)), SHEET)
+        save_grid(self.log / f"{self.name}-{step:06d}.png", images, columns=columns, scale=2)
+        picture = np.asarray(grid(images, columns=columns).convert("RGB"))[None]
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"samples": picture}, step=step, dataformats="NHWC")
+
+    def end(self) -> None:
+        """Close the trackers."""
+        if self.log is not None:
+            self.accelerator.end_training()
