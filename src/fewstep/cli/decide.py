@@ -1,4 +1,4 @@
-"""Verbs that choose: compare, pick, report, tau."""
+"""Verbs that choose: compare, pick, report, tau, consistency."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish
 from fewstep.console import say, table, track
 from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, pick, read
 
-__all__ = ["compare", "pick_sampler", "report", "tau"]
+__all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
 # What to watch once a sampler answers requests, beside what was measured before.
 WATCH = (
@@ -186,3 +186,34 @@ def tau(
         say("no tau beats the plain loss by more than the spread")
     result = {"tau": chosen, "distances": {f"{tau:g}": spread.model_dump() for tau, spread in found.items()}}
     finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g}")
+
+
+@app.command()
+def consistency(
+    bundle: BundlePath,
+    other: Annotated[Path, typer.Argument(help="A bundle of the same images from another run.", show_default=False)],
+    plan: Annotated[str, typer.Option(help="A plan that both have.")] = "heun18",
+    samples: Annotated[int, typer.Option(min=2, help="Noise and condition pairs.")] = 100,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of prompts, as for calibrate, for bundles that need them.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How alike two runs' images of the same noise are, beside those of unrelated noise."""
+    from dataclasses import asdict
+
+    from fewstep.calibration.consistency import consistency
+    from fewstep.calibration.teacher import Teacher
+    from fewstep.embeddings import read_embeddings
+
+    loaded = Bundle.load(bundle), Bundle.load(other)
+    plans = loaded[0].plan(plan), loaded[1].plan(plan)
+    first, second = (Teacher(b, b.manifest.plans[plan].network) for b in loaded)
+    inputs = first.draw(samples, seed=0, embeddings=read_embeddings(embeddings) if embeddings else None)
+    found = consistency((first, second), plans, inputs, track=track)
+    rows = [
+        ("equal noise", f"{found.cosine:.3f}", f"{found.mse:.4f}"),
+        ("unrelated noise", f"{found.unrelated_cosine:.3f}", f"{found.unrelated_mse:.4f}"),
+    ]
+    table(f"{plan}, {samples} pairs", ["", "cosine similarity", "mean square distance"], rows)
+    finish(asdict(found), as_json)
