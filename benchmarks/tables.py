@@ -18,7 +18,7 @@ from fewstep.demo import SAMPLERS
 __all__ = ["PAGES", "ROOT", "result", "written"]
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
+PAGES = ("README.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 

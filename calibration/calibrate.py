@@ -24,6 +24,7 @@ from fewstep.denoiser import load_network
 from fewstep.guidance import PLAIN, Guidance, guided
 from fewstep.manifest import PlanEntry
 from fewstep.plan import Floats, Plan
+from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent
 from fewstep.solvers import heun
 
@@ -75,7 +76,7 @@ def calibrate(
     Raises ValueError when the bundle has no such network, or its images are made from embeddings and there are none.
     """
     method: Method = METHODS[config.method]
-    processes = PartialState()  # an Accelerator would fix the precision of a training in the same process
+    processes = PartialState(cpu=several_on_cpu())  # an Accelerator would fix the precision of a training in the same process
     settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
     if embeddings:
         settings["embeddings_sha256"] = tensors_digest(embeddings)
@@ -157,7 +158,7 @@ def calibrate_table(
 
     Raises ValueError as `calibrate` does.
     """
-    processes = PartialState()
+    processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
     parametrisation = teacher.denoiser.parametrisation
     reference = heun(parametrisation.grid(REFERENCE_STEPS), config.guidance)

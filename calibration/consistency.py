@@ -47,5 +47,5 @@ def consistency(
 
 
 def _apart(first: Tensor, second: Tensor) -> tuple[float, float]:
-    centred = [(states - states.mean(0)).flatten(1) for states in (first, second)]
-    return float(cosine_similarity(*centred).mean()), float((first - second).square().mean())
+    beyond = [(states - states.mean(0)).flatten(1) for states in (first, second)]
+    return float(cosine_similarity(beyond[0], beyond[1]).mean()), float((first - second).square().mean())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_in_processes
 from safetensors.torch import save_file
 from small import TEXT, small
 
@@ -94,27 +93,17 @@ def test_embeddings_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_two_processes_find_what_one_finds(digits: Bundle, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        """
-import sys; from pathlib import Path
-import torch
+    script = """
+from pathlib import Path
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
-torch.set_num_threads(1)
 out = Path(sys.argv[1])
 calibrate(Bundle.load(sys.argv[2]), FitConfig(steps=3, samples=8, fine=2, batch=4), name=out.name, cache=out)
 table = TableConfig(steps=2, samples=4, unseen=4, batch=4, iterations=2)
 calibrate_table(Bundle.load(sys.argv[2]), table, name=f"table-{out.name}")
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
 """
-    )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    for processes in ("one", "two"):
-        command = [*launch, "--num_processes", "2" if processes == "two" else "1", str(script)]
-        subprocess.run([*command, str(tmp_path / processes), str(digits.root)], check=True, capture_output=True, timeout=300)
+    for count, name in ((1, "one"), (2, "two")):
+        run_in_processes(count, script, tmp_path, tmp_path / name, digits.root)
     bundle = Bundle.load(digits.root)
     np.testing.assert_allclose(bundle.plan("two").b, bundle.plan("one").b, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bundle.plan("table-two").b, bundle.plan("table-one").b, rtol=1e-4, atol=1e-6)

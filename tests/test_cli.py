@@ -22,7 +22,20 @@ from fewstep.console import say, table
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
-VERBS += ["serve", "bench", "doctor", "deploy", "import", "interval", "adopt", "compare", "pick", "report", "tau", "consistency"]
+VERBS += [
+    "serve",
+    "bench",
+    "doctor",
+    "deploy",
+    "import",
+    "interval",
+    "adopt",
+    "compare",
+    "pick",
+    "report",
+    "tau",
+    "consistency",
+]
 
 
 def fewstep(*arguments: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Draws"]
+__all__ = ["Draws", "accumulated", "refuse_parts"]
 
 
 class Draws:
@@ -36,10 +39,18 @@ class Draws:
         torch.manual_seed(state + rank)  # what layers draw by themselves, such as dropout
 
     @classmethod
-    def of(cls, accelerator: Accelerator, seed: int, step: int, batch: int, *, retry: int = 0) -> Draws:
-        """This process's share of a step's numbers, on its device. retry: how often the run went back, for other numbers."""
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        return cls(seed, step, batch, retry=retry, rank=rank, processes=processes, device=accelerator.device)
+    def parts(
+        cls, accelerator: Accelerator, seed: int, step: int, batch: int, *, accumulate: int = 1, retry: int = 0
+    ) -> list[Draws]:
+        """This process's share of a step's numbers, on its device, in as many parts as gradients are accumulated over.
+
+        A part is what a process of its own would get. retry: how often the run went back, for other numbers.
+        """
+        first, processes = accelerator.process_index * accumulate, accelerator.num_processes * accumulate
+        return [
+            cls(seed, step, batch, retry=retry, rank=first + part, processes=processes, device=accelerator.device)
+            for part in range(accumulate)
+        ]
 
     def normal(self, *shape: int) -> Tensor:
         """Unit-normal numbers, (share, *shape)."""
@@ -59,3 +70,16 @@ class Draws:
 
     def _share(self, values: Tensor) -> Tensor:
         return values[self.rank :: self.processes].to(self.device)
+
+
+def accumulated(accelerator: Accelerator, model: nn.Module, parts: Sequence[Draws]) -> Iterator[Draws]:
+    """The parts of an update; gradients travel between processes with the last one alone."""
+    for part in parts:
+        with nullcontext() if part is parts[-1] else accelerator.no_sync(model):
+            yield part
+
+
+def refuse_parts(batch: int, accumulate: int) -> None:
+    """Raises ValueError where a batch does not come apart into equal parts."""
+    if accumulate < 1 or batch % accumulate:
+        raise ValueError(f"a batch is computed in equal parts: {batch} images do not come apart into {accumulate}")

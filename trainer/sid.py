@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from fewstep.schedule import Grid, flow, uniform
 from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import real_batch
-from fewstep.trainer.draws import Draws
+from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
@@ -54,7 +54,7 @@ class SidConfig:
     in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output, drawn
     uniformly, or the final one alone. start: the network that G starts as. warmup, adversarial_from: shares of the run in
     which only F learns, and after which real images join. validate_every, patience: iterations between two looks at a metric,
-    and looks without a better one that end the run (0: none does).
+    and looks without a better one that end the run (0: none does). accumulate, checkpointing: as for a teacher.
     """
 
     steps: int = 1
@@ -76,6 +76,8 @@ class SidConfig:
     seed: int = 0
     halflife_images: float = 2e3
     precision: str = "bf16"
+    accumulate: int = 1
+    checkpointing: bool = False
     checkpoint_every: int = 50
     validate_every: int = 50
     patience: int = 0
@@ -93,6 +95,7 @@ class SidConfig:
             )
         if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
             raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
+        refuse_parts(self.batch, self.accumulate)
         Weights.of(self.mode, self.guidance)
         self.interval()
 
@@ -194,6 +197,9 @@ class _Run:
         self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"data": images.source, "images": len(images)} if images else {"data": None}
+        if config.checkpointing:
+            for denoiser in (self.generator, self.fake.denoiser):
+                cast(Any, denoiser.net).enable_gradient_checkpointing()
         # Prepared copies share the weights; they are called only where the gradient goes to those weights.
         self.g_model, self.f_model, self.g_optimizer, self.f_optimizer = self.accelerator.prepare(
             self.generator, self.fake, *optimizers
@@ -231,16 +237,24 @@ class _Run:
     def _iterate(self, step: int) -> None:
         """One update of F, and one of G but for the warm-up."""
         config = self.config
-        draws = Draws.of(self.accelerator, config.seed, step, config.batch, retry=self.retries)
-        exit_step = draws.one(config.steps) if config.match == "uniform" else config.steps - 1
+        choices = {"accumulate": config.accumulate, "retry": self.retries}
+        parts = Draws.parts(self.accelerator, config.seed, step, config.batch, **choices)
+        drawn = [part.one(config.steps) if config.match == "uniform" else config.steps - 1 for part in parts]
+        exit_step = drawn[0]  # the same in all
         adversarial = self.images is not None and step >= config.adversarial_from * config.iterations
-        losses = {"fake_loss": self._update_fake(draws, exit_step, adversarial)}
+        of_fake = [self._fake_loss(part, exit_step, adversarial) for part in accumulated(self.accelerator, self.f_model, parts)]
+        losses = {"fake_loss": torch.stack(of_fake).mean()}
+        self._update(self.f_optimizer, self.fake)
         if step >= config.warmup * config.iterations:
-            losses["generator_loss"] = self._update_generator(draws, exit_step, adversarial)
+            self.fake.requires_grad_(False)
+            every = accumulated(self.accelerator, self.g_model, parts)
+            losses["generator_loss"] = torch.stack([self._generator_loss(p, exit_step, adversarial) for p in every]).mean()
+            self.fake.requires_grad_(True)
+            self._update(self.g_optimizer, self.generator)
             average_into(self.ema, self.generator, updates=step, batch=config.batch, halflife_images=config.halflife_images)
         self.watch.curve(step + 1, **losses)
 
-    def _update_fake(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
+    def _fake_loss(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """F denoises what G makes; with real images it also tells both apart, at equal noise, level and condition."""
         if adversarial and self.images is not None:
             real, condition = real_batch(self.images, draws)
@@ -270,10 +284,9 @@ class _Run:
         if real is not None:
             fake_logits, real_logits = logits.chunk(2)
             loss = loss + weight * told_apart(real_logits, fake_logits)
-        self._update(self.f_optimizer, self.fake, loss.mean())
-        return loss.detach().mean()
+        return self._backward(loss.mean())
 
-    def _update_generator(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
+    def _generator_loss(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """G's images are to look to F as they look to T."""
         condition = self._conditions(draws)
         null, noise = self._null(condition), self._noise(draws)
@@ -287,7 +300,6 @@ class _Run:
         if guided != 1:
             above = levels.sigma / levels.alpha
             guided = torch.where((above > self.interval.lo) & (above <= self.interval.hi), guided, 1.0)
-        self.fake.requires_grad_(False)
         with self.accelerator.autocast():
             target = evaluate(self.teacher, noised, levels.sigma, condition, null, guided)
             estimate, logits = evaluate(self.fake, noised, levels.sigma, condition, null, self.weights.fake)
@@ -295,17 +307,18 @@ class _Run:
         if adversarial:
             size = 0.01 * images[0].numel()
             loss = 0.5 * loss + 0.5 * size * fooled(logits) / sid_scale(images, target)
-        self._update(self.g_optimizer, self.generator, loss.mean())
-        self.fake.requires_grad_(True)
-        return loss.detach().mean()
+        return self._backward(loss.mean())
 
-    def _update(self, optimizer: Any, net: nn.Module, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        self.accelerator.backward(loss)
+    def _backward(self, loss: Tensor) -> Tensor:
+        self.accelerator.backward(loss / self.config.accumulate)
+        return loss.detach()
+
+    def _update(self, optimizer: Any, net: nn.Module) -> None:
         for parameter in net.parameters():
             if parameter.grad is not None:
                 torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
         optimizer.step()
+        optimizer.zero_grad()
 
     def _walk(self, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]) -> tuple[Tensor, float]:
         """The state and sigma at row exit_step of the generator's plan, walked without gradient."""

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -23,7 +23,7 @@ from fewstep.progress import Track, silent
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import real_batch
-from fewstep.trainer.draws import Draws
+from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
@@ -42,7 +42,8 @@ class TeacherConfig:
     kind: what the network estimates. network: its configuration as diffusers writes it, with _class_name; where there is none,
     a UNet2DModel of channels, layers, attention. noise_mean, noise_std: of ln(sigma / alpha), for EDM and flows. tau, skip,
     shared: Lskip, and whether its second noise is the first one. curriculum: width of the CLTS normal. schedule: of the
-    learning rate and of Adam's momentum, see fewstep.trainer.rates.
+    learning rate and of Adam's momentum, see fewstep.trainer.rates. accumulate: parts that a batch is computed in, one after
+    the other. checkpointing: forget activations and compute them again, for memory. compile: by torch.compile.
     """
 
     steps: int = 2000
@@ -67,11 +68,15 @@ class TeacherConfig:
     drop_label: float = 0.1
     halflife_images: float = 5e3
     precision: str = "bf16"
+    accumulate: int = 1
+    checkpointing: bool = False
+    compile: bool = False
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"training needs at least 1 step and 1 image a batch, got {self.steps} and {self.batch}")
+        refuse_parts(self.batch, self.accumulate)
         if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         if self.kind == "flow" and self.tau != 1:
@@ -116,7 +121,9 @@ def train_teacher(
     settings = asdict(replace(config, checkpoint_every=0)) | {"data": images.source, "images": len(images)}
     saved = checkpoint.checkpoint_path(out, "teacher")
     start = checkpoint.load(saved, parts, settings=settings).step
-    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    if config.checkpointing:
+        cast(Any, denoiser.net).enable_gradient_checkpointing()
+    model, optimizer = accelerator.prepare(torch.compile(denoiser) if config.compile else denoiser, optimizer)
     space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
     curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 
@@ -124,23 +131,25 @@ def train_teacher(
     watch = Watch(accelerator, log, "teacher", images.image, images.condition)
 
     for step in track(range(start, config.steps), "train teacher"):
-        draws = Draws.of(accelerator, config.seed, step, config.batch)
-        x0, condition = real_batch(images, draws)
-        condition = tuple(torch.where(draws.uniform() < config.drop_label, images.condition.classes, c) for c in condition)
-        position = space.draw(draws, curriculum, step / config.steps)
-        noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
-        loss = lskip_loss(
-            model, x0, position, noise, noise if config.shared else other, condition, space, skip=config.skip, tau=config.tau
-        ).mean()
+        every = Draws.parts(accelerator, config.seed, step, config.batch, accumulate=config.accumulate)
+        losses = []
+        for draws in accumulated(accelerator, model, every):
+            x0, condition = real_batch(images, draws)
+            condition = tuple(torch.where(draws.uniform() < config.drop_label, images.condition.classes, c) for c in condition)
+            position = space.draw(draws, curriculum, step / config.steps)
+            noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
+            other = noise if config.shared else other
+            loss = lskip_loss(model, x0, position, noise, other, condition, space, skip=config.skip, tau=config.tau).mean()
+            accelerator.backward(loss / config.accumulate)
+            losses.append(loss.detach())
         rate = rates(config.schedule, step, config.steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = config.lr * rate.lr, (rate.beta1, group["betas"][1])
-        optimizer.zero_grad()
-        accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
-        watch.curve(step + 1, loss=loss.detach(), lr=config.lr * rate.lr)
+        watch.curve(step + 1, loss=torch.stack(losses).mean(), lr=config.lr * rate.lr)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             watch.sheet(step + 1, ema, plan, images.image.shape)
             if accelerator.is_main_process:

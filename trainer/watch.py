@@ -17,6 +17,7 @@ from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.picture import grid, save_grid
 from fewstep.plan import Plan, sample
+from fewstep.processes import several_on_cpu
 
 __all__ = ["CURVE_EVERY", "Watch", "accelerator_for"]
 
@@ -27,11 +28,11 @@ SHEET = 20  # images
 def accelerator_for(precision: str, log: Path | None) -> Accelerator:
     """An Accelerator that tracks into the directory `log`, where there is one. Raises ImportError without tensorboard."""
     if log is None:
-        return Accelerator(mixed_precision=precision)
+        return Accelerator(mixed_precision=precision, cpu=several_on_cpu())
     import tensorboard  # noqa: F401  (accelerate would go on without a word)
 
     log.mkdir(parents=True, exist_ok=True)
-    return Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=log)
+    return Accelerator(mixed_precision=precision, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
 
 
 class Watch:

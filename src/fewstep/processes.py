@@ -1,0 +1,17 @@
+"""Whether this process is one of several. Needs torch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = ["several_on_cpu"]
+
+
+def several_on_cpu() -> bool:
+    """Whether torchrun or accelerate started several processes on a machine without an accelerator.
+
+    accelerate must be told: by itself it takes each for the only one there, and all would write the same bundle.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
