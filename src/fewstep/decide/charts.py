@@ -119,9 +119,11 @@ def interval_map(grid: Floats, trials: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xticks(range(count), labels=names, rotation=60)
         axes.set_yticks(range(count), labels=names)
         axes.set(xlabel="noise level of the last guided step", ylabel="of the first guided step")
+        middle = (np.nanmin(best) * np.nanmax(best)) ** 0.5  # of a logarithmic scale
         for (row, column), value in np.ndenumerate(best):
             if np.isfinite(value) and count <= 12:
-                axes.annotate(f"{value:.1f}", (column, row), ha="center", va="center", fontsize=7.5, color="white")
+                ink = "white" if value > middle else "black"
+                axes.annotate(f"{value:.1f}", (column, row), ha="center", va="center", fontsize=7.5, color=ink)
         bar = figure.colorbar(drawn, label="lowest value found", shrink=0.8)
         bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         bar.ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
@@ -159,7 +161,7 @@ def coefficients(plans: Mapping[str, Plan]) -> str:
             axes.set_xticks(range(plan.rows))
             axes.set_yticks(range(plan.rows))
             for (row, column), value in np.ndenumerate(drawn):
-                if np.isfinite(value) and plan.rows <= 10:
+                if np.isfinite(value) and value and plan.rows <= 10:
                     ink = "white" if abs(value) > 0.6 * largest else "black"
                     axes.annotate(f"{value:.2f}", (column, row), ha="center", va="center", fontsize=7.5, color=ink)
         return _svg(figure)
