@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -58,7 +58,7 @@ class Board:
 
     def inputs(self, seed: int) -> Inputs:
         """The judge's labels, noise of a set of seeds."""
-        return replace(self.teacher.draw(self.judge.n, seed=seed), condition=(torch.tensor(self.judge.labels),))
+        return self.teacher.draw(self.judge.n, seed=seed, labels=self.judge.labels)
 
     def images(self, make: Make, seed: int) -> npt.NDArray[np.uint8]:
         """(n, C, H, W)"""

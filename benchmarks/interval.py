@@ -15,11 +15,10 @@ from pathlib import Path
 from board import Board, compiled
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network
+from fewstep.calibration.features import feature_network, trial_judge
 from fewstep.calibration.interval import IntervalConfig, Steps, calibrate_interval, interval, pareto
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.calibration.toward import FITTING
 from fewstep.console import track
 from fewstep.data import open_images
 from fewstep.solvers import dpmpp_2m
@@ -31,7 +30,7 @@ IMAGES = 500  # for each guidance that is tried
 def main(source: Path, data: str) -> None:
     train = open_images(data)
     judge = Judge(feature_network("classifier", train), open_images(data, "held-out"))
-    trying = Judge(feature_network("classifier", train, seed=FITTING), train.every(len(train) // IMAGES))
+    trying = trial_judge(train, IMAGES)
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, trials = calibrate_interval(Bundle.load(root), CONFIG, dpmpp_2m, trying, name="found", track=track)

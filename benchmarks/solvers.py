@@ -140,7 +140,7 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, held_out = Bundle.load(root), open_images(data, "held-out")
-        judge = Judge(feature_network(features, open_images(data)), held_out.every(max(len(held_out) // IMAGES, 1)))
+        judge = Judge(feature_network(features, open_images(data)), held_out.about(IMAGES))
         bf16 = bundle.manifest.image.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)

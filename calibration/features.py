@@ -10,11 +10,13 @@ from torch.nn import functional
 
 from fewstep.calibration.cache import default_folder
 from fewstep.calibration.classifier import ClassifierConfig, classifier
-from fewstep.calibration.metrics import Features
+from fewstep.calibration.metrics import Features, Judge
 from fewstep.data import Images
 from fewstep.progress import Track, silent
 
-__all__ = ["EfficientNet", "Inception", "feature_network"]
+__all__ = ["FITTING", "EfficientNet", "Inception", "feature_network", "trial_judge"]
+
+FITTING = 1  # seed of a classifier other than the one that judges: nothing is judged by the features it was chosen in
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
 
@@ -80,3 +82,8 @@ def feature_network(name: str, images: Images, *, seed: int = 0, track: Track = 
     if name == "classifier":
         return classifier(images, default_folder(), ClassifierConfig(seed=seed), track=track)
     return EfficientNet() if name == "efficientnet" else Inception(Path(name))
+
+
+def trial_judge(images: Images, samples: int, *, features: str = "classifier", track: Track = silent) -> Judge:
+    """What judges choices before they are reported: about `samples` training images, in another classifier than the judge's."""
+    return Judge(feature_network(features, images, seed=FITTING, track=track), images.about(samples))

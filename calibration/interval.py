@@ -6,7 +6,7 @@ An interval begins and ends at levels of the grid, for a step is guided as a who
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,9 +110,7 @@ def calibrate_interval(
         raise ValueError(
             f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
         )
-    inputs = teacher.draw(judge.n, seed=config.seed, embeddings=embeddings)
-    if bundle.manifest.condition.kind == "labels":
-        inputs = replace(inputs, condition=(torch.tensor(judge.labels),))
+    inputs = teacher.draw(judge.n, seed=config.seed, labels=judge.labels, embeddings=embeddings)
     settings: dict[str, Any] = asdict(config) | {"network_sha256": bundle.network_digest(network)}
     asked = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed, "judge_sha256": judge.digest()}
     asked |= {"embeddings_sha256": tensors_digest(embeddings) if embeddings else None}

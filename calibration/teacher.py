@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,20 @@ class Teacher:
         self.denoiser = load_network(bundle, name).requires_grad_(False).to(self.device)
         self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.latent else None
 
-    def draw(self, samples: int, *, seed: int, draws: int = 1, embeddings: Mapping[str, Tensor] | None = None) -> Inputs:
-        """Noise and conditions, see fewstep.calibration.inputs.draw."""
-        return draw(self.manifest, samples, draws=draws, seed=seed, embeddings=embeddings)
+    def draw(
+        self,
+        samples: int,
+        *,
+        seed: int,
+        draws: int = 1,
+        labels: npt.NDArray[np.int64] | None = None,
+        embeddings: Mapping[str, Tensor] | None = None,
+    ) -> Inputs:
+        """Noise and conditions, see fewstep.calibration.inputs.draw. labels: (samples,), instead of every one in turn."""
+        inputs = draw(self.manifest, samples, draws=draws, seed=seed, embeddings=embeddings)
+        if labels is None or self.manifest.condition.kind != "labels":
+            return inputs
+        return replace(inputs, condition=(torch.tensor(labels),))
 
     def sample(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> Tensor:
         """The plan's last states, (n, C, H, W) on the host."""

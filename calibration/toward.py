@@ -7,14 +7,12 @@ from collections.abc import Callable
 import torch
 
 from fewstep.calibration.endtoend import Energy, Loss, Paired, pixels
-from fewstep.calibration.features import feature_network
+from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import batches, open_images
 from fewstep.progress import Track, silent
 
-__all__ = ["FITTING", "loss_toward"]
-
-FITTING = 1  # seed of a classifier other than the one that judges: nothing is judged by the features it was fitted in
+__all__ = ["loss_toward"]
 
 
 def loss_toward(toward: str, data: str | None, *, track: Track = silent) -> Callable[[Teacher], Loss]:
@@ -33,5 +31,5 @@ def loss_toward(toward: str, data: str | None, *, track: Track = silent) -> Call
     if toward == "features":
         return lambda teacher: Paired(model, teacher)
     with torch.no_grad():
-        real = torch.cat([model(torch.tensor(pixels)) for pixels, _ in batches(images.every(max(len(images) // 2000, 1)), 250)])
+        real = torch.cat([model(torch.tensor(pixels)) for pixels, _ in batches(images.about(2000), 250)])
     return lambda teacher: Energy(model, teacher, real)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.data import Images
-from fewstep.trainer.sid import SidConfig, distill
+from fewstep.trainer.sid import distill
+from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 torch.set_default_dtype(torch.float64)

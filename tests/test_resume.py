@@ -32,7 +32,7 @@ TRAIN = (
     "train_teacher(Path(sys.argv[1]), images, config)\n"
 )
 DISTILL = (
-    "from fewstep.trainer.sid import SidConfig, distill\n"
+    "from fewstep.trainer.sid import distill; from fewstep.trainer.sid_config import SidConfig\n"
     "distill(Bundle.load(sys.argv[1]), 'sid2', SidConfig(steps=2, iterations=40, batch=4, checkpoint_every=7))\n"
 )
 

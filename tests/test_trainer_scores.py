@@ -10,7 +10,7 @@ from small import given, small
 from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
 from fewstep.schedule import vp_signal
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
-from fewstep.trainer.sid import generator_grid
+from fewstep.trainer.sid_config import generator_grid
 
 X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGMA = torch.tensor([0.2, 0.4, 0.6])

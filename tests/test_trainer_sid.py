@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small import IMAGE, NAMES, given, small
+from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
@@ -17,7 +18,8 @@ from fewstep.manifest import Condition, ImageSpec
 from fewstep.plan import Plan
 from fewstep.trainer import sid
 from fewstep.trainer.checkpoint import checkpoint_path
-from fewstep.trainer.sid import SidConfig, distill
+from fewstep.trainer.sid import distill
+from fewstep.trainer.sid_config import SidConfig
 
 CONFIG = {"iterations": 2, "batch": 4}
 
@@ -76,14 +78,20 @@ def test_every_choice_makes_another_generator(bundle_of) -> None:
 def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
     """No levels in the interval: as without guidance; all of them: as guided everywhere; some: neither."""
 
-    def weights(**choices: float) -> str:
+    def weights(**choices: float) -> Tensor:
         config = SidConfig(iterations=2, batch=8, **choices)
-        return distill(Bundle.load(digits.root), "student", config).network_digest("student")
+        student = load_network(distill(Bundle.load(digits.root), "student", config), "student")
+        return torch.cat([value.flatten() for value in student.parameters()])
 
-    plain, guided = weights(), weights(guidance=2.0)
-    assert weights(guidance=2.0, lo=100.0) == plain  # levels end at 80
-    assert weights(guidance=2.0, lo=0.0, hi=100.0) == guided
-    assert len({plain, guided, weights(guidance=2.0, lo=0.1, hi=2.0)}) == 3
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().mean())
+
+    plain, guided, part = weights(), weights(guidance=2.0), weights(guidance=2.0, lo=0.1, hi=2.0)
+    # A guided teacher sees a doubled batch: equal up to the rounding of its kernels, which Adam makes visible.
+    rounding = apart(plain, guided) / 50
+    assert apart(weights(guidance=2.0, lo=100.0), plain) < rounding  # levels end at 80
+    assert apart(weights(guidance=2.0, lo=0.0, hi=100.0), guided) < rounding
+    assert min(apart(part, plain), apart(part, guided)) > 2 * rounding
 
 
 def test_a_generator_starts_as_one_of_more_steps(bundle_of) -> None:

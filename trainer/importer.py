@@ -6,7 +6,8 @@ The proof walks diffusers' own scheduler around the raw network, and a plan arou
 from __future__ import annotations
 
 import importlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.decoder import save_decoder
+from fewstep.decoder import load_autoencoder, pixels_per_latent, save_decoder
 from fewstep.denoiser import Denoiser, save_network
 from fewstep.guidance import guided
+from fewstep.json_object import read_object
 from fewstep.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.networks import network_class
 from fewstep.parametrisation import Betas, Edm, Eps, Flow, Parametrisation, Velocity
@@ -98,7 +100,8 @@ def read_checkpoint(directory: Path, *, tokens: int | None = None) -> Checkpoint
         raise ValueError(f"{directory} has neither unet/ nor transformer/; fewstep imports the network of a pipeline")
     kind = network_class(str(_json(directory / part / "config.json", "a network")["_class_name"]))
     scheduler = _json(directory / "scheduler" / "scheduler_config.json", "a pipeline's scheduler")
-    net = _load(kind, directory / part)
+    with _readable(directory / part):
+        net = kind.from_pretrained(directory / part, local_files_only=True, use_safetensors=True).float().eval()
     autoencoder = _autoencoder(directory, index)
     condition = _condition(net, directory, tokens)
     side = net.config.sample_size
@@ -106,7 +109,7 @@ def read_checkpoint(directory: Path, *, tokens: int | None = None) -> Checkpoint
     image = ImageSpec(channels=net.config.in_channels, height=height, width=width)
     time_ids: tuple[float, ...] = ()
     if autoencoder is not None:
-        factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        factor = pixels_per_latent(autoencoder)
         image = ImageSpec(channels=autoencoder.config.out_channels, height=height * factor, width=width * factor)
     if condition.pooled and kind.__name__ == "UNet2DConditionModel":
         time_ids = tuple(float(n) for n in (image.height, image.width, 0, 0, image.height, image.width))
@@ -213,20 +216,19 @@ def _condition(net: Any, directory: Path, tokens: int | None) -> Condition:
 
 
 def _autoencoder(directory: Path, index: dict[str, Any]) -> Any:
-    """The pipeline's autoencoder; None where it works on pixels. Which classes will do, fewstep.decoder says."""
+    """The pipeline's autoencoder; None where it works on pixels."""
     if not (directory / "vae").is_dir():
         return None
-    name = str(index.get("vae", [None, None])[1])
-    if name not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise ValueError(f"the autoencoder is a {name}; fewstep drives AutoencoderKL and AutoencoderTiny")
-    return _load(getattr(importlib.import_module("diffusers"), name), directory / "vae")
+    with _readable(directory / "vae"):
+        return load_autoencoder(directory / "vae", str(index.get("vae", [None, None])[1]))
 
 
-def _load(kind: Any, directory: Path) -> Any:
-    """A model of diffusers in fp32, from safetensors alone."""
+@contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    """What diffusers says, over many lines, of files that are missing or no safetensors, in a sentence."""
     try:
-        return kind.from_pretrained(directory, local_files_only=True, use_safetensors=True).float().eval()
-    except (OSError, RuntimeError, ValueError) as error:
+        yield
+    except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{directory} could not be read ({reason}); fewstep reads safetensors: save it anew with save_pretrained"
@@ -236,10 +238,4 @@ def _load(kind: Any, directory: Path) -> Any:
 def _json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, so this is not {what}; save one with diffusers' save_pretrained")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return found
+    return read_object(path)

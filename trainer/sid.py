@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -23,106 +22,24 @@ from fewstep.bundle import Bundle
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, load_network, save_network
 from fewstep.embeddings import checked_embeddings
-from fewstep.guidance import Guidance
 from fewstep.manifest import PlanEntry
-from fewstep.parametrisation import Edm, Flow, Parametrisation
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
-from fewstep.schedule import Grid, flow, uniform
 from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import real_batch
-from fewstep.trainer.draws import Draws, accumulated, refuse_parts
+from fewstep.trainer.draws import Draws, accumulated
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
-from fewstep.trainer.scores import FakeScore, Mode, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.sid_config import SidConfig, generator_grid
 from fewstep.trainer.watch import Watch, accelerator_for
 
-__all__ = ["SidConfig", "digits_sid", "distill", "generator_grid"]
+__all__ = ["distill"]
 
 MAX_RETRIES = 3
-VP_START = 0.625  # of the table's times
 DROPPED = 0.1  # conditions that LSG withholds from F while it learns
-
-
-@dataclass(frozen=True)
-class SidConfig:
-    """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F).
-
-    mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided images
-    in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output, drawn
-    uniformly, or the final one alone. start: the network that G starts as. warmup, adversarial_from: shares of the run in
-    which only F learns, and after which real images join. validate_every, patience: iterations between two looks at a metric,
-    and looks without a better one that end the run (0: none does). accumulate, checkpointing: as for a teacher.
-    """
-
-    steps: int = 1
-    iterations: int = 220
-    batch: int = 32
-    lr: float = 6e-4
-    alpha: float = 1.2
-    mode: Mode = "teacher"
-    guidance: float = 1.0
-    lo: float = 0.0
-    hi: float | None = None
-    match: Literal["uniform", "final"] = "uniform"
-    start: str = "teacher"
-    sigma_start: float = 2.5
-    noise_mean: float = -1.2
-    noise_std: float = 1.2
-    warmup: float = 0.0
-    adversarial_from: float = 0.5
-    seed: int = 0
-    halflife_images: float = 2e3
-    precision: str = "bf16"
-    accumulate: int = 1
-    checkpointing: bool = False
-    checkpoint_every: int = 50
-    validate_every: int = 50
-    patience: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 4:
-            raise ValueError(f"SiD generators take 1 to 4 steps, got {self.steps}; use a calibrated solver beyond that")
-        if self.iterations < 1 or self.batch < 1:
-            raise ValueError(f"distillation needs 1 iteration and 1 image a batch, got {self.iterations}, {self.batch}")
-        if self.match not in ("uniform", "final"):
-            raise ValueError(f"a generator matches every output (uniform) or the last (final), got {self.match!r}")
-        if not (0 <= self.warmup < 1 and 0 <= self.adversarial_from <= 1):
-            raise ValueError(
-                f"shares of a run lie in 0 .. 1, got warmup {self.warmup}, adversarial_from {self.adversarial_from}"
-            )
-        if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
-            raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
-        refuse_parts(self.batch, self.accumulate)
-        Weights.of(self.mode, self.guidance)
-        self.interval()
-
-    def interval(self) -> Guidance:
-        """How T is guided."""
-        return Guidance.of({"weight": Weights.of(self.mode, self.guidance).teacher, "lo": self.lo, "hi": self.hi})
-
-
-def digits_sid(steps: int) -> SidConfig:
-    """What worked on small images in minutes: the teacher guided by 1.5, and for several steps alpha 1 and half the rate."""
-    config = SidConfig(guidance=1.5)
-    return config if steps == 1 else replace(config, steps=steps, iterations=100, alpha=1.0, lr=3e-4)
-
-
-def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:
-    """Where a generator of K steps evaluates its network, k = 0 .. K - 1, and clean data.
-
-    sigma_start (K - k) / K for EDM, the time 0.625 T (K - k) / K of the VP table, (K - k) / K for a flow.
-    """
-    if isinstance(parametrisation, Edm):
-        return uniform(steps, sigma_start)
-    if isinstance(parametrisation, Flow):
-        return flow(steps)
-    signal = parametrisation.betas.signal()
-    times = (VP_START * signal.size * (1 - np.arange(steps) / steps)).astype(int)
-    abar = np.append(signal[times], 1.0)
-    return Grid(np.sqrt(abar), np.sqrt(1 - abar))
 
 
 def distill(
@@ -196,6 +113,7 @@ class _Run:
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
         self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
+        self.settings |= {"validated": validate is not None}
         self.settings |= {"data": images.source, "images": len(images)} if images else {"data": None}
         if config.checkpointing:
             for denoiser in (self.generator, self.fake.denoiser):

@@ -48,6 +48,10 @@ class Images:
         """Every k-th image."""
         return replace(self, index=self.index[::k], labels=self.labels[::k])
 
+    def about(self, count: int) -> Images:
+        """Every so many-th image, so that about `count` are left, and no fewer where there are that many."""
+        return self.every(max(len(self) // count, 1))
+
     def __getitem__(self, i: npt.NDArray[np.int64]) -> tuple[Bytes, Labels]:
         """Images (B, C, H, W) uint8 and labels (B,) at positions i."""
         pixels = self.rows[self.index[i]]

@@ -14,7 +14,7 @@ from fewstep.bundle import Bundle, Draft
 from fewstep.manifest import ImageSpec, LatentSpec
 from fewstep.tensors import os_errors
 
-__all__ = ["Decoder", "load_decoder", "save_decoder", "to_bytes"]
+__all__ = ["Decoder", "load_autoencoder", "load_decoder", "pixels_per_latent", "save_decoder", "to_bytes"]
 
 DIRECTORY = "decoder"
 CLASSES = get_args(LatentSpec.model_fields["decoder"].annotation)
@@ -60,7 +60,7 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
     _check_class(kind)
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise ValueError(f"this {kind} normalises latents by channel (latents_mean, latents_std), which fewstep does not do")
-    factor = _factor(autoencoder)
+    factor = pixels_per_latent(autoencoder)
     if image.height % factor or image.width % factor:
         raise ValueError(
             f"this {kind} needs image sides that divide by {factor}, got {image.height}x{image.width}; resize them"
@@ -94,12 +94,16 @@ def load_decoder(bundle: Bundle) -> Decoder:
         raise ValueError(f"{bundle.root.name} was shipped without its decoder; only its graphs can be used")
     directory = bundle.directory(latent.directory)
     kind = json.loads(Path(directory, "config.json").read_text("utf-8")).get("_class_name")
-    _check_class(kind)
-    autoencoder = getattr(importlib.import_module("diffusers"), kind).from_pretrained(
-        directory, local_files_only=True, use_safetensors=True
-    )
+    autoencoder = load_autoencoder(directory, kind)
     _check_fit(autoencoder, latent, bundle.manifest.image)
     return Decoder(autoencoder, latent).eval()
+
+
+def load_autoencoder(directory: Path, kind: str) -> Any:
+    """An autoencoder that diffusers saved, in fp32. Raises ValueError for a class fewstep does not drive."""
+    _check_class(kind)
+    made = getattr(importlib.import_module("diffusers"), kind)
+    return made.from_pretrained(directory, local_files_only=True, use_safetensors=True)
 
 
 def _check_class(kind: str) -> None:
@@ -108,7 +112,7 @@ def _check_class(kind: str) -> None:
 
 
 def _check_fit(autoencoder: Any, latent: LatentSpec, image: ImageSpec) -> None:
-    config, factor = autoencoder.config, _factor(autoencoder)
+    config, factor = autoencoder.config, pixels_per_latent(autoencoder)
     made = (config.out_channels, latent.height * factor, latent.width * factor)
     if config.latent_channels != latent.channels or made != image.shape or type(autoencoder).__name__ != latent.decoder:
         raise ValueError(
@@ -117,7 +121,7 @@ def _check_fit(autoencoder: Any, latent: LatentSpec, image: ImageSpec) -> None:
         )
 
 
-def _factor(autoencoder: Any) -> int:
+def pixels_per_latent(autoencoder: Any) -> int:
     """Pixels per latent pixel: every level but the last doubles the side."""
     config = autoencoder.config
     levels = config.get("decoder_block_out_channels") or config.block_out_channels

@@ -27,7 +27,8 @@ from fewstep.picture import save_grid
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
 from fewstep.solvers import ddim
-from fewstep.trainer.sid import SidConfig, digits_sid, distill
+from fewstep.trainer.sid import distill
+from fewstep.trainer.sid_config import SidConfig, digits_sid
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 __all__ = ["SAMPLERS", "DemoConfig", "full", "measure", "run_demo", "small"]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -15,11 +16,15 @@ import typer
 import fewstep
 from fewstep import solvers
 from fewstep.console import say
+from fewstep.guidance import Guidance
 from fewstep.manifest import Precision
+from fewstep.plan import Plan
+from fewstep.schedule import Grid
 
 __all__ = [
     "SOLVERS",
     "BundlePath",
+    "Embeddings",
     "Json",
     "Seed",
     "app",
@@ -27,8 +32,8 @@ __all__ = [
     "finite",
     "main",
     "precisions",
-    "read_object",
     "size",
+    "solver_of",
     "whole_numbers",
 ]
 
@@ -72,6 +77,14 @@ app = typer.Typer(
     add_completion=False,
 )
 
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        help="Conditions of a bundle that makes images from embeddings: a safetensors file with embeddings (N, tokens, width), "
+        "pooled (N, width) where it has one, and null_... (1, ...).",
+        show_default=False,
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -121,15 +134,11 @@ def precisions(text: str) -> list[Precision]:
     return [cast(Precision, word) for word in words]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError or OSError where there is none."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return found
+def solver_of(name: str) -> Callable[[Grid, Guidance], Plan]:
+    """A solver by its name. Raises ValueError for one there is not."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {name!r}")
+    return SOLVERS[name]
 
 
 def size(count: int) -> str:

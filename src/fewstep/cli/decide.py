@@ -10,7 +10,7 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, solver_of
 from fewstep.console import say, table, track
 from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, pick, read
 
@@ -37,9 +37,7 @@ def compare(
     ] = "classifier",
     seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
-    embeddings: Annotated[
-        Path | None, typer.Option(help="Of prompts, as for calibrate, for a bundle that needs them.", show_default=False)
-    ] = None,
+    embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
     """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
@@ -166,19 +164,16 @@ def tau(
     as_json: Json = False,
 ) -> None:
     """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
-    from fewstep.calibration.features import feature_network
-    from fewstep.calibration.metrics import Judge
-    from fewstep.calibration.toward import FITTING
+    from fewstep.calibration.features import trial_judge
     from fewstep.data import open_images
     from fewstep.decide.tau import TauConfig, best_tau, search_tau
     from fewstep.trainer.teacher import TeacherConfig
 
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    chosen_solver = solver_of(solver)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
     images = open_images(data)
-    judge = Judge(feature_network(features, images, seed=FITTING, track=track), images.every(max(len(images) // samples, 1)))
-    found = search_tau(out, images, config, SOLVERS[solver], judge, track=track)
+    judge = trial_judge(images, samples, features=features, track=track)
+    found = search_tau(out, images, config, chosen_solver, judge, track=track)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
     table(f"Frechet distance, {steps} steps of {solver}, over {runs} training runs", ["tau", "distance"], rows)
@@ -194,9 +189,7 @@ def consistency(
     other: Annotated[Path, typer.Argument(help="A bundle of the same images from another run.", show_default=False)],
     plan: Annotated[str, typer.Option(help="A plan that both have.")] = "heun18",
     samples: Annotated[int, typer.Option(min=2, help="Noise and condition pairs.")] = 100,
-    embeddings: Annotated[
-        Path | None, typer.Option(help="Of prompts, as for calibrate, for bundles that need them.", show_default=False)
-    ] = None,
+    embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
     """How alike two runs' images of the same noise are, beside those of unrelated noise."""

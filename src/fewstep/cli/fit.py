@@ -12,20 +12,11 @@ import typer
 from fewstep.adopt import adopt as take_over
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Json, Seed, app, finish, finite, precisions
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, Seed, app, finish, finite, precisions, solver_of
 from fewstep.console import say, table, track
 from fewstep.guidance import Guidance
 
 __all__ = ["adopt", "calibrate", "interval", "quantise"]
-
-Embeddings = Annotated[
-    Path | None,
-    typer.Option(
-        help="Conditions of a bundle that makes images from embeddings: a safetensors file with embeddings (N, tokens, width), "
-        "pooled (N, width) where it has one, and null_... (1, ...).",
-        show_default=False,
-    ),
-]
 
 
 @app.command()
@@ -103,22 +94,17 @@ def interval(
     as_json: Json = False,
 ) -> None:
     """Find which steps to guide, and by how much. Stopped, it goes on."""
-    from fewstep.calibration.features import feature_network
+    from fewstep.calibration.features import trial_judge
     from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
-    from fewstep.calibration.metrics import Judge
-    from fewstep.calibration.toward import FITTING
     from fewstep.data import open_images
     from fewstep.embeddings import read_embeddings
 
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
+    chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
     loaded, images, name = Bundle.load(bundle), open_images(data), name or f"{solver}{steps}_interval"
-    judge = Judge(feature_network(features, images, seed=FITTING, track=track), images.every(max(len(images) // samples, 1)))
+    judge = trial_judge(images, samples, features=features, track=track)
     given = read_embeddings(embeddings) if embeddings else None
-    _, tried = calibrate_interval(
-        loaded, config, SOLVERS[solver], judge, name=name, network=network, embeddings=given, track=track
-    )
+    _, tried = calibrate_interval(loaded, config, chosen, judge, name=name, network=network, embeddings=given, track=track)
     rows = [
         (str(t.nfe), f"{t.value:.2f}", f"{t.steps.weight:.3g}", f"{t.steps.first} to {t.steps.last}") for t in pareto(tried)
     ]

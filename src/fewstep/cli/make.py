@@ -9,8 +9,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, Seed, app, finish, finite, read_object
+from fewstep.cli.app import BundlePath, Embeddings, Json, Seed, app, finish, finite
 from fewstep.console import say, track
+from fewstep.json_object import read_object
 
 __all__ = ["distill", "import_pipeline", "train"]
 
@@ -118,9 +119,7 @@ def distill(
     ] = None,
     validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 50,
     patience: Annotated[int, typer.Option(help="Looks without a better one that end the run; 0: none does.")] = 0,
-    embeddings: Annotated[
-        Path | None, typer.Option(help="Of prompts, as for calibrate, for a bundle that needs them.", show_default=False)
-    ] = None,
+    embeddings: Embeddings = None,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -132,7 +131,8 @@ def distill(
     """
     from fewstep.data import open_images
     from fewstep.embeddings import read_embeddings
-    from fewstep.trainer.sid import digits_sid, distill
+    from fewstep.trainer.sid import distill
+    from fewstep.trainer.sid_config import digits_sid
 
     name = name or f"sid{steps}"
     given = {"iterations": iterations, "lr": lr, "alpha": alpha}
@@ -150,8 +150,7 @@ def distill(
     config = replace(digits_sid(steps), validate_every=validate_every, patience=patience, **chosen)
     loaded, some, metric = Bundle.load(bundle), None, None
     if data:
-        every = open_images(data)
-        some = every.every(max(len(every) // images, 1))
+        some = open_images(data).about(images)
     if validate:
         from fewstep.decide.validate import validator
 

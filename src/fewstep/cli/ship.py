@@ -11,7 +11,7 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Json, app, finish, precisions, size, whole_numbers
+from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, solver_of, whole_numbers
 from fewstep.console import meter, say, table, track
 from fewstep.guidance import Guidance
 from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
@@ -84,10 +84,8 @@ def export(
 
 def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
     """A bundle with a solver's plan on the usual grid of the teacher, which the next edit writes, and the plan's name."""
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is one of {', '.join(SOLVERS)}, got {solver!r}")
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
-    plan = SOLVERS[solver](teacher.parametrisation.grid(steps), guidance)
+    plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
     interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
     name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
     manifest = bundle.manifest.model_copy(deep=True)

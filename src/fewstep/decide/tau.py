@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-
 from fewstep.bundle import Bundle
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
@@ -62,9 +60,7 @@ def search_tau(
             if not path.exists():
                 train_teacher(path, images, replace(config.teacher, tau=tau, seed=seed), track=track)
             teacher = Teacher(Bundle.load(path))
-            inputs = teacher.draw(judge.n, seed=0)
-            if inputs.condition:
-                inputs = replace(inputs, condition=(torch.tensor(judge.labels),))
+            inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
             plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
             distances.append(judge.distance(teacher.images(plan, inputs, track=track)))
         found[tau] = Spread(mean=mean(distances), std=stdev(distances))
