@@ -50,7 +50,7 @@ SIGNAL = 1 / (1 + LEVELS**2)
 BETAS = (1 - SIGNAL / np.append(1.0, SIGNAL[:-1])).tolist()
 SPACINGS = ("karras", "exponential", "beta")
 OURS = {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m, "S-PNDM": spndm, "iPNDM": ipndm, "Heun": heun}
-TABLES = ("pixels", "features", "real")
+TABLES = ("pixels", "real")
 MOST = 10  # calls of a table: more takes the longest, and gains little over good solvers
 OUTCLASSED = 2.0
 

@@ -85,9 +85,8 @@ def distance(score: dict[str, float | None]) -> str:
 
 FAMILIES = {
     "best scheduler of diffusers": r"UniPC|DEIS|DPM-Solver|PNDM|DDIM$|Heun|iPNDM$|S-PNDM$",
-    "best plan fitted step by step": r"B?IIA-|free fit",
+    "best plan fitted step by step": r"B?IIA-",
     "table, pixels": r"table, pixels",
-    "table, features": r"table, features",
     "table, real": r"table, real",
 }
 

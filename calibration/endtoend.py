@@ -1,8 +1,7 @@
 """Tables fitted as a whole: a plan's numbers and its noise levels by gradient descent through the sampling loop.
 
 Relatives: LD3 (Tong et al. 2024), S4S (Frankel et al. 2025), bespoke solvers (Shaul et al. 2024). What the images are to come
-near to is a loss: what many steps make of the same noise, pixel by pixel (`pixels`) or in a network's features (`Paired`); or
-real images, as a set (`Energy`).
+near to is a loss: what many steps make of the same noise (`pixels`), or real images as a set, in features (`Energy`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, karras
 from fewstep.solvers import dpmpp_2m
 
-__all__ = ["Energy", "Loss", "Paired", "Table", "TableFit", "best_start", "fit_table", "pixels"]
+__all__ = ["Energy", "Loss", "Table", "TableFit", "best_start", "fit_table", "pixels"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of images made and of targets, (B, C, H, W) both
 
@@ -98,33 +97,17 @@ def pixels(made: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.mse_loss(made, targets)
 
 
-class Paired:
-    """Mean square distance of the features of pairs."""
-
-    def __init__(self, model: Features, teacher: Teacher) -> None:
-        self.model, self.teacher = model.requires_grad_(False), teacher
-
-    def features(self, states: Tensor) -> Tensor:
-        """(B, num_features) of last states."""
-        found: Tensor = self.model(self.teacher.bytes(states))
-        return found
-
-    def __call__(self, made: Tensor, targets: Tensor) -> Tensor:
-        return (self.features(made) - self.features(targets)).square().mean()
-
-
-class Energy(Paired):
-    """Energy distance between the features of what was made and of real images, (n, num_features); targets are not read.
+class Energy:
+    """Energy distance between features of what was made and those of real images, (n, num_features); targets are not read.
 
     2 E|f - r| - E|f - f'|, the part of it that depends on what was made. Szekely and Rizzo 2013.
     """
 
     def __init__(self, model: Features, teacher: Teacher, real: Tensor) -> None:
-        super().__init__(model, teacher)
-        self.real = real
+        self.model, self.teacher, self.real = model.requires_grad_(False), teacher, real
 
     def __call__(self, made: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
-        features = self.features(made)
+        features: Tensor = self.model(self.teacher.bytes(made))
         count = len(features)
         among = torch.cdist(features, features).sum() / (count * (count - 1))
         return 2 * torch.cdist(features, self.real).mean() - among

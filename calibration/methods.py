@@ -114,12 +114,6 @@ def _slopes(plan: Plan, steps: list[Landing], i: int) -> list[Floats]:
     return noise + [_estimate(plan, j) - _estimate(plan, j + 1) for j in starts]
 
 
-def _everything(plan: Plan, steps: list[Landing], i: int) -> list[Floats]:
-    """All that a plan's row may take: every state and every estimate so far. Ours, not the paper's."""
-    rows = range(steps[i].row + 1)
-    return [_state(plan, j) for j in rows] + [_estimate(plan, j) for j in rows]
-
-
 METHODS = {
     "iia-ddim": Method("IIA-DDIM", ddim, _changes),
     "iia-ddim-guided": Method("IIA-DDIM, guided form", ddim, _noise),
@@ -128,7 +122,4 @@ METHODS = {
     "iia-ipndm": Method("IIA-iPNDM", ipndm, _changes),
     "biia-edm": Method("BIIA-EDM", heun, _increments),
     "iia-edm": Method("IIA-EDM", heun, _slopes),
-    "free-ddim": Method("free fit on DDIM", ddim, _everything),
-    "free-dpmpp-2m": Method("free fit on DPM-Solver++(2M)", dpmpp_2m, _everything),
-    "free-heun": Method("free fit on Heun", heun, _everything),
 }

@@ -15,8 +15,6 @@ from fewstep.plan import sample, trajectory
 from fewstep.schedule import Grid, karras, to_flow, to_vp
 from fewstep.solvers import ddim, heun, ipndm, spndm
 
-PAPER = [name for name in METHODS if not name.startswith("free")]
-
 
 class Mixture:
     """Two points at -1 and +1 with a spread: a denoiser that bends, exact in float64, in EDM coordinates."""
@@ -133,7 +131,7 @@ def test_on_gaussian_data_the_scalars_suffice_to_land_exactly(name: str, first: 
 
 
 @pytest.mark.parametrize("parametrisation", [Eps(), Flow()], ids=lambda p: p.kind)
-@pytest.mark.parametrize("name", [n for n in PAPER if n != "iia-spndm"])
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "iia-spndm"])
 def test_in_other_coordinates_the_fine_steps_stay_in_them(name: str, parametrisation: Eps | Flow) -> None:
     """The exact denoiser of these coordinates is asked at their levels only, and the fit ends nearer to the exact solution."""
     data, grid = Gaussian(mean=0.1, alpha_of=parametrisation.alpha), parametrisation.coordinates(karras(5, 0.05, 20.0))

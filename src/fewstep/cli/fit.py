@@ -31,7 +31,7 @@ def calibrate(
     lo: Annotated[float, typer.Option(help="Guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
     toward: Annotated[
-        str, typer.Option(help="table: pixels or features of what many steps make, or real images; the last two need --data.")
+        str, typer.Option(help="table: pixels of what many steps make, or real images, which needs --data.")
     ] = "pixels",
     data: Annotated[str | None, typer.Option(help="table: images as for train.", show_default="none is read")] = None,
     iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
@@ -45,7 +45,7 @@ def calibrate(
 ) -> None:
     """Fit a sampler to the teacher: better images from the same few network calls.
 
-    Reads no data, unless --toward features or --toward real asks for it.
+    Reads no data, unless --toward real asks for it.
     """
     from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
     from fewstep.calibration.toward import loss_toward
