@@ -33,7 +33,7 @@ from fewstep.ranges import Ranges
 from fewstep.runtime import Generator
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
-PLANS = ("sid1", "sid2", "iia4", "ddim10")
+PLANS = ("sid1", "sid2", "table4", "ddim10")
 SEEDS = (1, 2, 3)
 
 

@@ -28,12 +28,12 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
-from fewstep.calibration.features import feature_network
+from fewstep.calibration.endtoend import Real
+from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.methods import METHODS
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.calibration.toward import loss_toward
 from fewstep.data import open_images
 from fewstep.guidance import guided
 from fewstep.plan import Plan
@@ -50,7 +50,6 @@ SIGNAL = 1 / (1 + LEVELS**2)
 BETAS = (1 - SIGNAL / np.append(1.0, SIGNAL[:-1])).tolist()
 SPACINGS = ("karras", "exponential", "beta")
 OURS = {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m, "S-PNDM": spndm, "iPNDM": ipndm, "Heun": heun}
-TABLES = ("pixels", "real")
 MOST = 10  # calls of a table: more takes the longest, and gains little over good solvers
 OUTCLASSED = 2.0
 
@@ -111,7 +110,7 @@ def titled(name: str, solver: Solver, calls: int) -> str:
     return f"{name}, {calls + 1} calls" if solver is heun and calls % 2 == 0 else name
 
 
-def samplers(bundle: Bundle, teacher: Teacher, data: str, calls: int) -> Iterator[Sampler]:
+def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterator[Sampler]:
     """All for a number of network calls."""
 
     def of(plan: Plan) -> Make:
@@ -126,14 +125,9 @@ def samplers(bundle: Bundle, teacher: Teacher, data: str, calls: int) -> Iterato
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
         yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")), "fit")  # type: ignore[misc]
-    for toward in TABLES if calls <= MOST else ():
-        table = TableConfig(calls, toward=toward, batch=64, seed=1000)
-        loss = loss_toward(toward, data)
-        yield Sampler(
-            f"table, {toward}",
-            lambda t=table, f=loss: of(calibrate_table(bundle, t, name="fit", loss=f)[0].plan("fit")),  # type: ignore[misc]
-            "fit",
-        )
+    for title, images in {"table, pixels": None, "table, real": real}.items() if calls <= MOST else ():
+        table = TableConfig(calls, batch=64, seed=1000)
+        yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")), "fit")  # type: ignore[misc]
 
 
 def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None:
@@ -141,6 +135,7 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, held_out = Bundle.load(root), open_images(data, "held-out")
         judge = Judge(feature_network(features, open_images(data)), held_out.about(IMAGES))
+        real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING))
         bf16 = bundle.manifest.image.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
@@ -148,7 +143,7 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         if (name := f"{REFERENCE.nfe}, Heun, the reference") not in board.rows:
             board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), reference=reference)
         for n in calls:
-            for sampler in samplers(bundle, teacher, data, n):
+            for sampler in samplers(bundle, teacher, real, n):
                 if (name := f"{n}, {sampler.title}") in board.rows:
                     continue
                 most = OUTCLASSED * min(

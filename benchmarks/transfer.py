@@ -1,8 +1,9 @@
 """Tables where they were not fitted: python benchmarks/transfer.py digits.bundle other.bundle mnist5k
 
-Both bundles make the same kind of images, from other training runs. A table is fitted at the weights 1 and 2 on either teacher;
-all four are judged on the first teacher at both weights, beside DPM-Solver++(2M) on its usual grid. Writes
-benchmarks/results/transfer.json: distance to held-out images, and PSNR against 35 calls of the same guidance and noise.
+Both bundles make the same kind of images, from other training runs. A table is fitted at the weights 1 and 2 on either teacher,
+to the many-step image and to real ones; all are judged on the first teacher at both weights, beside DPM-Solver++(2M) on its
+usual grid. Writes benchmarks/results/transfer.json: distance to held-out images, and PSNR against 35 calls of the same guidance
+and noise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from board import SEEDS, Board, compiled
 from fewstep.adopt import adopt
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import REFERENCE_STEPS, TableConfig, calibrate_table
-from fewstep.calibration.features import feature_network
+from fewstep.calibration.endtoend import Real
+from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
@@ -28,9 +30,9 @@ from fewstep.solvers import dpmpp_2m, heun
 STEPS, WEIGHTS = 4, (1.0, 2.0)
 
 
-def fitted(source: Bundle, target: Bundle, weight: float) -> dict[float, Plan]:
+def fitted(source: Bundle, target: Bundle, weight: float, real: Real | None) -> dict[float, Plan]:
     """A table of one teacher, fitted at one weight, for the other teacher at all weights."""
-    bundle, _ = calibrate_table(source, TableConfig(STEPS, Guidance(weight), batch=64, seed=1000), name="fit")
+    bundle, _ = calibrate_table(source, TableConfig(STEPS, Guidance(weight), batch=64, seed=1000), name="fit", real=real)
     found = {}
     for used in WEIGHTS:
         guidance = None if used == weight else Guidance(used)
@@ -48,17 +50,20 @@ def main(here: Path, there: Path, data: str) -> None:
         judge = Judge(feature_network("classifier", open_images(data)), open_images(data, "held-out"))
         board = Board("transfer", teacher, judge, steps=STEPS)
         grid = teacher.denoiser.parametrisation.grid
-        plans = {("usual grid", 0.0): {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in WEIGHTS}}
-        for name, source in {"this teacher": own, "another teacher": other}.items():
-            for weight in WEIGHTS:
-                plans[(name, weight)] = fitted(source, Bundle.load(own.root), weight)
+        plans = {"DPM-Solver++(2M)": {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in WEIGHTS}}
+        real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING))
+        for kind, images in {"many-step image": None, "real images": real}.items():
+            for name, source in {"this teacher": own, "another teacher": other}.items():
+                for weight in WEIGHTS:
+                    title = f"table to {kind}, of {name} at {weight:g}"
+                    plans[title] = fitted(source, Bundle.load(own.root), weight, images)
         for used in WEIGHTS:
             long = heun(grid(REFERENCE_STEPS), Guidance(used))
             reference = [board.images(lambda inputs, plan=long: teacher.sample(plan, inputs), seed) for seed in SEEDS]  # type: ignore[misc]
-            for (name, weight), found in plans.items():
+            for title, found in plans.items():
                 plan = found[used]
-                title = f"used at {used:g}, {name}" + (f", fitted at {weight:g}" if weight else "")
-                board.add(title, lambda inputs, plan=plan: teacher.sample(plan, inputs), reference=reference, nfe=plan.nfe)  # type: ignore[misc]
+                row = f"used at {used:g}, {title}"
+                board.add(row, lambda inputs, plan=plan: teacher.sample(plan, inputs), reference=reference, nfe=plan.nfe)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.cache import Cache, default_folder, tensors_digest
-from fewstep.calibration.endtoend import Loss, Table, TableFit, best_start, fit_table, pixels
+from fewstep.calibration.endtoend import Energy, Real, Table, TableFit, best_start, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import draw
 from fewstep.calibration.methods import METHODS, Method
@@ -121,14 +121,13 @@ def calibrate(
 
 @dataclass(frozen=True)
 class TableConfig:
-    """How to fit a table as a whole. steps: network calls, beside those of guided steps. toward: what the loss is, in words.
+    """How to fit a table as a whole. steps: network calls, beside those of guided steps.
 
     samples: noise and condition pairs to fit on; unseen: those that decide.
     """
 
     steps: int = 4
     guidance: Guidance = PLAIN
-    toward: str = "pixels"
     iterations: int = 100
     samples: int = 128
     unseen: int = 128
@@ -148,13 +147,13 @@ def calibrate_table(
     *,
     name: str,
     network: str = "teacher",
-    loss: Callable[[Teacher], Loss] = lambda _: pixels,
+    real: Real | None = None,
     embeddings: Mapping[str, Tensor] | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, TableFit]:
-    """Fit a table's numbers and levels to what Heun makes in 18 steps from the same noise, and add the plan `name`.
+    """Fit a table's numbers and levels to real images or, without them, to what Heun makes in 18 steps from the same noise.
 
-    loss: makes the loss for the teacher; see fewstep.calibration.endtoend. Processes do not share this work.
+    Adds the plan `name`. Processes do not share this work.
 
     Raises ValueError as `calibrate` does.
     """
@@ -174,7 +173,7 @@ def calibrate_table(
         teacher.denoiser,
         pairs[0],
         pairs[1],
-        loss=loss(teacher),
+        loss=Energy(real, teacher) if real else pixels,
         iterations=config.iterations,
         batch=config.batch,
         lr=config.lr,
@@ -184,10 +183,11 @@ def calibrate_table(
     settings = (
         asdict(config)
         | {"guidance": config.guidance.settings()}
-        | {"network_sha256": bundle.network_digest(network), "losses": done.losses}
+        | {"network_sha256": bundle.network_digest(network), "data": real.data if real else None, "losses": done.losses}
     )
     if processes.is_main_process:
-        _add(bundle, name, network, f"fitted table, {config.steps} steps, toward {config.toward}", done.plan, settings)
+        toward = "real images" if real else "the many-step image"
+        _add(bundle, name, network, f"table fitted to {toward}, {config.steps} steps", done.plan, settings)
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 

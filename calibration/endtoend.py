@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
+from fewstep.data import batches, open_images
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import Guidance, guided
 from fewstep.parametrisation import Parametrisation
@@ -25,12 +26,13 @@ from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, karras
 from fewstep.solvers import dpmpp_2m
 
-__all__ = ["Energy", "Loss", "Table", "TableFit", "best_start", "fit_table", "pixels"]
+__all__ = ["Energy", "Loss", "Real", "Table", "TableFit", "best_start", "fit_table", "pixels"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of images made and of targets, (B, C, H, W) both
 
 # Where to look for a grid to start from: noise levels of its first and its last step.
 FIRST, LAST = (80.0, 40.0, 20.0, 10.0, 5.0, 3.0), (0.002, 0.02, 0.05, 0.1, 0.2, 0.4)
+REAL = 2000  # images, about
 EVERY = 25  # iterations between two looks at unseen noise
 
 
@@ -97,14 +99,29 @@ def pixels(made: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.mse_loss(made, targets)
 
 
+class Real(NamedTuple):
+    """Real images as a table sees them: what they are called, a network, and their features in it, (n, num_features)."""
+
+    data: str
+    model: Features
+    features: Tensor
+
+    @classmethod
+    def of(cls, data: str, model: Features) -> Real:
+        """Some of the training images of `data`, as for open_images. Judge in another network than this one."""
+        images = open_images(data).about(REAL)
+        with torch.no_grad():
+            return cls(data, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in batches(images, 250)]))
+
+
 class Energy:
-    """Energy distance between features of what was made and those of real images, (n, num_features); targets are not read.
+    """Energy distance between features of what was made and those of real images; targets are not read.
 
     2 E|f - r| - E|f - f'|, the part of it that depends on what was made. Szekely and Rizzo 2013.
     """
 
-    def __init__(self, model: Features, teacher: Teacher, real: Tensor) -> None:
-        self.model, self.teacher, self.real = model.requires_grad_(False), teacher, real
+    def __init__(self, real: Real, teacher: Teacher) -> None:
+        self.model, self.real, self.teacher = real.model.requires_grad_(False), real.features, teacher
 
     def __call__(self, made: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         features: Tensor = self.model(self.teacher.bytes(made))

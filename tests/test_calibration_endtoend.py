@@ -11,7 +11,7 @@ import torch
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import Classifier
-from fewstep.calibration.endtoend import Energy, Table, fit_table
+from fewstep.calibration.endtoend import Energy, Real, Table, fit_table
 from fewstep.calibration.teacher import Teacher
 from fewstep.guidance import Guidance
 from fewstep.parametrisation import Edm, Eps, Flow
@@ -75,7 +75,7 @@ def test_one_call_is_a_table_too(digits: Bundle) -> None:
 
 def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
     real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    loss = Energy(torch.nn.Identity(), SimpleNamespace(bytes=lambda states: states), real)  # type: ignore[arg-type]
+    loss = Energy(Real("", torch.nn.Identity(), real), SimpleNamespace(bytes=lambda states: states))  # type: ignore[arg-type]
     same = loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real)
     for other in (0.3, 3.0):
         assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
@@ -88,6 +88,6 @@ def test_gradients_come_from_features_to_the_numbers(digits: Bundle) -> None:
     table, inputs = Table(dpmpp_2m(parametrisation.grid(2)), parametrisation), teacher.draw(4, seed=0)
     made = table(teacher.denoiser, inputs)
     model = Classifier(1, 10).eval()
-    Energy(model, teacher, torch.randn(5, model.num_features))(made, made).backward()
+    Energy(Real("", model, torch.randn(5, model.num_features)), teacher)(made, made).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in (table.log_level, table.history))
     assert float(table.log_level.grad.abs().max()) > 0  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
     assert result == json.loads((tmp_path / "demo/demo.json").read_text())
     assert set(result["samplers"]) == set(SAMPLERS)
     calls = {name: s["nfe"] for name, s in result["samplers"].items()}
-    assert (calls["heun18"], calls["ddim4"], calls["iia4"], calls["sid2"], calls["sid1"]) == (35, 4, 4, 2, 1)
+    assert (calls["heun18"], calls["dpmpp4"], calls["table4"], calls["sid2"], calls["sid1"]) == (35, 4, 4, 2, 1)
     assert calls["ddim10"] < calls["ddim10_w2_interval"] < calls["ddim10_w2"] == 20
     assert all(np.isfinite(s["frechet"]) and s["n"] == 100 for s in result["samplers"].values())
     for stage in range(1, 9):

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import ClassifierConfig, classifier
+from fewstep.calibration.endtoend import Real
+from fewstep.calibration.features import FITTING
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.console import clock, meter, say, table, track
@@ -26,7 +28,7 @@ from fewstep.manifest import PlanEntry, Precision
 from fewstep.picture import save_grid
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.solvers import ddim, dpmpp_2m
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig, digits_sid
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
@@ -36,16 +38,15 @@ __all__ = ["SAMPLERS", "DemoConfig", "full", "measure", "run_demo", "small"]
 SAMPLERS = {
     "heun18": "teacher, Heun 18 steps",
     "ddim10": "teacher, DDIM 10 steps",
-    "ddim6": "teacher, DDIM 6 steps",
-    "iia6": "teacher, IIA-DDIM 6 steps",
-    "ddim4": "teacher, DDIM 4 steps",
-    "iia4": "teacher, IIA-DDIM 4 steps",
+    "dpmpp6": "teacher, DPM-Solver++(2M) 6 steps",
+    "dpmpp4": "teacher, DPM-Solver++(2M) 4 steps",
+    "table4": "teacher, table of 4 steps fitted to real digits",
     "ddim10_w2": "DDIM 10, guided everywhere",
     "ddim10_w2_interval": "DDIM 10, guided in an interval",
     "sid2": "SiD generator, 2 steps",
     "sid1": "SiD generator, 1 step",
 }
-SHIPPED = ("iia4", "sid2", "sid1")  # these also get fp16 graphs
+SHIPPED = ("table4", "sid2", "sid1")  # these also get fp16 graphs
 EIGHT_BITS_SHIPPED: tuple[Precision, ...] = ("int8", "int8-fp16")  # the one-step generator also gets these
 GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
 BATCH = 100
@@ -63,7 +64,7 @@ class DemoConfig:
     two_steps: SidConfig
     judge: ClassifierConfig
     thin: int
-    fit_samples: int
+    table: TableConfig
     engines: tuple[str, ...]
     seconds: tuple[int, ...]
 
@@ -76,7 +77,7 @@ def full() -> DemoConfig:
         two_steps=digits_sid(2),
         judge=ClassifierConfig(),
         thin=1,
-        fit_samples=64,
+        table=TableConfig(iterations=60, samples=64, unseen=64),
         engines=("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED)),
         seconds=(40, 190, 8, 40, 90, 28, 20, 105),
     )
@@ -90,7 +91,7 @@ def small() -> DemoConfig:
         two_steps=replace(digits_sid(2), iterations=6),
         judge=ClassifierConfig(epochs=1),
         thin=10,
-        fit_samples=16,
+        table=TableConfig(iterations=2, samples=8, unseen=8, batch=8),
         engines=("sid1.fp32", "sid1.fp16"),
         seconds=(8, 7, 4, 4, 4, 32, 8, 36),
     )
@@ -112,11 +113,10 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     stages.next("train the teacher (Lskip)")
     if not path.exists():
         train_teacher(path, images, config.teacher, track=track)
-    stages.next("fit IIA-DDIM")
-    for steps in (4, 6):
-        if not _has_plan(path, f"iia{steps}"):
-            fit = FitConfig(steps=steps, samples=config.fit_samples)
-            calibrate(Bundle.load(path), fit, name=f"iia{steps}", cache=out, track=track)
+    stages.next("fit a table of 4 steps to real digits")
+    if not _has_plan(path, "table4"):
+        real = Real.of("mnist5k", classifier(images, out, replace(config.judge, seed=FITTING), track=track))
+        calibrate_table(Bundle.load(path), config.table, name="table4", real=real, track=track)
     stages.next("distil a two-step generator (SiD)")
     if not _has_plan(path, "sid2"):
         distill(Bundle.load(path), "sid2", config.two_steps, track=track)
@@ -226,11 +226,10 @@ def _has_plan(path: Path, name: str) -> bool:
 def _export(path: Path) -> None:
     """All samplers in fp32, those that ship in fp16, one in eight bits; the one-step generator is the bundle's default."""
     with Bundle.load(path).edit() as draft:
-        for steps, suffixes in ((4, ("",)), (6, ("",)), (10, tuple(GUIDANCE))):
-            for suffix in suffixes:
-                name = f"ddim{steps}{suffix}"
-                plan = ddim(karras(steps, 0.002, 80.0), GUIDANCE[suffix])
-                draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=SAMPLERS[name])
+        plans = {f"ddim10{suffix}": ddim(karras(10, 0.002, 80.0), guidance) for suffix, guidance in GUIDANCE.items()}
+        plans |= {f"dpmpp{steps}": dpmpp_2m(karras(steps, 0.002, 80.0)) for steps in (4, 6)}
+        for name, plan in plans.items():
+            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=SAMPLERS[name])
         draft.manifest.default = "sid1"
     bundle = export_graphs(Bundle.load(path), list(SAMPLERS), ["fp32"], track=track)
     bundle = export_graphs(bundle, SHIPPED, ["fp16"], track=track)

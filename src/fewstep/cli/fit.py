@@ -30,10 +30,12 @@ def calibrate(
     weight: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 1.0,
     lo: Annotated[float, typer.Option(help="Guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
-    toward: Annotated[
-        str, typer.Option(help="table: pixels of what many steps make, or real images, which needs --data.")
-    ] = "pixels",
-    data: Annotated[str | None, typer.Option(help="table: images as for train.", show_default="none is read")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="table: real images to come near to, as for train.", show_default="the many-step image of the same noise"
+        ),
+    ] = None,
     iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
     fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
     samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
@@ -45,19 +47,23 @@ def calibrate(
 ) -> None:
     """Fit a sampler to the teacher: better images from the same few network calls.
 
-    Reads no data, unless --toward real asks for it.
+    Reads no data but what --data names: with it, a table comes near to real images.
     """
     from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
-    from fewstep.calibration.toward import loss_toward
+    from fewstep.calibration.endtoend import Real
+    from fewstep.calibration.features import FITTING, feature_network
+    from fewstep.data import open_images
     from fewstep.embeddings import read_embeddings
 
     name, guidance, loaded = name or f"{method}{steps}", Guidance(weight, lo, hi), Bundle.load(bundle)
     given = read_embeddings(embeddings) if embeddings else None
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
-        config = TableConfig(steps, guidance, toward, iterations, samples, batch=batch, seed=seed)
-        loss = loss_toward(toward, data, track=track)
-        _, table_fit = calibrate_table(loaded, config, name=name, network=network, loss=loss, embeddings=given, track=track)
+        config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
+        real = None
+        if data:
+            real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING, track=track))
+        _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
         table(
             "on noise that was not fitted",
             ["", "loss"],
