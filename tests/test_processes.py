@@ -6,12 +6,14 @@ should be 0.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from processes import run_in_processes
 from safetensors.torch import load_file
 
 SCRIPT = """
+import json
 from pathlib import Path
 import numpy as np
 from fewstep.manifest import Condition, ImageSpec
@@ -21,26 +23,26 @@ from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 torch.set_default_dtype(torch.float64)
-images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
-    np.random.default_rng(int(sys.argv[4])).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
-parts = {"accumulate": int(sys.argv[2]), "checkpointing": sys.argv[2] != "1"}
-config = TeacherConfig(steps=5, warmup=1, batch=4, lr=float(sys.argv[3]), channels=(8,), patch=1, precision="no", **parts)
-bundle = train_teacher(Path(sys.argv[1]), images, config)
-config = SidConfig(steps=2, iterations=4, batch=4, lr=float(sys.argv[3]) / 10, guidance=1.5, adversarial_from=0.5,
-    precision="no", **parts)
-distill(bundle, "sid2", config, images=images)
+for name, _, accumulate, lr, seed in json.loads(sys.argv[2]):
+    images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
+        np.random.default_rng(seed).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
+    parts = {"accumulate": accumulate, "checkpointing": accumulate != 1}
+    config = TeacherConfig(steps=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, precision="no", **parts)
+    bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
+    config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5, precision="no", **parts)
+    distill(bundle, "sid2", config, images=images)
 """
 
 
-# Processes, parts of each one's share, learning rate, which images.
-RUNS = {
-    "one": (1, 1, 1e-4, 0),
-    "still": (1, 1, 0.0, 0),
-    "other": (1, 1, 1e-4, 1),
-    "two": (2, 1, 1e-4, 0),
-    "parts": (1, 2, 1e-4, 0),
-    "both": (2, 2, 1e-4, 0),
-}
+# Name, processes, parts of each one's share, learning rate, which images.
+RUNS = [
+    ("one", 1, 1, 1e-4, 0),
+    ("still", 1, 1, 0.0, 0),
+    ("other", 1, 1, 1e-4, 1),
+    ("parts", 1, 2, 1e-4, 0),
+    ("two", 2, 1, 1e-4, 0),
+    ("both", 2, 2, 1e-4, 0),
+]
 
 
 def _weights(bundle: Path, network: str) -> dict:
@@ -49,13 +51,14 @@ def _weights(bundle: Path, network: str) -> dict:
 
 
 def test_processes_and_parts_give_the_update_of_one(tmp_path: Path) -> None:
-    for name, (processes, *settings) in RUNS.items():
-        run_in_processes(processes, SCRIPT, tmp_path, tmp_path / f"{name}.bundle", *settings)
-    teachers, students = ({name: _weights(tmp_path / f"{name}.bundle", n) for name in RUNS} for n in ("teacher", "sid2"))
-    for begun, ended in ((dict.fromkeys(RUNS, teachers["still"]), teachers), (teachers, students)):
-        updates = {name: {key: ended[name][key] - begun[name][key] for key in ended[name]} for name in RUNS}
+    for processes in (1, 2):
+        run_in_processes(processes, SCRIPT, tmp_path, tmp_path, json.dumps([run for run in RUNS if run[1] == processes]))
+    names = [name for name, *_ in RUNS]
+    teachers, students = ({name: _weights(tmp_path / f"{name}.bundle", n) for name in names} for n in ("teacher", "sid2"))
+    for begun, ended in ((dict.fromkeys(names, teachers["still"]), teachers), (teachers, students)):
+        updates = {name: {key: ended[name][key] - begun[name][key] for key in ended[name]} for name in names}
         moved = _length(updates["one"], updates["still"])
-        apart = {name: _length(updates["one"], updates[name]) / moved for name in RUNS}
+        apart = {name: _length(updates["one"], updates[name]) / moved for name in names}
         assert apart["other"] > 0.05  # else being near would prove nothing
         assert max(apart[name] for name in ("two", "parts", "both")) < 1e-4, apart
 

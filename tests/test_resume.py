@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,46 +12,76 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fewstep import tensors
-from fewstep.bundle import Bundle, Draft
+from fewstep.bundle import Draft
 from fewstep.denoiser import save_network, unet
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.trainer import checkpoint
 
-COMMON = (
-    "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-    "import numpy as np; from fewstep.data import Images; from fewstep.bundle import Bundle\n"
-    "from fewstep.manifest import Condition, ImageSpec\n"
-)
-TRAIN = (
-    "from fewstep.trainer.teacher import TeacherConfig, train_teacher\n"
-    "images = Images('made up', ImageSpec(channels=1, height=8, width=8), Condition(kind='labels', classes=2),\n"
-    "    np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)\n"
-    "config = TeacherConfig(steps=60, batch=4, channels=(8,), patch=1, checkpoint_every=7)\n"
-    "train_teacher(Path(sys.argv[1]), images, config)\n"
-)
-DISTILL = (
-    "from fewstep.trainer.sid import distill; from fewstep.trainer.sid_config import SidConfig\n"
-    "distill(Bundle.load(sys.argv[1]), 'sid2', SidConfig(steps=2, iterations=40, batch=4, checkpoint_every=7))\n"
-)
+# Imports and runs once, then forks a process for every attempt and kills it at a random moment after it first saved; the last
+# attempt is left alone. `run` is defined by what is put before.
+KILLS = """
+import os, random, shutil, signal, time
+from pathlib import Path
+from fewstep.trainer.checkpoint import checkpoint_path
+
+def attempt(bundle, kill_after):
+    saved = checkpoint_path(bundle, NAME)
+    before = saved.stat().st_mtime_ns if saved.exists() else 0
+    child = os.fork()
+    if not child:
+        run(bundle)
+        os._exit(0)
+    while not saved.exists() or saved.stat().st_mtime_ns == before:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
+        time.sleep(0.001)
+    time.sleep(kill_after)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+whole, warm, killed = (Path(sys.argv[1], f"{name}.bundle") for name in ("whole", "warm", "killed"))
+run(warm)
+begin = time.monotonic()
+run(whole)
+between = (time.monotonic() - begin) / STEPS * EVERY
+rng = random.Random(0)
+for _ in range(int(sys.argv[2])):
+    attempt(killed, rng.uniform(0, between))
+run(killed)
+"""
+COMMON = """
+import sys
+import numpy as np
+import torch
+from fewstep.bundle import Bundle
+from fewstep.data import Images
+from fewstep.manifest import Condition, ImageSpec
+torch.set_num_threads(1)
+EVERY = 5
+"""
+TRAIN = """
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+NAME, STEPS = "teacher", 300
+
+def run(bundle):
+    images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
+        np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
+    config = TeacherConfig(steps=STEPS, batch=4, channels=(8,), patch=1, checkpoint_every=EVERY)
+    train_teacher(bundle, images, config)
+"""
+DISTILL = """
+from fewstep.trainer.sid import distill
+from fewstep.trainer.sid_config import SidConfig
+NAME, STEPS = "sid2", 60
+
+def run(bundle):
+    distill(Bundle.load(bundle), NAME, SidConfig(steps=2, iterations=STEPS, batch=4, checkpoint_every=EVERY))
+"""
 
 
-def _start(code: str, bundle: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", COMMON + code, str(bundle)])
-
-
-def _run(code: str, bundle: Path) -> None:
-    assert _start(code, bundle).wait(timeout=300) == 0
-
-
-def _kill_when_it_has_saved(code: str, bundle: Path, run: str) -> None:
-    saved = checkpoint.checkpoint_path(bundle, run)
-    process = _start(code, bundle)
-    while not saved.exists():
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert saved.exists()
+def _kill_and_go_on(code: str, directory: Path, kills: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", COMMON + code + KILLS, str(directory), str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _weights(bundle: Path, network: str) -> dict[str, torch.Tensor]:
@@ -66,27 +94,20 @@ def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_killed_teacher_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole.bundle", tmp_path / "killed.bundle"
-    _run(TRAIN, whole)
-    _kill_when_it_has_saved(TRAIN, killed, "teacher")
-    assert not killed.exists()
-    _run(TRAIN, killed)
-    _same(_weights(whole, "teacher"), _weights(killed, "teacher"))
+def test_a_teacher_run_killed_20_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    _kill_and_go_on(TRAIN, tmp_path, 20)
+    _same(_weights(tmp_path / "whole.bundle", "teacher"), _weights(tmp_path / "killed.bundle", "teacher"))
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".bundle"] == []
 
 
-def test_a_killed_distillation_ends_with_the_same_weights(tmp_path: Path) -> None:
-    for name in ("whole", "killed"):
+def test_a_distillation_killed_5_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    for name in ("whole", "warm", "killed"):
         torch.manual_seed(0)
         image, condition = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2)
         denoiser = unet(image, condition, channels=(8,), layers=1, attention=False, patch=1)
         with Draft.create(tmp_path / f"{name}.bundle", image=image, condition=condition) as draft:
             save_network(draft, "teacher", denoiser)
-    _run(DISTILL, tmp_path / "whole.bundle")
-    _kill_when_it_has_saved(DISTILL, tmp_path / "killed.bundle", "sid2")
-    assert "sid2" not in Bundle.load(tmp_path / "killed.bundle").manifest.networks
-    _run(DISTILL, tmp_path / "killed.bundle")
+    _kill_and_go_on(DISTILL, tmp_path, 5)
     student, teacher = (_weights(tmp_path / "killed.bundle", n) for n in ("sid2", "teacher"))
     _same(_weights(tmp_path / "whole.bundle", "sid2"), student)
     assert not torch.equal(student["conv_in.weight"], teacher["conv_in.weight"])

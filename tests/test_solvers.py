@@ -10,7 +10,7 @@ from truth import Gaussian
 
 from fewstep.plan import sample, trajectory
 from fewstep.schedule import Grid, flow, karras, to_flow, to_vp, vp, vp_signal
-from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
+from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, scaled, spndm
 
 SPACES = {
     "edm": (lambda g: g, lambda _: 1.0),
@@ -192,3 +192,28 @@ def test_spndm_begins_as_diffusers_pndm(n: int) -> None:
         alpha, sigma = (float(value) ** 0.5 for value in (scheduler.alphas_cumprod[t], 1 - scheduler.alphas_cumprod[t]))
         x = scheduler.step((x - alpha * denoise(x, sigma)) / sigma, t, x).prev_sample
         _agrees(next(ours).x, x)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("solver", [ddim, heun, dpmpp_2m])
+def test_scaled_noise_is_in_the_table_alone(solver, space: str) -> None:
+    """The plan with the network as it is makes what the plain plan makes with a network that scales its noise itself."""
+    convert, alpha_of = SPACES[space]
+    data, plan = Gaussian(alpha_of=alpha_of), solver(convert(_smooth(6)))
+    factors = np.linspace(0.9, 1.0, plan.rows)
+    of_level = {float(sigma): (f, alpha) for sigma, alpha, f in zip(plan.sigmas, plan.alphas, factors, strict=False)}
+    if solver is heun:  # two rows at each level but the ends: give them one factor
+        factors = np.array([of_level[float(sigma)][0] for sigma in plan.sigmas[:-1]])
+
+    def scaling(x: np.ndarray, sigma: float) -> np.ndarray:
+        factor, alpha = of_level[sigma]
+        eps = (x - alpha * data.denoise(x, sigma)) / sigma
+        return (x - sigma * factor * eps) / alpha
+
+    x = plan.sigmas[0] * X.numpy()
+    np.testing.assert_allclose(sample(data.denoise, x, scaled(plan, factors)), sample(scaling, x, plan), rtol=1e-10, atol=1e-12)
+
+
+def test_noise_is_not_scaled_where_there_is_nothing_but_noise() -> None:
+    with pytest.raises(ValueError, match="alpha is above 0"):
+        scaled(ddim(flow(4)), np.ones(4))

@@ -59,3 +59,25 @@ def test_momentum_decays_and_the_rate_makes_up_for_it() -> None:
     assert rates("constant", 9, 1000, 100).lr == pytest.approx(0.1)
     with pytest.raises(ValueError, match="a schedule is linear, constant"):
         rates("cosine", 0, 10, 1)
+
+
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_a_level_is_found_where_it_lies(kind: str) -> None:
+    space = SPACES[kind]
+    position = torch.linspace(0, 0.99, 12, dtype=torch.float64)
+    levels = space.at(position)
+    there = space.at(space.position(levels.sigma / levels.alpha))
+    torch.testing.assert_close(there.sigma, levels.sigma, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["edm", "eps"])
+def test_the_optimum_of_lskip_is_where_its_loss_is_lowest(kind: str) -> None:
+    """The loss by hand, tau (e1 - s e)^2 + (1 - tau) (e2 - c s e)^2 with e the best estimate of e1, over a line of s."""
+    space, tau, skip = SPACES[kind], 0.5, 49
+    level = torch.tensor([0.3, 3.0], dtype=torch.float64)
+    c = space.lskip_scale(space.position(level), skip)
+    s = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:, None]
+    loss = tau * (1 - s) ** 2 + (1 - tau) * c**2 * s**2  # what depends on s
+    torch.testing.assert_close(s[loss.argmin(0), 0], space.lskip_optimum(level, skip, tau), atol=1e-4, rtol=0)
+    assert float(space.lskip_optimum(level, skip, tau).max()) < 1
+    torch.testing.assert_close(space.lskip_optimum(level, skip, 1.0), torch.ones(2, dtype=torch.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from test_cli import fewstep, refused
 from fewstep.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
+from fewstep.denoiser import Denoiser
 from fewstep.manifest import Condition, ImageSpec
+from fewstep.plan import Plan
 from fewstep.trainer.levels import Levels
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
@@ -80,6 +83,29 @@ def test_every_switch_makes_another_teacher_that_samples(choices: dict, tmp_path
     assert torch.isfinite(teacher.sample(bundle.plan("heun18"), teacher.draw(2, seed=0))).all()
     plain = train_teacher(tmp_path / "b.bundle", images(), TeacherConfig(**(vars(CONFIG) | {"tau": 0.5})))
     assert bundle.network_digest("teacher") != plain.network_digest("teacher")
+
+
+def test_a_metric_is_asked_as_often_as_wanted_and_survives_a_stop(tmp_path: Path) -> None:
+    """A run that dies in the middle asks again only for what no checkpoint holds."""
+    config = replace(CONFIG, steps=6, validate_every=2, checkpoint_every=2)
+    seen: list[int] = []
+
+    def metric(_ema: Denoiser, plan: Plan) -> float:
+        assert plan.nfe == 35
+        if len(seen) == 2:
+            seen.append(-1)
+            raise KeyboardInterrupt
+        seen.append(len(seen))
+        return float(len(seen))
+
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
+    bundle = train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
+    assert bundle.manifest.provenance["teacher"]["metrics"] == [
+        {"step": 2, "value": 1.0},
+        {"step": 4, "value": 2.0},
+        {"step": 6, "value": 4.0},
+    ]
 
 
 def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:

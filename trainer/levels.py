@@ -66,6 +66,10 @@ class Space(ABC):
         """The levels at positions (B,)."""
 
     @abstractmethod
+    def position(self, level: Tensor) -> Tensor:
+        """Positions of levels sigma / alpha, (B,), or the nearest there are."""
+
+    @abstractmethod
     def lower(self, position: Tensor, skip: int) -> Tensor:
         """Positions `skip` levels of the discretisation lower, (B,); negative where there is none."""
 
@@ -92,6 +96,13 @@ class Space(ABC):
         square = (upper**2 - under**2) / (1 + under**2)
         return torch.where(below >= 0, square.clamp(min=0).sqrt(), 0)
 
+    def lskip_optimum(self, level: Tensor, skip: int, tau: float) -> Tensor:
+        """What the noise estimate is multiplied by where Lskip is lowest, s = tau / (tau + (1 - tau) c^2), (B,).
+
+        So a network of the plain loss, scaled by it while it samples, is the control of one that was trained with Lskip.
+        """
+        return tau / (tau + (1 - tau) * self.lskip_scale(self.position(level), skip) ** 2)
+
 
 @dataclass(frozen=True)
 class _EdmSpace(Space):
@@ -105,13 +116,16 @@ class _EdmSpace(Space):
     bottom, top, rho = 0.002 ** (1 / 7), 80.0 ** (1 / 7), 7.0
 
     def base(self, draws: Draws) -> Tensor:
-        sigma = (self.mean + self.std * draws.normal()).exp()
-        position: Tensor = (sigma ** (1 / self.rho) - self.bottom) / (self.top - self.bottom)
-        return position  # beyond 0 .. 1 where the normal goes beyond Karras' ends
+        # Beyond 0 .. 1 where the normal goes beyond Karras' ends.
+        return self.position((self.mean + self.std * draws.normal()).exp())
 
     def at(self, position: Tensor) -> Levels:
         sigma: Tensor = (self.bottom + position * (self.top - self.bottom)) ** self.rho
         return Levels(torch.ones_like(sigma), sigma)
+
+    def position(self, level: Tensor) -> Tensor:
+        found: Tensor = (level ** (1 / self.rho) - self.bottom) / (self.top - self.bottom)
+        return found
 
     def lower(self, position: Tensor, skip: int) -> Tensor:
         return position - skip / (self.steps - 1)
@@ -139,6 +153,12 @@ class _VpSpace(Space):
         found = signal[(position * (self.steps - 1)).round().long()]
         return Levels(found.sqrt(), (1 - found).sqrt())
 
+    def position(self, level: Tensor) -> Tensor:
+        signal = torch.tensor(self.parametrisation.betas.signal(), device=level.device)
+        table = ((1 - signal) / signal).sqrt().log()
+        nearest = (level.double().log()[:, None] - table).abs().argmin(1)
+        return nearest.double() / (self.steps - 1)
+
     def lower(self, position: Tensor, skip: int) -> Tensor:
         return ((position * (self.steps - 1)).round() - skip) / (self.steps - 1)
 
@@ -161,6 +181,9 @@ class _FlowSpace(Space):
     def at(self, position: Tensor) -> Levels:
         sigma = position.clamp(1e-5, FLOW_TOP)
         return Levels(1 - sigma, sigma)
+
+    def position(self, level: Tensor) -> Tensor:
+        return level / (1 + level)
 
     def lower(self, position: Tensor, skip: int) -> Tensor:
         return position - skip / self.steps

@@ -7,8 +7,8 @@ With the Lskip objective of S2-DMs (arXiv 2401.01520), and the curriculum and mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -19,6 +19,7 @@ from fewstep.data import Images
 from fewstep.denoiser import Denoiser, fresh_network, save_network, unet
 from fewstep.manifest import PlanEntry
 from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
+from fewstep.plan import Plan
 from fewstep.progress import Track, silent
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
@@ -43,7 +44,8 @@ class TeacherConfig:
     a UNet2DModel of channels, layers, attention. noise_mean, noise_std: of ln(sigma / alpha), for EDM and flows. tau, skip,
     shared: Lskip, and whether its second noise is the first one. curriculum: width of the CLTS normal. schedule: of the
     learning rate and of Adam's momentum, see fewstep.trainer.rates. accumulate: parts that a batch is computed in, one after
-    the other. checkpointing: forget activations and compute them again, for memory. compile: by torch.compile.
+    the other. checkpointing: forget activations and compute them again, for memory. compile: by torch.compile. validate_every:
+    updates between two looks at a metric.
     """
 
     steps: int = 2000
@@ -72,10 +74,13 @@ class TeacherConfig:
     checkpointing: bool = False
     compile: bool = False
     checkpoint_every: int = 200
+    validate_every: int = 200
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"training needs at least 1 step and 1 image a batch, got {self.steps} and {self.batch}")
+        if self.checkpoint_every < 1 or self.validate_every < 1:
+            raise ValueError("training saves, and looks at its metric, every 1 update or more")
         refuse_parts(self.batch, self.accumulate)
         if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
@@ -100,11 +105,18 @@ class TeacherConfig:
 
 
 def train_teacher(
-    out: Path, images: Images, config: TeacherConfig, *, log: Path | None = None, track: Track = silent
+    out: Path,
+    images: Images,
+    config: TeacherConfig,
+    *,
+    validate: Callable[[Denoiser, Plan], float] | None = None,
+    log: Path | None = None,
+    track: Track = silent,
 ) -> Bundle:
     """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
 
-    log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
+    validate: a metric of the averaged weights and that plan, for the curve and the bundle's provenance. log: a directory for
+    curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
     Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way, or the network
@@ -118,9 +130,11 @@ def train_teacher(
     ema = copy.deepcopy(denoiser).requires_grad_(False)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
-    settings = asdict(replace(config, checkpoint_every=0)) | {"data": images.source, "images": len(images)}
+    settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
+    settings |= {"data": images.source, "images": len(images)}
     saved = checkpoint.checkpoint_path(out, "teacher")
-    start = checkpoint.load(saved, parts, settings=settings).step
+    start, state = checkpoint.load(saved, parts, settings=settings)
+    metrics: list[dict[str, float]] = list(state.get("metrics", []))
     if config.checkpointing:
         cast(Any, denoiser.net).enable_gradient_checkpointing()
     model, optimizer = accelerator.prepare(torch.compile(denoiser) if config.compile else denoiser, optimizer)
@@ -150,17 +164,22 @@ def train_teacher(
         optimizer.zero_grad()
         average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
         watch.curve(step + 1, loss=torch.stack(losses).mean(), lr=config.lr * rate.lr)
+        if validate and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
+            if accelerator.is_main_process:
+                metrics.append({"step": step + 1, "value": validate(ema, plan)})
+                accelerator.log({"metric": metrics[-1]["value"]}, step=step + 1)
+            accelerator.wait_for_everyone()
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             watch.sheet(step + 1, ema, plan, images.image.shape)
             if accelerator.is_main_process:
-                checkpoint.save(saved, parts, step=step + 1, settings=settings)
+                checkpoint.save(saved, parts, step=step + 1, settings=settings, state={"metrics": metrics})
 
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
             save_network(draft, "teacher", ema)
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
-            draft.manifest.provenance["teacher"] = settings
+            draft.manifest.provenance["teacher"] = settings | {"metrics": metrics}
         saved.unlink(missing_ok=True)
     watch.end()
     accelerator.wait_for_everyone()

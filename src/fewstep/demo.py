@@ -79,7 +79,7 @@ def full() -> DemoConfig:
         thin=1,
         table=TableConfig(iterations=60, samples=64, unseen=64),
         engines=("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED)),
-        seconds=(40, 190, 8, 40, 90, 28, 20, 105),
+        seconds=(24, 141, 50, 29, 53, 29, 9, 85),
     )
 
 
@@ -93,7 +93,7 @@ def small() -> DemoConfig:
         thin=10,
         table=TableConfig(iterations=2, samples=8, unseen=8, batch=8),
         engines=("sid1.fp32", "sid1.fp16"),
-        seconds=(8, 7, 4, 4, 4, 32, 8, 36),
+        seconds=(5, 5, 12, 3, 3, 30, 3, 30),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fewstep.guidance import PLAIN, Guidance
 from fewstep.plan import Floats, Plan
 from fewstep.schedule import Grid
 
-__all__ = ["ddim", "dpmpp_2m", "few_step", "heun", "ipndm", "spndm"]
+__all__ = ["ddim", "dpmpp_2m", "few_step", "heun", "ipndm", "scaled", "spndm"]
 
 ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))  # Adams-Bashforth
 
@@ -130,3 +132,15 @@ def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
         c=grid.sigmas[1:],
         weights=guidance.at(grid.levels[:-1]),
     )
+
+
+def scaled(plan: Plan, factors: Floats) -> Plan:
+    """The plan whose noise estimate in row k, eps_k = (x_k - alpha_k D_k) / sigma_k, counts factors[k] times, (n,).
+
+    Epsilon scaling, Ning et al. 2023 (arXiv 2308.15321): no network changes, for D becomes f D + (1 - f) x / alpha. Raises
+    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image.
+    """
+    alphas = plan.alphas[:-1]
+    if not alphas.all():
+        raise ValueError("noise estimates are scaled where alpha is above 0; take a grid that starts below pure noise")
+    return replace(plan, a=plan.a + plan.b * ((1 - factors) / alphas), b=plan.b * factors)

@@ -1,0 +1,68 @@
+"""Lskip against the plain loss: python benchmarks/lskip.py mnist5k directory
+
+Trains teachers of equal compute (eps prediction, as published) with the plain loss and with Lskip of every skip and tau, over
+training seeds, into bundles in `directory`, and judges DDIM at 5, 10 and 20 steps and IIA-DDIM at 10. The control takes the
+plain teacher and scales its noise estimate while it samples by what Lskip's optimum is. Writes benchmarks/results/lskip.json,
+run by run, and leaves out what is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import Runs
+
+from fewstep.bundle import Bundle
+from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.calibration.features import feature_network
+from fewstep.calibration.metrics import Judge
+from fewstep.calibration.teacher import Teacher
+from fewstep.data import open_images
+from fewstep.solvers import ddim, scaled
+from fewstep.trainer.levels import space_of
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+SEEDS, STEPS, UPDATES = (0, 1, 2), (5, 10, 20), 1000
+SKIPS, TAUS = (1, 9, 49), (0.5, 0.9, 0.99)
+CHOICES = {f"skip {skip}, tau {tau:g}": {"skip": skip, "tau": tau} for skip in SKIPS for tau in TAUS}
+
+
+def scores(bundle: Bundle, judge: Judge, scaling: dict[str, Any] | None = None) -> dict[str, float]:
+    """Frechet distance with DDIM at every number of steps and, unless the noise is scaled, with the fitted plan."""
+    teacher = Teacher(bundle)
+    parametrisation = teacher.denoiser.parametrisation
+    space = space_of(parametrisation, mean=0.0, std=1.0)
+    plans = {f"ddim{steps}": ddim(parametrisation.grid(steps)) for steps in STEPS}
+    if scaling:
+        for name, plan in plans.items():
+            levels = torch.tensor(plan.sigmas[:-1] / plan.alphas[:-1])
+            plans[name] = scaled(plan, space.lskip_optimum(levels, **scaling).numpy())
+    else:
+        plans["iia10"] = calibrate(bundle, FitConfig(steps=10), name="iia10")[0].plan("iia10")
+    inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
+    return {name: judge.distance(teacher.images(plan, inputs)) for name, plan in plans.items()}
+
+
+def main(data: str, folder: Path) -> None:
+    images = open_images(data)
+    judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
+    runs = Runs("lskip", data=data, n=judge.n, updates=UPDATES)
+    for seed in SEEDS:
+        for name, choice in {"plain": {"tau": 1.0}, **CHOICES}.items():
+            path = folder / f"{name.replace(', ', '-').replace(' ', '')}-{seed}.bundle"
+            if not path.exists():
+                config = TeacherConfig(steps=UPDATES, kind="eps", seed=seed, **choice)  # type: ignore[arg-type]
+                train_teacher(path, images, config)
+            if not runs.has(name, seed):
+                runs.add(name, seed, scores(Bundle.load(path), judge))
+        for name, choice in CHOICES.items():
+            if not runs.has(f"plain, scaled as by {name}", seed):
+                found = scores(Bundle.load(folder / f"plain-{seed}.bundle"), judge, choice)
+                runs.add(f"plain, scaled as by {name}", seed, found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
