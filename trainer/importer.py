@@ -1,4 +1,4 @@
-"""A diffusers checkpoint as a teacher: the network in a bundle, what it estimates read from its scheduler, and the proof.
+"""A checkpoint of diffusers or of EDM as a teacher: its network in a bundle, what it estimates, and the proof.
 
 The proof walks diffusers' own scheduler around the raw network, and a plan around D, from the same noise: same states.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fewstep.networks import network_class
 from fewstep.parametrisation import Betas, Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.plan import sample
 from fewstep.solvers import ddim, heun
+from fewstep.trainer.edm_weights import load_edm_weights
 
 __all__ = ["Checkpoint", "Proof", "import_teacher", "parametrisation_of", "read_checkpoint"]
 
@@ -62,17 +63,18 @@ class Proof:
     steps: int = PROOF_STEPS
 
 
-def import_teacher(directory: Path, out: Path, *, tokens: int | None = None) -> tuple[Bundle, Proof]:
-    """Start a bundle with the network of a diffusers pipeline directory as `teacher`, and with its 18-step Heun plan.
+def import_teacher(source: Path, out: Path, *, tokens: int | None = None) -> tuple[Bundle, Proof]:
+    """Start a bundle with the network of a checkpoint as `teacher`, and with its 18-step Heun plan.
 
-    Reads safetensors and JSON only. tokens: of a text condition, where no tokenizer says how many.
+    source: a diffusers pipeline directory, or a file with the weights of an ADM network of EDM. Nothing in it is executed.
+    tokens: of a text condition, where no tokenizer says how many.
 
     Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
     scheduler or autoencoder that fewstep does not drive, or where both loops differ.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another name or remove it first")
-    found = read_checkpoint(directory, tokens=tokens)
+    found = _of_edm(source) if source.is_file() else read_checkpoint(source, tokens=tokens)
     with Draft.create(out, image=found.image, condition=found.condition) as draft:
         if found.autoencoder is not None:
             save_decoder(draft, found.autoencoder)
@@ -82,7 +84,7 @@ def import_teacher(directory: Path, out: Path, *, tokens: int | None = None) -> 
         draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
         draft.manifest.default = "heun18"
         draft.manifest.provenance["teacher"] = {
-            "imported": directory.resolve().name,
+            "imported": source.resolve().name,
             "scheduler": found.scheduler.get("_class_name"),
             "proof": asdict(proof),
         }
@@ -115,6 +117,14 @@ def read_checkpoint(directory: Path, *, tokens: int | None = None) -> Checkpoint
         time_ids = tuple(float(n) for n in (image.height, image.width, 0, 0, image.height, image.width))
     denoiser = Denoiser(net, parametrisation=parametrisation_of(scheduler), time_ids=time_ids)
     return Checkpoint(denoiser, image, condition, scheduler, autoencoder)
+
+
+def _of_edm(path: Path) -> Checkpoint:
+    """A state dict, with the scheduler of diffusers that belongs to it."""
+    denoiser, condition = load_edm_weights(path)
+    config = cast(Any, denoiser.net).config
+    image = ImageSpec(channels=config.in_channels, height=config.sample_size, width=config.sample_size)
+    return Checkpoint(denoiser, image, condition, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
 
 
 def parametrisation_of(scheduler: dict[str, Any]) -> Parametrisation:

@@ -13,7 +13,7 @@ from fewstep.cli.app import BundlePath, Embeddings, Json, Seed, app, finish, fin
 from fewstep.console import say, track
 from fewstep.json_object import read_object
 
-__all__ = ["distill", "import_pipeline", "train"]
+__all__ = ["distill", "import_checkpoint", "train"]
 
 
 Log = Annotated[Path | None, typer.Option(help="A directory for TensorBoard and sheets of samples.", show_default="none")]
@@ -75,18 +75,20 @@ def train(
 
 
 @app.command("import")
-def import_pipeline(
-    directory: Annotated[Path, typer.Argument(help="A pipeline that diffusers saved.", show_default=False)],
+def import_checkpoint(
+    source: Annotated[
+        Path, typer.Argument(help="A pipeline that diffusers saved, or weights of an ADM network of EDM.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("imported.bundle"),
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a prompt's embedding.", show_default="the tokenizer's")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start a bundle with the network of a diffusers pipeline, and prove that it makes the same images. Runs no code of it."""
+    """Start a bundle with the network of a checkpoint, and prove that it makes the same images. Runs no code of it."""
     from fewstep.trainer.importer import import_teacher
 
-    bundle, proof = import_teacher(directory, out, tokens=tokens)
+    bundle, proof = import_teacher(source, out, tokens=tokens)
     parametrisation = bundle.manifest.networks["teacher"].parametrisation
     say(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
     result = {"bundle": str(out), "parametrisation": parametrisation.model_dump(), "max_error": proof.max_error}
