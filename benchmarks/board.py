@@ -72,17 +72,18 @@ class Board:
         name: str,
         make: Make,
         *,
+        made: Sequence[npt.NDArray[np.uint8]] | None = None,
         reference: Sequence[npt.NDArray[np.uint8]] | None = None,
         enough: Callable[[float], bool] = lambda _: False,
         **more: Any,
     ) -> None:
-        """Judge a sampler and write its row. reference: images to be paired with, for each set of seeds. enough: whether the
-        first set's Frechet distance makes the others needless."""
+        """Judge a sampler and write its row. made: its images, where they are there already. reference: images to be paired
+        with, for each set of seeds. enough: whether the first set's Frechet distance makes the others needless."""
         found: dict[str, list[float]] = {}
         for i, seed in enumerate(SEEDS):
             if found and enough(found["frechet"][0]):
                 break
-            images = self.images(make, seed)
+            images = made[i] if made else self.images(make, seed)
             scores = asdict(self.judge.score(images, self.judge.labels))
             if reference:
                 scores |= asdict(self.judge.pair(images, reference[i]))

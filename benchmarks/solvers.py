@@ -42,7 +42,7 @@ from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
 CALLS = (4, 6, 10, 5, 8, 2, 15, 20, 1, 3)
 LEAST = 4  # calls of a solver; fewer make no images, only tables are tried there
-IMAGES = 2000  # at most, in a set
+IMAGES = 1000  # in a set, about
 REFERENCE = heun(karras(18, 0.002, 80.0))
 # diffusers' schedules are discrete: a thousand of Karras' levels, as betas.
 LEVELS = karras(1000, 0.002, 80.0).sigmas[:-1][::-1]
@@ -121,13 +121,14 @@ def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterat
         yield Sampler(titled(name, solver, calls), lambda plan=plan: of(plan), "plan")  # type: ignore[misc]
     for name, made in schedulers(calls).items() if calls >= LEAST else ():
         yield Sampler(name, lambda made=made: lambda inputs: walk(made, teacher, inputs), "diffusers")  # type: ignore[misc]
+    for title, images in {"table, pixels": None, "table, real": real}.items() if calls <= MOST else ():
+        table = TableConfig(calls, batch=64, seed=1000)
+        yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")), "fit")  # type: ignore[misc]
+
     for name, method in METHODS.items() if calls >= LEAST else ():
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
         yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")), "fit")  # type: ignore[misc]
-    for title, images in {"table, pixels": None, "table, real": real}.items() if calls <= MOST else ():
-        table = TableConfig(calls, batch=64, seed=1000)
-        yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")), "fit")  # type: ignore[misc]
 
 
 def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None:
@@ -141,7 +142,7 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
         reference = [board.images(lambda inputs: teacher.sample(REFERENCE, inputs), seed) for seed in SEEDS]
         if (name := f"{REFERENCE.nfe}, Heun, the reference") not in board.rows:
-            board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), reference=reference)
+            board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), made=reference, reference=reference)
         for n in calls:
             for sampler in samplers(bundle, teacher, real, n):
                 if (name := f"{n}, {sampler.title}") in board.rows:

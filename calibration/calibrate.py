@@ -22,7 +22,7 @@ from fewstep.calibration.methods import METHODS, Method
 from fewstep.calibration.teacher import Teacher
 from fewstep.denoiser import load_network
 from fewstep.guidance import PLAIN, Guidance, guided
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Floats, Plan
 from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent
@@ -75,6 +75,7 @@ def calibrate(
 
     Raises ValueError when the bundle has no such network, or its images are made from embeddings and there are none.
     """
+    check_name(name)
     method: Method = METHODS[config.method]
     processes = PartialState(cpu=several_on_cpu())  # an Accelerator would fix the precision of a training in the same process
     settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
@@ -157,6 +158,7 @@ def calibrate_table(
 
     Raises ValueError as `calibrate` does.
     """
+    check_name(name)
     processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
     parametrisation = teacher.denoiser.parametrisation

@@ -21,7 +21,7 @@ from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.guidance import PLAIN, Guidance, mix
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid
@@ -101,6 +101,7 @@ def calibrate_interval(
 
     Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
+    check_name(name)
     if bundle.manifest.condition.kind == "none":
         raise ValueError(f"{bundle.root.name} has no condition, so there is nothing to guide")
     teacher = Teacher(bundle, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fewstep import tensors
 from fewstep.bundle import Draft
 from fewstep.denoiser import save_network, unet
 from fewstep.manifest import Condition, ImageSpec
@@ -130,15 +130,48 @@ def test_a_checkpoint_of_other_settings_is_refused(parts: checkpoint.Parts, tmp_
         checkpoint.load(path, parts, settings={"lr": 0.2, "seed": 0})
 
 
-def test_a_truncated_or_foreign_checkpoint_is_refused(parts: checkpoint.Parts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "gone", "foreign", "run.json", "a file"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(damage: str, parts: checkpoint.Parts, tmp_path: Path) -> None:
     path = tmp_path / "a.checkpoint"
     checkpoint.save(path, parts, step=3, settings={})
-    path.write_bytes(path.read_bytes()[:-10])
+    (tensors_file,) = path.glob("*.safetensors")
+    if damage == "truncated":
+        tensors_file.write_bytes(tensors_file.read_bytes()[:-10])
+    elif damage == "gone":
+        tensors_file.unlink()
+    elif damage == "foreign":
+        save_file({"x": torch.ones(1)}, tensors_file)
+    elif damage == "run.json":
+        (path / "run.json").write_text("{")
+    else:
+        shutil.rmtree(path)
+        path.write_text("")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         checkpoint.load(path, parts, settings={})
-    save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
-        checkpoint.load(path, parts, settings={})
+
+
+def test_what_was_saved_is_what_is_loaded(parts: checkpoint.Parts, tmp_path: Path) -> None:
+    """Into other weights, and an optimizer that has made no update yet."""
+    path = tmp_path / "a.checkpoint"
+    checkpoint.save(path, parts, step=3, settings={}, state={"best": 1.5})
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    found = checkpoint.load(path, {"net": net, "optimizer": optimizer}, settings={})
+    assert (found.step, found.state) == (3, {"best": 1.5})
+    _same(dict(net.state_dict()), dict(parts["net"].state_dict()))
+    mine, theirs = (o.state_dict()["state"] for o in (optimizer, parts["optimizer"]))
+    assert mine.keys() == theirs.keys()
+    for index in mine:
+        _same(mine[index], theirs[index])
+
+
+def test_a_kill_between_putting_away_and_putting_in_place_loses_nothing(parts: checkpoint.Parts, tmp_path: Path) -> None:
+    path = tmp_path / "a.checkpoint"
+    checkpoint.save(path, parts, step=3, settings={})
+    path.rename(tmp_path / "a.checkpoint.old")
+    assert checkpoint.load(path, parts, settings={}).step == 3
+    checkpoint.save(path, parts, step=4, settings={})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]
 
 
 def test_a_failed_save_keeps_the_last_checkpoint(
@@ -146,13 +179,13 @@ def test_a_failed_save_keeps_the_last_checkpoint(
 ) -> None:
     path = tmp_path / "a.checkpoint"
     checkpoint.save(path, parts, step=3, settings={})
-    before = path.read_bytes()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(tensors, "save_file", full)
+    monkeypatch.setattr(checkpoint.saver, "save", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(path, parts, step=4, settings={})
-    assert path.read_bytes() == before
+    monkeypatch.undo()
+    assert checkpoint.load(path, parts, settings={}).step == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]

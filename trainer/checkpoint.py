@@ -1,23 +1,35 @@
-"""Checkpoints: one safetensors file with every tensor of a run and the step it stands at; a kill never leaves half of one."""
+"""Checkpoints: a directory with every tensor of a run and where it stands; a kill never leaves half of one.
+
+Tensors lie in safetensors files, one for each process that holds a share of them, written and read by torch's distributed
+checkpoints: a run may go on with another number of processes than it was stopped with.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader as loader
+from torch.distributed.checkpoint import state_dict_saver as saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
-from fewstep.tensors import save_tensors
+from fewstep.tensors import os_errors
 
-__all__ = ["Parts", "Saved", "checkpoint_path", "load", "save"]
+__all__ = ["Parts", "Saved", "checkpoint_path", "load", "remove", "save"]
 
 Parts: TypeAlias = Mapping[str, nn.Module | Optimizer]
+ABOUT = "run.json"
 
 
 def checkpoint_path(bundle: Path, run: str) -> Path:
@@ -26,10 +38,30 @@ def checkpoint_path(bundle: Path, run: str) -> Path:
 
 
 def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-    """Write all parts as of `step` finished updates, beside the file first, then in its place. state: JSON, besides."""
-    tensors = {f"{name}/{key}": t for name, part in parts.items() for key, t in _tensors(part).items()}
-    about = {"step": str(step), "settings": json.dumps(settings, sort_keys=True), "state": json.dumps(dict(state or {}))}
-    save_tensors(path, tensors, about)
+    """Write all parts as of `step` finished updates, beside the directory first, then in its place. state: JSON, besides.
+
+    Every process calls this; each writes what it alone holds. Raises OSError, and then leaves what was there before.
+    """
+    processes, new, old = PartialState(), _beside(path, "new"), _beside(path, "old")
+    if processes.is_main_process:
+        shutil.rmtree(new, ignore_errors=True)
+    processes.wait_for_everyone()
+    tensors = _tensors(parts)
+    writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
+    try:
+        with _one_error():
+            saver.save(tensors, storage_writer=writer, no_dist=processes.num_processes == 1)
+        if processes.is_main_process:
+            about = {"step": step, "settings": settings, "state": dict(state or {}), "files": _files(new)}
+            (new / ABOUT).write_text(json.dumps(about, indent=1), "utf-8")
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+    finally:
+        if processes.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+    processes.wait_for_everyone()
 
 
 class Saved(NamedTuple):
@@ -40,43 +72,89 @@ class Saved(NamedTuple):
 
 
 def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
-    """Put a checkpoint into the parts and say where it stands; at 0 where there is none.
+    """Put a checkpoint into the parts and say where it stands; at 0 where there is none. Every process calls this.
 
-    Raises ValueError when the file is damaged or belongs to a run with other settings.
+    Raises ValueError when it is damaged or belongs to a run with other settings.
     """
+    processes, old = PartialState(), _beside(path, "old")
+    if processes.is_main_process and old.exists() and not path.exists():
+        old.rename(path)  # killed between the two renames
+    processes.wait_for_everyone()
     if not path.exists():
         return Saved()
     way_out = "remove it to start anew, or repeat the command it belongs to"
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        step, found = int(metadata["step"]), json.loads(metadata["settings"])
-        state = json.loads(metadata["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        about = json.loads((path / ABOUT).read_text("utf-8"))
+        step, found, state = int(about["step"]), about["settings"], about["state"]
+        if _files(path) != about["files"]:
+            raise ValueError("its files are not those that were written")
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error}); {way_out}") from None
     wanted = json.loads(json.dumps(settings))
     if changed := sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)):
         differences = ", ".join(f"{k} was {found.get(k)} and is {wanted.get(k)}" for k in changed)
         raise ValueError(f"{path} is of a run with other settings ({differences}); {way_out}")
-    for name, part in parts.items():
-        prefix = f"{name}/"
-        _restore(part, {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    tensors = _tensors(parts)
+    try:
+        with _one_error():
+            reader = HuggingFaceStorageReader(str(path))
+            loader.load(tensors, storage_reader=reader, no_dist=processes.num_processes == 1)
+    except (SafetensorError, AssertionError, KeyError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a readable checkpoint ({reason}); {way_out}") from None
     return Saved(step, state)
 
 
-def _tensors(part: nn.Module | Optimizer) -> dict[str, Tensor]:
-    if isinstance(part, nn.Module):
-        return dict(part.state_dict())
-    return {f"{i}/{key}": torch.as_tensor(v) for i, s in part.state_dict()["state"].items() for key, v in s.items()}
+def remove(path: Path) -> None:
+    """Let a checkpoint go whose run has ended."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
-def _restore(part: nn.Module | Optimizer, tensors: dict[str, Tensor]) -> None:
-    if isinstance(part, nn.Module):
-        part.load_state_dict(tensors)
+def _files(path: Path) -> dict[str, int]:
+    """Sizes of the files with tensors."""
+    return {file.name: file.stat().st_size for file in sorted(path.glob("*.safetensors"))}
+
+
+def _beside(path: Path, word: str) -> Path:
+    return path.with_name(f"{path.name}.{word}")
+
+
+def _tensors(parts: Parts) -> dict[str, Tensor]:
+    """The tensors themselves, which loading fills."""
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            found |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
+        else:
+            _begin(part)
+            state = part.state_dict()["state"]
+            found |= {f"{name}/{i}/{key}": value for i, values in state.items() for key, value in values.items()}
+    return found
+
+
+def _begin(optimizer: Optimizer) -> None:
+    """Let an optimizer that has made no update yet have the state that it begins with, which is zeros."""
+    if optimizer.state:
         return
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = tensor
-    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+            for tensor in optimizer.state[parameter].values():
+                tensor.zero_()
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """What went wrong in a process, in place of torch's account of all of them."""
+    try:
+        with os_errors():
+            yield
+    except CheckpointException as failed:
+        with os_errors():
+            raise next(iter(failed.failures.values()))[0] from None

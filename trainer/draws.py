@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 __all__ = ["Draws", "accumulated", "refuse_parts"]
 
@@ -75,7 +76,10 @@ class Draws:
 def accumulated(accelerator: Accelerator, model: nn.Module, parts: Sequence[Draws]) -> Iterator[Draws]:
     """The parts of an update; gradients travel between processes with the last one alone."""
     for part in parts:
-        with nullcontext() if part is parts[-1] else accelerator.no_sync(model):
+        last = part is parts[-1]
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        with nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model):
             yield part
 
 

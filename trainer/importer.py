@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.bundle import Bundle, Draft, check_new
 from fewstep.decoder import load_autoencoder, pixels_per_latent, save_decoder
 from fewstep.denoiser import Denoiser, save_network
 from fewstep.guidance import guided
@@ -72,8 +72,7 @@ def import_teacher(source: Path, out: Path, *, tokens: int | None = None) -> tup
     Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
     scheduler or autoencoder that fewstep does not drive, or where both loops differ.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; choose another name or remove it first")
+    check_new(out)
     found = _of_edm(source) if source.is_file() else read_checkpoint(source, tokens=tokens)
     with Draft.create(out, image=found.image, condition=found.condition) as draft:
         if found.autoencoder is not None:

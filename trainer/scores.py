@@ -65,8 +65,9 @@ class FakeScore(nn.Module):
         self._seen.clear()
         denoised = self.denoiser(x, sigma, *condition)
         features = self._seen.pop()
-        channel = 1 if features.ndim == 4 else -1  # (B, C, h, w) of a U-Net, (B, tokens, C) of a transformer
-        return denoised, features.float().mean(channel).flatten(1)
+        if features.ndim == 4:  # (B, C, h, w) of a U-Net; a transformer's are (B, tokens, C)
+            features = features.flatten(2).transpose(1, 2)
+        return denoised, features.float().mean(-1)
 
 
 def _bottleneck(net: Any) -> nn.Module:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
 from fewstep.data import Images
-from fewstep.denoiser import Denoiser, load_network, save_network
+from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
 from fewstep.embeddings import checked_embeddings
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.solvers import few_step
@@ -33,6 +33,7 @@ from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.shards import gathered, prepared, shard
 from fewstep.trainer.sid_config import SidConfig, generator_grid
 from fewstep.trainer.watch import Watch, accelerator_for
 
@@ -84,20 +85,21 @@ class _Run:
         embeddings: Mapping[str, Tensor] | None,
         log: Path | None,
     ) -> None:
+        check_name(name)
         _refuse_others(bundle, images)
         self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
         self.accelerator = accelerator_for(config.precision, log)
         device = self.accelerator.device
         given = checked_embeddings(bundle.manifest.condition, embeddings)
         self.embeddings = {name: values.to(device) for name, values in given.items()}
-        self.teacher = load_network(bundle, teacher).requires_grad_(False).to(device)
-        self.generator = (
-            load_network(bundle, config.start).to(device) if config.start != teacher else copy.deepcopy(self.teacher)
-        )
+        self.teacher = load_network(bundle, teacher).requires_grad_(False)
+        self.generator = load_network(bundle, config.start) if config.start != teacher else copy.deepcopy(self.teacher)
         self.generator.requires_grad_(True)
         self.fake = FakeScore(copy.deepcopy(self.teacher).requires_grad_(True))
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        self.best = copy.deepcopy(self.ema)
+        self.best, self.blank = copy.deepcopy(self.ema), on_meta(self.ema)
+        for net in (self.teacher, self.generator, self.fake, self.ema, self.best):
+            shard(self.accelerator, net) if config.shard else net.to(device)
         optimizers = [
             torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True)
             for net in (self.generator, self.fake)
@@ -119,9 +121,8 @@ class _Run:
             for denoiser in (self.generator, self.fake.denoiser):
                 cast(Any, denoiser.net).enable_gradient_checkpointing()
         # Prepared copies share the weights; they are called only where the gradient goes to those weights.
-        self.g_model, self.f_model, self.g_optimizer, self.f_optimizer = self.accelerator.prepare(
-            self.generator, self.fake, *optimizers
-        )
+        self.g_model, self.f_model = (prepared(self.accelerator, net) for net in (self.generator, self.fake))
+        self.g_optimizer, self.f_optimizer = self.accelerator.prepare(*optimizers)
         self.space: Space = space_of(self.teacher.parametrisation, mean=config.noise_mean, std=config.noise_std)
         self.plan = few_step(generator_grid(self.teacher.parametrisation, config.steps, config.sigma_start))
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
@@ -146,8 +147,9 @@ class _Run:
                 if ended:
                     start = self.config.iterations
                     break
+        made = gathered(self.best if self.validate else self.ema, self.blank)
         if self.accelerator.is_main_process:
-            self._keep()
+            self._keep(made)
         self.watch.end()
         self.accelerator.wait_for_everyone()
         return Bundle.load(self.bundle.root)
@@ -272,7 +274,7 @@ class _Run:
         if self.validate is None or (step % self.config.validate_every and step != self.config.iterations):
             return False
         value = float("inf")
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process or self.config.shard:
             value = self.validate(self.ema, self.plan)
         (value,) = broadcast_object_list([value])
         self.metrics[step] = value
@@ -298,10 +300,8 @@ class _Run:
         return found.step
 
     def _save(self, step: int) -> None:
-        if self.accelerator.is_main_process:
-            state = {"retries": self.retries, "metrics": list(self.metrics.items())}
-            checkpoint.save(self.saved, self.parts, step=step, settings=self.settings, state=state)
-        self.accelerator.wait_for_everyone()
+        state = {"retries": self.retries, "metrics": list(self.metrics.items())}
+        checkpoint.save(self.saved, self.parts, step=step, settings=self.settings, state=state)
 
     def _go_back(self) -> int:
         """To the last checkpoint, for other random numbers."""
@@ -315,18 +315,18 @@ class _Run:
         self.retries = retries
         return start
 
-    def _keep(self) -> None:
+    def _keep(self, made: Denoiser) -> None:
         """The network, its plan and where it is from into the bundle."""
         bundle, config = Bundle.load(self.bundle.root), self.config
         with bundle.edit() as draft:
-            save_network(draft, self.name, self.best if self.validate else self.ema)
+            save_network(draft, self.name, made)
             draft.manifest.plans[self.name] = PlanEntry.of(
                 self.plan, network=self.name, solver=f"SiD generator, {config.steps} step{'s' if config.steps > 1 else ''}"
             )
             draft.manifest.default = self.name
             metrics = [{"iteration": step, "value": value} for step, value in self.metrics.items()]
             draft.manifest.provenance[self.name] = self.settings | {"retries": self.retries, "metrics": metrics}
-        self.saved.unlink(missing_ok=True)
+        checkpoint.remove(self.saved)
 
 
 def _beside(mask: Tensor, values: Tensor) -> Tensor:

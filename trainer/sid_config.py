@@ -26,7 +26,7 @@ class SidConfig:
     in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output, drawn
     uniformly, or the final one alone. start: the network that G starts as. warmup, adversarial_from: shares of the run in
     which only F learns, and after which real images join. validate_every, patience: iterations between two looks at a metric,
-    and looks without a better one that end the run (0: none does). accumulate, checkpointing: as for a teacher.
+    and looks without a better one that end the run (0: none does). accumulate, checkpointing, shard: as for a teacher.
     """
 
     steps: int = 1
@@ -50,6 +50,7 @@ class SidConfig:
     precision: str = "bf16"
     accumulate: int = 1
     checkpointing: bool = False
+    shard: bool = False
     checkpoint_every: int = 50
     validate_every: int = 50
     patience: int = 0

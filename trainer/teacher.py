@@ -14,9 +14,9 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.bundle import Bundle, Draft, check_new
 from fewstep.data import Images
-from fewstep.denoiser import Denoiser, fresh_network, save_network, unet
+from fewstep.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
 from fewstep.manifest import PlanEntry
 from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.plan import Plan
@@ -29,6 +29,7 @@ from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates
+from fewstep.trainer.shards import gathered, prepared, shard
 from fewstep.trainer.watch import Watch, accelerator_for
 
 __all__ = ["TeacherConfig", "train_teacher"]
@@ -44,8 +45,8 @@ class TeacherConfig:
     a UNet2DModel of channels, layers, attention. noise_mean, noise_std: of ln(sigma / alpha), for EDM and flows. tau, skip,
     shared: Lskip, and whether its second noise is the first one. curriculum: width of the CLTS normal. schedule: of the
     learning rate and of Adam's momentum, see fewstep.trainer.rates. accumulate: parts that a batch is computed in, one after
-    the other. checkpointing: forget activations and compute them again, for memory. compile: by torch.compile. validate_every:
-    updates between two looks at a metric.
+    the other. checkpointing: forget activations and compute them again, for memory. shard: every process keeps a share of the
+    weights, see fewstep.trainer.shards. compile: by torch.compile. validate_every: updates between two looks at a metric.
     """
 
     steps: int = 2000
@@ -72,6 +73,7 @@ class TeacherConfig:
     precision: str = "bf16"
     accumulate: int = 1
     checkpointing: bool = False
+    shard: bool = False
     compile: bool = False
     checkpoint_every: int = 200
     validate_every: int = 200
@@ -119,15 +121,16 @@ def train_teacher(
     curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
-    Raises FileExistsError when the bundle exists, ValueError when a checkpoint of other settings is in the way, or the network
-    does not fit the images.
+    Raises FileExistsError when the bundle exists, ValueError for a name it cannot have, when a checkpoint of other settings is
+    in the way, or the network does not fit the images.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; choose another name or remove it first")
+    check_new(out)
     accelerator = accelerator_for(config.precision, log)
     torch.manual_seed(config.seed)
-    denoiser = _network(images, config).to(accelerator.device)
-    ema = copy.deepcopy(denoiser).requires_grad_(False)
+    denoiser = _network(images, config)
+    ema, blank = copy.deepcopy(denoiser).requires_grad_(False), on_meta(denoiser)
+    for net in (denoiser, ema):
+        shard(accelerator, net) if config.shard else net.to(accelerator.device)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
     settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
@@ -137,7 +140,10 @@ def train_teacher(
     metrics: list[dict[str, float]] = list(state.get("metrics", []))
     if config.checkpointing:
         cast(Any, denoiser.net).enable_gradient_checkpointing()
-    model, optimizer = accelerator.prepare(torch.compile(denoiser) if config.compile else denoiser, optimizer)
+    if config.compile:
+        denoiser.compile()
+    model = prepared(accelerator, denoiser)
+    optimizer = accelerator.prepare(optimizer)
     space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
     curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
 
@@ -165,22 +171,22 @@ def train_teacher(
         average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
         watch.curve(step + 1, loss=torch.stack(losses).mean(), lr=config.lr * rate.lr)
         if validate and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
-            if accelerator.is_main_process:
+            if accelerator.is_main_process or config.shard:
                 metrics.append({"step": step + 1, "value": validate(ema, plan)})
                 accelerator.log({"metric": metrics[-1]["value"]}, step=step + 1)
             accelerator.wait_for_everyone()
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             watch.sheet(step + 1, ema, plan, images.image.shape)
-            if accelerator.is_main_process:
-                checkpoint.save(saved, parts, step=step + 1, settings=settings, state={"metrics": metrics})
+            checkpoint.save(saved, parts, step=step + 1, settings=settings, state={"metrics": metrics})
 
+    trained = gathered(ema, blank)
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
-            save_network(draft, "teacher", ema)
+            save_network(draft, "teacher", trained)
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
             draft.manifest.provenance["teacher"] = settings | {"metrics": metrics}
-        saved.unlink(missing_ok=True)
+        checkpoint.remove(saved)
     watch.end()
     accelerator.wait_for_everyone()
     return Bundle.load(out)

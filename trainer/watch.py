@@ -18,6 +18,7 @@ from fewstep.manifest import Condition, ImageSpec
 from fewstep.picture import grid, save_grid
 from fewstep.plan import Plan, sample
 from fewstep.processes import several_on_cpu
+from fewstep.trainer.shards import is_sharded
 
 __all__ = ["CURVE_EVERY", "Watch", "accelerator_for"]
 
@@ -60,7 +61,7 @@ class Watch:
     def sheet(self, step: int, denoiser: Denoiser, plan: Plan, shape: tuple[int, int, int]) -> None:
         """What a network makes after `step` updates, of states (C, H, W), with every class in turn."""
         shown = self.condition.kind != "embeddings" and self.image.channels in (1, 3)
-        if self.log is None or not self.accelerator.is_main_process or not shown:
+        if self.log is None or not shown or not (self.accelerator.is_main_process or is_sharded(denoiser)):
             return
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(SHEET, plan.draws, *shape, generator=generator).to(self.accelerator.device)
@@ -69,6 +70,8 @@ class Watch:
         with torch.no_grad():
             x = sample(guided(denoiser, labels, ()), float(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].unbind(1)))
             images = to_bytes(x, self.image, self.decoder).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        if not self.accelerator.is_main_process:
+            return
         columns = min(max(classes, isqrt(SHEET)), SHEET)
         save_grid(self.log / f"{self.name}-{step:06d}.png", images, columns=columns, scale=2)
         picture = np.asarray(grid(images, columns=columns).convert("RGB"))[None]

@@ -26,12 +26,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, NetworkEntry, PlanEntry
+from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, NetworkEntry, PlanEntry, check_name
 from fewstep.plan import Plan
 from fewstep.ranges import Ranges
 from fewstep.staging import recover, staged
 
-__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft"]
+__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft", "check_new"]
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
@@ -207,6 +207,16 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def check_new(path: Path) -> None:
+    """Whether a bundle can be made there, to be asked before the work that goes into it.
+
+    Raises FileExistsError when something is there already, ValueError for a name that no bundle can have.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another name or remove it first")
+    check_name(path.name.removesuffix(".bundle"))
+
+
 class Draft:
     """A bundle being written. `root` is its directory, `manifest` may be changed freely; files go where `new` says."""
 
@@ -217,11 +227,10 @@ class Draft:
     @classmethod
     @contextmanager
     def create(cls, path: str | os.PathLike[str], *, image: ImageSpec, condition: Condition) -> Iterator[Draft]:
-        """A new bundle at path. Raises FileExistsError when something is there already."""
+        """A new bundle at path. Raises FileExistsError or ValueError as `check_new` does."""
         root = Path(path).resolve()
         recover(root)
-        if root.exists():
-            raise FileExistsError(f"{path} exists already; choose another name or remove it first")
+        check_new(root)
         with staged(root) as staging:
             draft = cls(staging, Manifest(name=root.name.removesuffix(".bundle"), image=image, condition=condition))
             yield draft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ __all__ = [
     "PlanEntry",
     "Precision",
     "RangesEntry",
+    "check_name",
 ]
 
 Layout = Literal["unrolled", "loop", "step"]
@@ -36,6 +38,17 @@ EngineFlag = Literal["refit", "strip-plan", "version-compatible", "weight-stream
 MAX_FILES = 10_000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+def check_name(name: str) -> None:
+    """Whether a bundle or something in it can be called this, to be asked before the work that goes into it.
+
+    Raises ValueError where it cannot.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"a name has letters, digits and _ . + - only, and begins with a letter or digit, got {name!r}")
+
+
 # One wrong number is enough: a list of complaints about millions of them takes gigabytes.
 Numbers = Annotated[list[float], Field(fail_fast=True)]
 Rows = Annotated[list[Numbers], Field(fail_fast=True)]
