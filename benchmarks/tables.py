@@ -291,6 +291,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{table.__name__: table for table in PLAIN},
     "solvers_digits": partial(solvers, "solvers-digits"),
     "budgets_digits": partial(budgets, "solvers-digits"),
+    "solvers_cifar10": partial(solvers, "solvers-cifar10"),
+    "budgets_cifar10": partial(budgets, "solvers-cifar10"),
 }
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["calibrate", "digits.bundle", "--steps", "0"], "a table needs steps of 1 or more, got 0"),
         (["calibrate", "digits.bundle", "--data", "beauty"], "beauty"),
         (["calibrate", "digits.bundle", "--name", "my plan"], "a name has letters, digits and _ . + - only"),
+        (["distill", "digits.bundle", "--shard"], "start several with accelerate launch or torchrun"),
+        (["distill", "digits.bundle", "--precision", "int8"], "compute in bf16, fp16 or, with no, in fp32, got 'int8'"),
         (["distill", "digits.bundle", "--name", "a/b"], "a name has letters, digits and _ . + - only"),
         (["train", "--data", "mnist5k", "--out", "my digits.bundle"], "a name has letters, digits and _ . + - only"),
         (["calibrate", "digits.bundle", "--embeddings", "no.safetensors"], "no.safetensors is not there"),

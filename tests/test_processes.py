@@ -18,16 +18,25 @@ from pathlib import Path
 import numpy as np
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.data import Images
+from fewstep.trainer import checkpoint
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 torch.set_default_dtype(torch.float64)
+stopping = len(sys.argv) > 3
+if stopping:
+    save = checkpoint.save
+    def save_and_stop(*arguments, **settings):
+        save(*arguments, **settings)
+        sys.exit(0)
+    checkpoint.save = save_and_stop
 for name, _, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
     images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
         np.random.default_rng(seed).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
     parts = {"accumulate": accumulate, "checkpointing": accumulate != 1, "shard": shard}
-    config = TeacherConfig(steps=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, precision="no", **parts)
+    config = TeacherConfig(steps=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, precision="no",
+        checkpoint_every=3 if stopping else 200, **parts)
     bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
     config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5, precision="no", **parts)
     distill(bundle, "sid2", config, images=images)
@@ -36,6 +45,7 @@ for name, _, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
 
 # Name, processes, parts of each one's share, learning rate, which images, whether weights lie in shares.
 RUNS = [
+    ("fewer", 1, 1, 1e-4, 0, False),
     ("one", 1, 1, 1e-4, 0, False),
     ("still", 1, 1, 0.0, 0, False),
     ("other", 1, 1, 1e-4, 1, False),
@@ -53,6 +63,9 @@ def _weights(bundle: Path, network: str) -> dict:
 
 
 def test_processes_and_parts_give_the_update_of_one(tmp_path: Path) -> None:
+    # One begins as shares of two processes and ends whole, in one.
+    run_in_processes(2, SCRIPT, tmp_path, tmp_path, json.dumps([["fewer", 2, 1, 1e-4, 0, True]]), "stop")
+    assert (tmp_path / "fewer.bundle.teacher.checkpoint").is_dir()
     for processes in (1, 2):
         run_in_processes(processes, SCRIPT, tmp_path, tmp_path, json.dumps([run for run in RUNS if run[1] == processes]))
     names = [name for name, *_ in RUNS]

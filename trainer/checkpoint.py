@@ -26,10 +26,11 @@ from torch.optim import Optimizer
 
 from fewstep.tensors import os_errors
 
-__all__ = ["Parts", "Saved", "checkpoint_path", "load", "remove", "save"]
+__all__ = ["FREE", "Parts", "Saved", "checkpoint_path", "load", "remove", "save"]
 
 Parts: TypeAlias = Mapping[str, nn.Module | Optimizer]
 ABOUT = "run.json"
+FREE = ("checkpoint_every", "shard")  # settings that may change when a run goes on
 
 
 def checkpoint_path(bundle: Path, run: str) -> Path:

@@ -112,7 +112,7 @@ class _Run:
             "g": optimizers[0],
             "f": optimizers[1],
         }
-        self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
+        self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
         self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"validated": validate is not None}

@@ -12,6 +12,7 @@ from fewstep.parametrisation import Edm, Flow, Parametrisation
 from fewstep.schedule import Grid, flow, uniform
 from fewstep.trainer.draws import refuse_parts
 from fewstep.trainer.scores import Mode, Weights
+from fewstep.trainer.watch import refuse_precision
 
 __all__ = ["SidConfig", "digits_sid", "generator_grid"]
 
@@ -69,6 +70,7 @@ class SidConfig:
         if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
             raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
         refuse_parts(self.batch, self.accumulate)
+        refuse_precision(self.precision)
         Weights.of(self.mode, self.guidance)
         self.interval()
 

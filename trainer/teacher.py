@@ -30,7 +30,7 @@ from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates
 from fewstep.trainer.shards import gathered, prepared, shard
-from fewstep.trainer.watch import Watch, accelerator_for
+from fewstep.trainer.watch import Watch, accelerator_for, refuse_precision
 
 __all__ = ["TeacherConfig", "train_teacher"]
 
@@ -84,6 +84,7 @@ class TeacherConfig:
         if self.checkpoint_every < 1 or self.validate_every < 1:
             raise ValueError("training saves, and looks at its metric, every 1 update or more")
         refuse_parts(self.batch, self.accumulate)
+        refuse_precision(self.precision)
         if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         if self.kind == "flow" and self.tau != 1:
@@ -133,7 +134,7 @@ def train_teacher(
         shard(accelerator, net) if config.shard else net.to(accelerator.device)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
-    settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
+    settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
     settings |= {"data": images.source, "images": len(images)}
     saved = checkpoint.checkpoint_path(out, "teacher")
     start, state = checkpoint.load(saved, parts, settings=settings)

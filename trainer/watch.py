@@ -20,7 +20,7 @@ from fewstep.plan import Plan, sample
 from fewstep.processes import several_on_cpu
 from fewstep.trainer.shards import is_sharded
 
-__all__ = ["CURVE_EVERY", "Watch", "accelerator_for"]
+__all__ = ["CURVE_EVERY", "Watch", "accelerator_for", "refuse_precision"]
 
 CURVE_EVERY = 10  # updates between two points; each makes a GPU wait for its number
 SHEET = 20  # images
@@ -34,6 +34,12 @@ def accelerator_for(precision: str, log: Path | None) -> Accelerator:
 
     log.mkdir(parents=True, exist_ok=True)
     return Accelerator(mixed_precision=precision, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
+
+
+def refuse_precision(precision: str) -> None:
+    """Raises ValueError for what networks do not compute in."""
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"networks compute in bf16, fp16 or, with no, in fp32, got {precision!r}")
 
 
 class Watch:

@@ -7,7 +7,16 @@ try:
 except ImportError:
     sys.exit("fewstep: the command line needs typer, rich and Pillow; install them with: pip install 'fewstep[cli]'")
 
-from fewstep.cli import decide, deploy, fit, make, run, ship, use  # noqa: F401  (each registers its verbs)
+# isort: off
+# Each registers its verbs, and --help shows them in this order.
+from fewstep.cli import make  # noqa: F401
+from fewstep.cli import fit  # noqa: F401
+from fewstep.cli import decide  # noqa: F401
+from fewstep.cli import ship  # noqa: F401
+from fewstep.cli import use  # noqa: F401
+from fewstep.cli import run  # noqa: F401
+from fewstep.cli import deploy  # noqa: F401
 from fewstep.cli.app import main
+# isort: on
 
 __all__ = ["main"]

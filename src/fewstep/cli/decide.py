@@ -25,7 +25,7 @@ WATCH = (
 )
 
 
-@app.command()
+@app.command(rich_help_panel="Decide what ships")
 def compare(
     bundle: BundlePath,
     data: Annotated[str, typer.Option(help="Images as for train; the held-out ones judge.", show_default=False)],
@@ -68,7 +68,7 @@ def _quality(judged: Judged) -> tuple[str, str, str]:
     return str(judged.frechet), f"{accuracy.mean:.3f}" if accuracy else "", f"{judged.scores['psnr_db'].mean:.1f}"
 
 
-@app.command("pick")
+@app.command("pick", rich_help_panel="Decide what ships")
 def pick_sampler(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles whose samplers were compared.", show_default=False)],
     frechet: Annotated[
@@ -130,7 +130,7 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
     return [[title, *values] for title, values in lines.items()]
 
 
-@app.command()
+@app.command(rich_help_panel="Decide what ships")
 def report(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -144,7 +144,7 @@ def report(
     say(f"wrote {out}")
 
 
-@app.command()
+@app.command(rich_help_panel="Decide what ships")
 def tau(
     data: Annotated[str, typer.Option(help="Images as for train.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory for the trained bundles.")] = Path("taus"),
@@ -183,7 +183,7 @@ def tau(
     finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g}")
 
 
-@app.command()
+@app.command(rich_help_panel="Decide what ships")
 def consistency(
     bundle: BundlePath,
     other: Annotated[Path, typer.Argument(help="A bundle of the same images from another run.", show_default=False)],

@@ -14,7 +14,7 @@ from fewstep.console import say
 __all__ = ["ray", "triton"]
 
 deploy = typer.Typer(help="Write a bundle as NVIDIA Triton or Ray Serve take it.", no_args_is_help=True)
-app.add_typer(deploy, name="deploy")
+app.add_typer(deploy, name="deploy", rich_help_panel="Run it in production")
 
 Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat for more.", show_default="the default")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]

@@ -19,7 +19,7 @@ from fewstep.guidance import Guidance
 __all__ = ["adopt", "calibrate", "interval", "quantise"]
 
 
-@app.command()
+@app.command(rich_help_panel="Fit a sampler to it")
 def calibrate(
     bundle: BundlePath,
     method: Annotated[
@@ -79,7 +79,7 @@ def calibrate(
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
 
 
-@app.command()
+@app.command(rich_help_panel="Fit a sampler to it")
 def interval(
     bundle: BundlePath,
     data: Annotated[str, typer.Option(help="Images as for train; the search is judged against training images.")],
@@ -119,7 +119,7 @@ def interval(
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
 
 
-@app.command()
+@app.command(rich_help_panel="Fit a sampler to it")
 def adopt(
     bundle: BundlePath,
     plan: Annotated[str, typer.Option(help="The plan to take over.", show_default=False)],
@@ -147,7 +147,7 @@ def adopt(
     finish({"bundle": str(bundle), "plan": name, "warning": warning}, as_json, f"fewstep export {bundle} --plan {name}")
 
 
-@app.command()
+@app.command(rich_help_panel="Fit a sampler to it")
 def quantise(
     bundle: BundlePath,
     plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,

@@ -19,7 +19,14 @@ __all__ = ["distill", "import_checkpoint", "train"]
 Log = Annotated[Path | None, typer.Option(help="A directory for TensorBoard and sheets of samples.", show_default="none")]
 
 
-@app.command()
+MixedPrecision = Annotated[str, typer.Option("--precision", help="Networks compute in bf16, fp16, or no (fp32).")]
+Accumulate = Annotated[int, typer.Option(help="Parts that a batch is computed in, one after the other, for memory.")]
+Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Forget activations and compute them again, for memory.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Every process keeps a share of the weights (FSDP2), for memory.")]
+SaveEvery = Annotated[int, typer.Option(help="Updates between two checkpoints.")]
+
+
+@app.command(rich_help_panel="Make a network")
 def train(
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
     data: Annotated[
@@ -44,6 +51,12 @@ def train(
     ] = None,
     schedule: Annotated[str, typer.Option(help="linear, constant, momentum-decay or compensation-only.")] = "linear",
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
+    precision: MixedPrecision = "bf16",
+    accumulate: Accumulate = 1,
+    checkpointing: Checkpointing = False,
+    shard: Shard = False,
+    compile: Annotated[bool, typer.Option("--compile", help="By torch.compile.")] = False,
+    save_every: SaveEvery = 200,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -69,12 +82,18 @@ def train(
         shared=shared,
         curriculum=curriculum,
         schedule=cast(Any, schedule),
+        precision=precision,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        shard=shard,
+        compile=compile,
+        checkpoint_every=save_every,
     )
     bundle = train_teacher(out, open_images(data, resolution=resolution), config, log=log, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
 
 
-@app.command("import")
+@app.command("import", rich_help_panel="Make a network")
 def import_checkpoint(
     source: Annotated[
         Path, typer.Argument(help="A pipeline that diffusers saved, or weights of an ADM network of EDM.", show_default=False)
@@ -95,7 +114,7 @@ def import_checkpoint(
     finish(result, as_json, f"fewstep export {out} --solver dpmpp_2m --steps 10")
 
 
-@app.command()
+@app.command(rich_help_panel="Make a network")
 def distill(
     bundle: BundlePath,
     steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
@@ -122,6 +141,11 @@ def distill(
     validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 50,
     patience: Annotated[int, typer.Option(help="Looks without a better one that end the run; 0: none does.")] = 0,
     embeddings: Embeddings = None,
+    precision: MixedPrecision = "bf16",
+    accumulate: Accumulate = 1,
+    checkpointing: Checkpointing = False,
+    shard: Shard = False,
+    save_every: SaveEvery = 50,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -148,8 +172,15 @@ def distill(
         "match": match,
         "start": start,
         "seed": seed,
+        "validate_every": validate_every,
+        "patience": patience,
+        "precision": precision,
+        "accumulate": accumulate,
+        "checkpointing": checkpointing,
+        "shard": shard,
+        "checkpoint_every": save_every,
     }
-    config = replace(digits_sid(steps), validate_every=validate_every, patience=patience, **chosen)
+    config = replace(digits_sid(steps), **chosen)
     loaded, some, metric = Bundle.load(bundle), None, None
     if data:
         some = open_images(data).about(images)

@@ -15,7 +15,7 @@ from fewstep.console import say, table, track
 __all__ = ["bench", "doctor", "serve"]
 
 
-@app.command()
+@app.command(rich_help_panel="Run it in production")
 def serve(
     bundles: Annotated[list[str], typer.Argument(help="Bundles, each PATH or NAME=PATH.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -52,7 +52,7 @@ def serve(
     run(repository, policy, host=host, port=port, report=say)
 
 
-@app.command()
+@app.command(rich_help_panel="Run it in production")
 def bench(
     bundle: BundlePath,
     plan: Annotated[list[str] | None, typer.Option(help="A plan; repeat for more.", show_default="the default")] = None,
@@ -111,7 +111,7 @@ def bench(
     finish({"bundle": str(bundle), "results": results}, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Run it in production")
 def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle to try on every backend.", show_default="none")] = None,
     as_json: Json = False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["build", "export", "package"]
 
 
-@app.command()
+@app.command(rich_help_panel="Export and build")
 def export(
     bundle: BundlePath,
     plan: Annotated[
@@ -107,7 +107,7 @@ def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precisio
     return bundle
 
 
-@app.command()
+@app.command(rich_help_panel="Export and build")
 def build(
     bundle: BundlePath,
     graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
@@ -187,7 +187,7 @@ def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
         say(f"{entry.file}: {kinds}, {size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
 
 
-@app.command()
+@app.command(rich_help_panel="Export and build")
 def package(
     bundle: BundlePath,
     target: Annotated[list[str], typer.Option(help="ort, web, openvino, device or all; repeat for more.", show_default=False)],

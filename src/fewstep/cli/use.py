@@ -15,7 +15,7 @@ from fewstep.manifest import Manifest
 __all__ = ["check", "demo", "generate", "inspect"]
 
 
-@app.command()
+@app.command(rich_help_panel="Use it")
 def generate(
     bundle: BundlePath,
     labels: Annotated[str | None, typer.Option(help="Classes, such as 3,1,4.", show_default="every class once")] = None,
@@ -49,7 +49,7 @@ def generate(
     say(f"wrote {out}")
 
 
-@app.command()
+@app.command(rich_help_panel="Use it")
 def check(bundle: BundlePath, as_json: Json = False) -> None:
     """Verify every file of a bundle and compare graphs and engines with torch's reference, state by state. Needs no torch.
 
@@ -78,7 +78,7 @@ def check(bundle: BundlePath, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel="Use it")
 def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     """Show what a bundle holds."""
     manifest = Bundle.load(bundle).manifest
@@ -112,7 +112,7 @@ def _exported(manifest: Manifest, plan: str) -> str:
     return " ".join(dict.fromkeys(found)) or "none yet"
 
 
-@app.command()
+@app.command(rich_help_panel="Use it")
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the bundle, the picture and the result.")] = Path("demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Everything with few steps, in under 2 minutes.")] = False,
