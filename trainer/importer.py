@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft, check_new
+from fewstep.card import write_card
 from fewstep.decoder import load_autoencoder, pixels_per_latent, save_decoder
 from fewstep.denoiser import Denoiser, save_network
 from fewstep.guidance import guided
@@ -63,11 +64,11 @@ class Proof:
     steps: int = PROOF_STEPS
 
 
-def import_teacher(source: Path, out: Path, *, tokens: int | None = None) -> tuple[Bundle, Proof]:
+def import_teacher(source: Path, out: Path, *, tokens: int | None = None, licence: str | None = None) -> tuple[Bundle, Proof]:
     """Start a bundle with the network of a checkpoint as `teacher`, and with its 18-step Heun plan.
 
     source: a diffusers pipeline directory, or a file with the weights of an ADM network of EDM. Nothing in it is executed.
-    tokens: of a text condition, where no tokenizer says how many.
+    tokens: of a text condition, where no tokenizer says how many. licence: of the checkpoint, in words, for the bundle's card.
 
     Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
     scheduler or autoencoder that fewstep does not drive, or where both loops differ.
@@ -86,7 +87,9 @@ def import_teacher(source: Path, out: Path, *, tokens: int | None = None) -> tup
             "imported": source.resolve().name,
             "scheduler": found.scheduler.get("_class_name"),
             "proof": asdict(proof),
+            "licence": licence,
         }
+        write_card(draft)
     return Bundle.load(out), proof
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
+from fewstep.card import write_card
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
 from fewstep.embeddings import checked_embeddings
@@ -52,6 +53,7 @@ def distill(
     images: Images | None = None,
     validate: Callable[[Denoiser, Plan], float] | None = None,
     embeddings: Mapping[str, Tensor] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     log: Path | None = None,
     track: Track = silent,
 ) -> Bundle:
@@ -59,6 +61,7 @@ def distill(
 
     images: real ones, for the adversarial term. validate: a metric, lower is better, of the averaged generator and its plan;
     the weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
+    provenance: what else the bundle and its card are to say of the network, such as its licence and validated_on.
     log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Each iteration draws one exit step for all and matches its output. Killed and started again with the same arguments, a run
@@ -68,7 +71,7 @@ def distill(
     Raises ValueError for a condition that cannot be drawn at random, images that are not the bundle's kind, or a run that does
     not stay finite.
     """
-    return _Run(bundle, name, config, teacher, images, validate, embeddings, log).go(track)
+    return _Run(bundle, name, config, teacher, images, validate, embeddings, provenance, log).go(track)
 
 
 class _Run:
@@ -83,11 +86,13 @@ class _Run:
         images: Images | None,
         validate: Callable[[Denoiser, Plan], float] | None,
         embeddings: Mapping[str, Tensor] | None,
+        provenance: Mapping[str, Any] | None,
         log: Path | None,
     ) -> None:
         check_name(name)
         _refuse_others(bundle, images)
         self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
+        self.provenance = dict(provenance or {})
         self.accelerator = accelerator_for(config.precision, log)
         device = self.accelerator.device
         given = checked_embeddings(bundle.manifest.condition, embeddings)
@@ -325,7 +330,9 @@ class _Run:
             )
             draft.manifest.default = self.name
             metrics = [{"iteration": step, "value": value} for step, value in self.metrics.items()]
-            draft.manifest.provenance[self.name] = self.settings | {"retries": self.retries, "metrics": metrics}
+            about = self.provenance | self.settings | {"retries": self.retries, "metrics": metrics}
+            draft.manifest.provenance[self.name] = about
+            write_card(draft)
         checkpoint.remove(self.saved)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from fewstep.bundle import Bundle, Draft, check_new
+from fewstep.card import write_card
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
 from fewstep.manifest import PlanEntry
@@ -113,13 +114,14 @@ def train_teacher(
     config: TeacherConfig,
     *,
     validate: Callable[[Denoiser, Plan], float] | None = None,
+    licence: str | None = None,
     log: Path | None = None,
     track: Track = silent,
 ) -> Bundle:
     """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
 
-    validate: a metric of the averaged weights and that plan, for the curve and the bundle's provenance. log: a directory for
-    curves and sheets of samples, see fewstep.trainer.watch.
+    validate: a metric of the averaged weights and that plan, for the curve and the bundle's provenance. licence: of the images,
+    in words, for the bundle's card. log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
     Raises FileExistsError when the bundle exists, ValueError for a name it cannot have, when a checkpoint of other settings is
@@ -186,7 +188,8 @@ def train_teacher(
             save_network(draft, "teacher", trained)
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
-            draft.manifest.provenance["teacher"] = settings | {"metrics": metrics}
+            draft.manifest.provenance["teacher"] = settings | {"metrics": metrics, "licence": licence}
+            write_card(draft)
         checkpoint.remove(saved)
     watch.end()
     accelerator.wait_for_everyone()

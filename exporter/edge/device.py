@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.bundle import Bundle, Draft
+from fewstep.card import CARD
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
 from fewstep.manifest import GraphEntry, Manifest
 
 __all__ = ["write_device"]
 
 GOLDEN = "golden.npz"
-CARD = "card.md"
 
 
 def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], directory: Path) -> Report:

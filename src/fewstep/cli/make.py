@@ -23,6 +23,7 @@ MixedPrecision = Annotated[str, typer.Option("--precision", help="Networks compu
 Accumulate = Annotated[int, typer.Option(help="Parts that a batch is computed in, one after the other, for memory.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Forget activations and compute them again, for memory.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Every process keeps a share of the weights (FSDP2), for memory.")]
+Licence = Annotated[str | None, typer.Option(help="Of what goes in, in words, for the card.", show_default="not stated")]
 SaveEvery = Annotated[int, typer.Option(help="Updates between two checkpoints.")]
 
 
@@ -57,6 +58,7 @@ def train(
     shard: Shard = False,
     compile: Annotated[bool, typer.Option("--compile", help="By torch.compile.")] = False,
     save_every: SaveEvery = 200,
+    licence: Licence = None,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -89,7 +91,7 @@ def train(
         compile=compile,
         checkpoint_every=save_every,
     )
-    bundle = train_teacher(out, open_images(data, resolution=resolution), config, log=log, track=track)
+    bundle = train_teacher(out, open_images(data, resolution=resolution), config, licence=licence, log=log, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
 
 
@@ -102,12 +104,13 @@ def import_checkpoint(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a prompt's embedding.", show_default="the tokenizer's")
     ] = None,
+    licence: Licence = None,
     as_json: Json = False,
 ) -> None:
     """Start a bundle with the network of a checkpoint, and prove that it makes the same images. Runs no code of it."""
     from fewstep.trainer.importer import import_teacher
 
-    bundle, proof = import_teacher(source, out, tokens=tokens)
+    bundle, proof = import_teacher(source, out, tokens=tokens, licence=licence)
     parametrisation = bundle.manifest.networks["teacher"].parametrisation
     say(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
     result = {"bundle": str(out), "parametrisation": parametrisation.model_dump(), "max_error": proof.max_error}
@@ -146,6 +149,7 @@ def distill(
     checkpointing: Checkpointing = False,
     shard: Shard = False,
     save_every: SaveEvery = 50,
+    licence: Licence = None,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -189,5 +193,7 @@ def distill(
 
         metric = validator(loaded, open_images(validate), track=track)
     given_embeddings = read_embeddings(embeddings) if embeddings else None
-    distill(loaded, name, config, images=some, validate=metric, embeddings=given_embeddings, log=log, track=track)
+    about = {"licence": licence, "validated_on": validate}
+    extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}
+    distill(loaded, name, config, log=log, track=track, **extras)
     finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")

@@ -1,0 +1,63 @@
+"""card.md: what went into every network of a bundle, for whoever gets it. Written from the manifest, as data allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewstep.bundle import Draft
+from fewstep.manifest import Manifest
+
+__all__ = ["CARD", "write_card"]
+
+CARD = "card.md"
+MARK = "<!-- written by fewstep; remove this line to keep your own words -->"
+
+
+def write_card(draft: Draft) -> None:
+    """Write the card of a draft anew, unless somebody else wrote the one that is there."""
+    path = draft.root / CARD
+    if not path.exists() or MARK in path.read_text("utf-8"):
+        draft.new(CARD).write_text(card(draft.manifest), "utf-8")
+
+
+def card(manifest: Manifest) -> str:
+    """The card as Markdown."""
+    image, condition = manifest.image, manifest.condition
+    of = {"labels": f"{condition.classes} classes", "embeddings": f"{condition.tokens} tokens of text", "none": "none"}
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"Images: {image.height}x{image.width}, {image.channels} channels. Condition: {of[condition.kind]}.",
+        "",
+        "| network | estimates | made from | images read | licence |",
+        "|---|---|---|---|---|",
+    ]
+    for name, network in manifest.networks.items():
+        about = manifest.provenance.get(name, {})
+        cells = [name, network.parametrisation.kind, _source(about), _data(about), about.get("licence") or "not stated"]
+        lines.append(f"| {' | '.join(map(_plain, cells))} |")
+    lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", MARK, ""]
+    return "\n".join(lines)
+
+
+def _source(about: dict[str, Any]) -> str:
+    """Where a network is from."""
+    if "imported" in about:
+        return f"the checkpoint {about['imported']}"
+    if "teacher" in about:
+        return f"the network {about['teacher']} ({str(about.get('teacher_sha256'))[:12]}), distilled"
+    return "training from nothing" if "data" in about else "not stated"
+
+
+def _data(about: dict[str, Any]) -> str:
+    """What images were read. Those of a teacher are in its own row."""
+    if "imported" in about:
+        return "not stated by the checkpoint"
+    read = [f"{about['images']} of {about['data']}"] if about.get("data") else []
+    read += [f"some of {about['validated_on']}, to choose the weights"] if about.get("validated_on") else []
+    return "; ".join(read) or ("none" if "teacher" in about else "not stated")
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a cell of the table."""
+    return " ".join(text.replace("|", "/").split())
