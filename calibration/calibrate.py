@@ -189,7 +189,7 @@ def calibrate_table(
     )
     if processes.is_main_process:
         toward = "real images" if real else "the many-step image"
-        _add(bundle, name, network, f"table fitted to {toward}, {config.steps} steps", done.plan, settings)
+        _add(bundle, name, network, f"fitted table, {config.steps} steps, to {toward}", done.plan, settings)
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 

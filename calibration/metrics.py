@@ -63,11 +63,16 @@ class Pair:
 
 
 class Judge:
-    """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split."""
+    """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
+
+    Raises ValueError for a split that is too small to say anything.
+    """
 
     def __init__(self, model: Features, held_out: Images) -> None:
         self.model = model
         self.n = len(held_out)
+        if self.n <= NEIGHBOURS:
+            raise ValueError(f"judging needs more than {NEIGHBOURS} images, got {self.n}; take more of them")
         self.labels = held_out.labels
         self.real = torch.cat([self.features(pixels) for pixels, _ in batches(held_out, CHUNK)])
 

@@ -192,3 +192,32 @@ def test_a_manifest_that_is_no_manifest_is_refused(content: str, bundle: Bundle)
     (bundle.root / MANIFEST).write_text(content)
     with pytest.raises(ValueError, match=r"is not JSON|has bundle schema|is not a valid manifest"):
         Bundle.load(bundle.root)
+
+
+def _graphs(bundle: Bundle) -> set[str]:
+    return {str(graph.plan) for graph in bundle.manifest.graphs.values()}
+
+
+def test_a_plan_with_other_numbers_loses_the_graphs_that_were_made_of_it(digits: Bundle) -> None:
+    assert _graphs(digits) == {"sid1", "sid2"}
+    with digits.edit() as draft:
+        draft.manifest.plans["sid1"].solver = "another word for it"
+        draft.new("notes.txt").write_text("something else")
+    bundle = Bundle.load(digits.root)
+    assert _graphs(bundle) == {"sid1", "sid2"}
+    with bundle.edit() as draft:
+        draft.manifest.plans["sid1"].sigmas[0] *= 1.01
+    bundle = Bundle.load(digits.root)
+    assert _graphs(bundle) == {"sid2"}
+    assert "sid1" not in bundle.manifest.ranges
+    assert not [path for path in bundle.manifest.files if path.startswith(("graphs/sid1", "ranges/sid1"))]
+    bundle.verify()
+
+
+def test_a_network_with_other_weights_loses_the_graphs_that_were_made_of_it(digits: Bundle) -> None:
+    (weights,) = (path for path in digits.manifest.files if path.startswith("networks/sid1/") and path.endswith("safetensors"))
+    content = bytearray(digits.file(weights).read_bytes())
+    content[-1] ^= 1
+    with digits.edit() as draft:
+        draft.new(weights).write_bytes(content)
+    assert _graphs(Bundle.load(digits.root)) == {"sid2"}

@@ -173,6 +173,12 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
     assert set(Comparison.model_validate_json(done.stdout).plans) == {"sid1", "sid2", "guided3", "fit3"}
     done = json.loads(fewstep("pick", root, "--calls", 1, "--price", 2, "--json").stdout)
     assert done["ship"]["plan"] == Bundle.load(root).manifest.default == "sid1"
+    # One more plan costs one plan: the others stay.
+    again = Comparison.model_validate_json(
+        fewstep("compare", root, "--data", folder, "--seeds", 2, "--plan", "sid1", "--json").stdout
+    )
+    assert again.plans == Comparison.model_validate_json((root / "comparison.json").read_text("utf-8")).plans
+    assert set(again.plans) == {"sid1", "sid2", "guided3", "fit3"}
     assert "none of 4 samplers holds" in refused("pick", root, "--frechet", 1e-6)
     assert "a choice needs a limit" in refused("pick", root)
     assert "ends with .html" in refused("report", root, "--out", tmp_path / "report.txt")
@@ -208,7 +214,7 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     assert [trial["value"] for trial in result["trials"]] == [9.0, 3.0, 2.0, 4.0, 1.0]
     plan = Bundle.load(digits.root).plan("ddim3_interval")
     assert plan.weights.tolist() == [1.0, 2.0, 1.0]
-    assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2)
+    assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2, "--replace")
     bundle = Bundle.load(digits.root)
     bundle.manifest.condition = Condition(kind="none")
     with pytest.raises(ValueError, match="nothing to guide"):

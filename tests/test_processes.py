@@ -7,13 +7,21 @@ should be 0.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from processes import run_in_processes
 from safetensors.torch import load_file
 
+from fewstep.bundle import Bundle
+
 SCRIPT = """
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 import numpy as np
 from fewstep.manifest import Condition, ImageSpec
@@ -81,3 +89,40 @@ def test_processes_and_parts_give_the_update_of_one(tmp_path: Path) -> None:
 def _length(one: dict, other: dict) -> float:
     """Of the difference of two updates."""
     return sum(float((one[key] - other[key]).double().square().sum()) for key in one) ** 0.5
+
+
+def test_the_command_under_torchrun_speaks_once_and_writes_one_bundle(tmp_path: Path) -> None:
+    """With curves and sheets, from weights in shares."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "--module",
+        "fewstep.cli",
+    ]
+    options = [
+        "train",
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--shard",
+        "--precision",
+        "no",
+        "--out",
+        "a.bundle",
+        "--log-to",
+        "log",
+        "--json",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["networks"] == ["teacher"]
+    assert done.stderr.count("train teacher: done") == 1
+    Bundle.load(tmp_path / "a.bundle").verify()
+    assert (tmp_path / "log" / "teacher-000002.png").is_file()
+    assert list((tmp_path / "log" / "teacher").glob("events.*"))

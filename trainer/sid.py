@@ -90,6 +90,8 @@ class _Run:
         log: Path | None,
     ) -> None:
         check_name(name)
+        if name in (teacher, config.start):
+            raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
         _refuse_others(bundle, images)
         self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
         self.provenance = dict(provenance or {})

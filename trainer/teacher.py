@@ -76,7 +76,7 @@ class TeacherConfig:
     checkpointing: bool = False
     shard: bool = False
     compile: bool = False
-    checkpoint_every: int = 200
+    checkpoint_every: int = 50
     validate_every: int = 200
 
     def __post_init__(self) -> None:

@@ -85,6 +85,6 @@ class Watch:
             tracker.log_images({"samples": picture}, step=step, dataformats="NHWC")
 
     def end(self) -> None:
-        """Close the trackers."""
-        if self.log is not None:
-            self.accelerator.end_training()
+        """Close the trackers. accelerate's own end_training would end the processes' group as well, and with it the run."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

@@ -41,6 +41,11 @@ def adopt(
     table = entry.plan()
     if guidance:
         table = replace(table, weights=guidance.at(levels[:-1]))
+        if guidance.weight != 1 and not table.guided:
+            raise ValueError(
+                f"no step of {plan!r} starts at a noise level above {guidance.lo:g} and up to {guidance.hi:g}, so none would "
+                f"be guided; its steps start at {', '.join(f'{level:.3g}' for level in levels[:-1])}"
+            )
     about = dict(source.manifest.provenance.get(plan, {}))
     about |= {"adopted": {"bundle": source.manifest.name, "plan": plan, "guidance": guidance.settings() if guidance else None}}
     with bundle.edit() as draft:

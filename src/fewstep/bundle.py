@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,7 @@ class Bundle:
                 _link(self.file(name), target)
             draft = Draft(staging, self.manifest.model_copy(deep=True))
             yield draft
+            draft.drop_stale(self.manifest)
             draft.seal()
 
 
@@ -250,6 +251,43 @@ class Draft:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+    def drop_stale(self, before: Manifest) -> None:
+        """Remove graphs, with their engines and ranges, that were made of a plan or network that is another one now."""
+        for name, graph in list(self.manifest.graphs.items()):
+            files = [(self.root / path, before.files.get(path)) for path in graph.paths]
+            untouched = before.graphs.get(name) == graph and all(was and _digest(path) == was.sha256 for path, was in files)
+            if not untouched or not (self._changed(before, graph.network) or self._replaced(before, graph.plan)):
+                continue
+            for engine, entry in list(self.manifest.engines.items()):
+                if entry.graph == name:
+                    self._forget(entry.paths)
+                    del self.manifest.engines[engine]
+            self._forget(graph.paths)
+            del self.manifest.graphs[name]
+            if graph.plan in self.manifest.ranges:
+                self._forget([self.manifest.ranges.pop(graph.plan).file])
+
+    def _forget(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self.remove(path)
+
+    def _changed(self, before: Manifest, network: str) -> bool:
+        """Whether a network has other weights than before, or is gone."""
+        entry, was = self.manifest.networks.get(network), before.networks.get(network)
+        if entry is None or was is None or entry.directory is None or was.directory is None:
+            return entry is None or was is None  # shipped without its weights, which changes nothing in a graph
+        prefix = f"{entry.directory}/"
+        paths = {p.relative_to(self.root).as_posix() for p in (self.root / entry.directory).rglob("*") if p.is_file()}
+        known = {path: file.sha256 for path, file in before.files.items() if path.startswith(prefix)}
+        return entry != was or paths != known.keys() or any(_digest(self.root / path) != known[path] for path in paths)
+
+    def _replaced(self, before: Manifest, plan: str | None) -> bool:
+        """Whether a plan has other numbers than before, or is gone. What its solver is called does not count."""
+        if plan is None:
+            return False
+        entry, was = self.manifest.plans.get(plan), before.plans.get(plan)
+        return entry is None or was is None or entry.model_dump(exclude={"solver"}) != was.model_dump(exclude={"solver"})
 
     def seal(self) -> None:
         """Record every file, drop empty directories and write the manifest. Raises ValueError when it would be invalid."""

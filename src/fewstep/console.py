@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +14,10 @@ from rich.table import Table
 
 from fewstep.progress import Report
 
-__all__ = ["clock", "meter", "say", "table", "track"]
+__all__ = ["SPEAKS", "clock", "meter", "say", "table", "track"]
 
-_out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of one run, which all do the same, the first alone
+_out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not SPEAKS)
 PLAIN_EVERY_SECONDS = 5.0
 
 

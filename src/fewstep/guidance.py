@@ -10,6 +10,8 @@ import numpy as np
 
 from fewstep.plan import Array, Denoise, Floats
 
+MAX_WEIGHT = 1000.0
+
 __all__ = ["PLAIN", "Guidance", "guided", "mix"]
 
 
@@ -17,7 +19,7 @@ __all__ = ["PLAIN", "Guidance", "guided", "mix"]
 class Guidance:
     """Guidance weight w where lo < sigma / alpha <= hi, and 1 (no unconditional pass at all) elsewhere.
 
-    Raises ValueError for an empty interval or a weight that is not finite.
+    Raises ValueError for an empty interval or a weight beyond MAX_WEIGHT.
     """
 
     weight: float = 1.0
@@ -27,8 +29,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if not self.lo < self.hi:
             raise ValueError(f"guidance needs lo < hi, got lo={self.lo}, hi={self.hi}")
-        if not isfinite(self.weight):
-            raise ValueError(f"guidance needs a finite weight, got {self.weight}")
+        if not abs(self.weight) <= MAX_WEIGHT:  # also where it is not a number
+            raise ValueError(f"guidance needs a weight of at most {MAX_WEIGHT:g}, got {self.weight}")
 
     @classmethod
     def of(cls, settings: Mapping[str, float | None]) -> Guidance:

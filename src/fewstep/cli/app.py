@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -15,9 +15,10 @@ import typer
 
 import fewstep
 from fewstep import solvers
-from fewstep.console import say
+from fewstep.bundle import Bundle
+from fewstep.console import SPEAKS, say
 from fewstep.guidance import Guidance
-from fewstep.manifest import Precision
+from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
 from fewstep.schedule import Grid
 
@@ -26,10 +27,13 @@ __all__ = [
     "BundlePath",
     "Embeddings",
     "Json",
+    "Replace",
     "Seed",
     "app",
     "finish",
     "finite",
+    "free_name",
+    "guidance_of",
     "main",
     "precisions",
     "size",
@@ -86,13 +90,29 @@ Embeddings = Annotated[
     ),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Take the place of what has that name; its graphs go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def free_name(bundle: Bundle, name: str, *, replace: bool) -> str:
+    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere."""
+    check_name(name)
+    if not replace and (name in bundle.manifest.plans or name in bundle.manifest.networks):
+        raise ValueError(f"{bundle.root.name} has {name!r} already; choose another --name, or --replace it")
+    return name
+
+
+def guidance_of(weight: float | None, lo: float, hi: float) -> Guidance | None:
+    """The guidance that options ask for, None for none. Raises ValueError for an interval without a weight."""
+    if weight is None and (lo, hi) != (0.0, inf):
+        raise ValueError("--lo and --hi need a --weight")
+    return None if weight is None else Guidance(weight, lo, hi)
 
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:
     """Print the result for machines and the next command for people."""
-    if as_json:
+    if as_json and SPEAKS:
         print(json.dumps(result, indent=1))
     if then:
         say(f"next: {then}")
@@ -111,9 +131,9 @@ def _root(
     pass
 
 
-def finite(value: float) -> float:
+def finite(value: float | None) -> float | None:
     """For options: refuses inf and nan, which a smallest value lets pass."""
-    if not isfinite(value):
+    if value is not None and not isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 
@@ -147,7 +167,7 @@ def size(count: int) -> str:
 
 
 def main() -> None:
-    """Run the command; bad input, a package that is not installed and a full disk end with one sentence and exit code 2."""
+    """Run the command; bad input, no permission, a missing package and a full disk end with one sentence and exit code 2."""
     try:
         app()
     except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
@@ -159,10 +179,12 @@ def main() -> None:
             text = (
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
             )
+        if isinstance(error, PermissionError):
+            text = f"no permission to write here ({error.filename or text}); choose another place, or ask for it"
         if isinstance(error, ImportError):
             package = (error.name or text).split(".")[0]
             text = f"this needs the package {package}, which is not installed or does not load: {text}"
             if package in EXTRA_OF:
                 text = f"this needs {package}, which is not installed; pip install 'fewstep[{EXTRA_OF[package]}]'"
-        say(f"fewstep: {text}")
+        print(f"fewstep: {text}", file=sys.stderr)  # whichever process it is
         sys.exit(2)

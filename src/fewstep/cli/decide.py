@@ -10,9 +10,9 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, solver_of
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of
 from fewstep.console import say, table, track
-from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, pick, read
+from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, Spread, pick, read
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
@@ -55,17 +55,29 @@ def compare(
 
 def show(found: Comparison) -> None:
     """The comparison as a table."""
-    rows = [
-        (name, str(j.nfe), *_quality(j), f"{j.p50_ms:.2f}", f"{j.images_per_second:.0f}") for name, j in found.plans.items()
-    ]
-    rows.append(("real training images", "", f"{found.real['frechet']:.2f}", "", "", "", ""))
-    head = ["plan", "calls", "Frechet", "accuracy", "PSNR dB", "p50 ms", "images/s"]
+    rows = []
+    for name, judged in found.plans.items():
+        speed = f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"
+        rows.append((name, str(judged.nfe), *_quality(judged), _likeness(found, name), *speed))
+    real = f"{found.real['frechet']:.2f}", f"{found.real['recall']:.3f}"
+    rows.append(("real training images", "", *real, "", "", "", ""))
+    head = ["plan", "calls", "Frechet", "recall", "accuracy", "PSNR dB", "p50 ms", "images/s"]
     table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
 
 
 def _quality(judged: Judged) -> tuple[str, str, str]:
-    accuracy = judged.scores.get("accuracy")
-    return str(judged.frechet), f"{accuracy.mean:.3f}" if accuracy else "", f"{judged.scores['psnr_db'].mean:.1f}"
+    """Frechet distance, recall, class accuracy."""
+    recall, accuracy = (judged.scores.get(key) for key in ("recall", "accuracy"))
+    return str(judged.frechet), f"{recall.mean:.3f}" if recall else "", _share(accuracy)
+
+
+def _share(score: Spread | None) -> str:
+    """A share, with its spread."""
+    return f"{score.mean:.3f} ± {score.std:.3f}" if score else ""
+
+
+def _likeness(found: Comparison, name: str) -> str:
+    return "reference" if name == found.reference else f"{found.plans[name].scores['psnr_db'].mean:.1f}"
 
 
 @app.command("pick", rich_help_panel="Decide what ships")
@@ -77,7 +89,9 @@ def pick_sampler(
     accuracy: Annotated[float | None, typer.Option(help="Class accuracy at least.", show_default=False)] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds for one image at most, p50.", show_default=False)] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
-    price: Annotated[float | None, typer.Option(help="What an hour of this machine costs.", show_default=False)] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the sampler to ship and make it the default: the fastest that is good enough, or the best that is fast enough."""
@@ -120,7 +134,8 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
         "graph": [f"{c.judged.graph} on {c.judged.backend}" for c in columns],
         "network calls": [str(c.judged.nfe) for c in columns],
         "Frechet distance": [str(c.judged.frechet) for c in columns],
-        "class accuracy": [_quality(c.judged)[1] for c in columns],
+        "recall, the share of real images that are near one made": [_quality(c.judged)[1] for c in columns],
+        "class accuracy": [_quality(c.judged)[2] for c in columns],
         "p50, p99 ms": [f"{c.judged.p50_ms:.2f}, {c.judged.p99_ms:.2f}" for c in columns],
         "images per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
         "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],

@@ -12,9 +12,23 @@ import typer
 from fewstep.adopt import adopt as take_over
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, Seed, app, finish, finite, precisions, solver_of
+from fewstep.cli.app import (
+    SOLVERS,
+    BundlePath,
+    Embeddings,
+    Json,
+    Replace,
+    Seed,
+    app,
+    finish,
+    finite,
+    free_name,
+    guidance_of,
+    precisions,
+    solver_of,
+)
 from fewstep.console import say, table, track
-from fewstep.guidance import Guidance
+from fewstep.guidance import PLAIN
 
 __all__ = ["adopt", "calibrate", "interval", "quantise"]
 
@@ -27,8 +41,8 @@ def calibrate(
     ] = "table",
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 4,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<method><steps>")] = None,
-    weight: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 1.0,
-    lo: Annotated[float, typer.Option(help="Guide steps that start above this noise level ...")] = 0.0,
+    weight: Annotated[float | None, typer.Option(help="Guidance weight.", show_default="no guidance")] = None,
+    lo: Annotated[float, typer.Option(help="With --weight: guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
     data: Annotated[
         str | None,
@@ -42,6 +56,7 @@ def calibrate(
     batch: Annotated[int, typer.Option(help="Samples that the network takes at once.")] = 32,
     embeddings: Embeddings = None,
     network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    replace: Replace = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +70,10 @@ def calibrate(
     from fewstep.data import open_images
     from fewstep.embeddings import read_embeddings
 
-    name, guidance, loaded = name or f"{method}{steps}", Guidance(weight, lo, hi), Bundle.load(bundle)
+    guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, Bundle.load(bundle)
+    name = free_name(loaded, name or f"{method}{steps}", replace=replace)
+    if method != "table" and data:
+        raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
     given = read_embeddings(embeddings) if embeddings else None
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
@@ -96,6 +114,7 @@ def interval(
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
     embeddings: Embeddings = None,
     network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
+    replace: Replace = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -107,16 +126,24 @@ def interval(
 
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
-    loaded, images, name = Bundle.load(bundle), open_images(data), name or f"{solver}{steps}_interval"
+    loaded, images = Bundle.load(bundle), open_images(data)
+    name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     judge = trial_judge(images, samples, features=features, track=track)
     given = read_embeddings(embeddings) if embeddings else None
-    _, tried = calibrate_interval(loaded, config, chosen, judge, name=name, network=network, embeddings=given, track=track)
-    rows = [
-        (str(t.nfe), f"{t.value:.2f}", f"{t.steps.weight:.3g}", f"{t.steps.first} to {t.steps.last}") for t in pareto(tried)
-    ]
+    done, tried = calibrate_interval(loaded, config, chosen, judge, name=name, network=network, embeddings=given, track=track)
+    rows = [(str(t.nfe), f"{t.value:.2f}", *(_guided(t.steps) if t.steps.weight != 1 else ("", "none"))) for t in pareto(tried)]
     table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
+    plan = done.plan(name)
+    taken = [row for row, factor in enumerate(plan.weights) if factor != 1]
+    words = f"weight {plan.weights[taken[0]]:.3g} on rows {taken[0]} to {taken[-1]}" if taken else "no guidance"
+    say(f"{name} takes {plan.nfe} calls: {words}")
     result = {"bundle": str(bundle), "plan": name, "trials": [asdict(trial) for trial in tried]}
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+def _guided(steps: Any) -> tuple[str, str]:
+    """Weight and rows of an interval."""
+    return f"{steps.weight:.3g}", f"{steps.first} to {steps.last}"
 
 
 @app.command(rich_help_panel="Fit a sampler to it")
@@ -131,17 +158,15 @@ def adopt(
     weight: Annotated[float | None, typer.Option(help="Guidance weight.", show_default="the plan's guidance")] = None,
     lo: Annotated[float, typer.Option(help="With --weight: guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Take over a plan that was fitted for another network or guidance, without fitting it again."""
-    loaded = Bundle.load(bundle)
-    if (lo, hi) != (0.0, inf) and weight is None:
-        raise ValueError("--lo and --hi need a --weight")
-    guidance = None if weight is None else Guidance(weight, lo, hi)
-    name = name or plan
-    if not source and name == plan:
-        raise ValueError(f"a plan taken over from the same bundle needs a name other than {plan!r}; give one with --name")
-    done = take_over(loaded, Bundle.load(source) if source else loaded, plan, name=name, network=network, guidance=guidance)
+    loaded, guidance = Bundle.load(bundle), guidance_of(weight, lo, hi)
+    origin = Bundle.load(source) if source else loaded
+    origin.pick("plan", plan, origin.manifest.plans)
+    name = free_name(loaded, name or plan, replace=replace)
+    done = take_over(loaded, origin, plan, name=name, network=network, guidance=guidance)
     if warning := mismatch(done, name):
         say(f"warning: {warning}")
     finish({"bundle": str(bundle), "plan": name, "warning": warning}, as_json, f"fewstep export {bundle} --plan {name}")

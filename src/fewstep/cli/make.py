@@ -9,14 +9,16 @@ from typing import Annotated, Any, cast
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Embeddings, Json, Seed, app, finish, finite
+from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, finish, finite, free_name
 from fewstep.console import say, track
 from fewstep.json_object import read_object
 
 __all__ = ["distill", "import_checkpoint", "train"]
 
 
-Log = Annotated[Path | None, typer.Option(help="A directory for TensorBoard and sheets of samples.", show_default="none")]
+Log = Annotated[
+    Path | None, typer.Option("--log-to", help="A directory for TensorBoard and sheets of samples.", show_default="none")
+]
 
 
 MixedPrecision = Annotated[str, typer.Option("--precision", help="Networks compute in bf16, fp16, or no (fp32).")]
@@ -57,7 +59,7 @@ def train(
     checkpointing: Checkpointing = False,
     shard: Shard = False,
     compile: Annotated[bool, typer.Option("--compile", help="By torch.compile.")] = False,
-    save_every: SaveEvery = 200,
+    save_every: SaveEvery = 50,
     licence: Licence = None,
     log: Log = None,
     seed: Seed = 0,
@@ -150,6 +152,7 @@ def distill(
     shard: Shard = False,
     save_every: SaveEvery = 50,
     licence: Licence = None,
+    replace_it: Replace = False,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -164,7 +167,6 @@ def distill(
     from fewstep.trainer.sid import distill
     from fewstep.trainer.sid_config import digits_sid
 
-    name = name or f"sid{steps}"
     given = {"iterations": iterations, "lr": lr, "alpha": alpha}
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     chosen |= {
@@ -186,6 +188,7 @@ def distill(
     }
     config = replace(digits_sid(steps), **chosen)
     loaded, some, metric = Bundle.load(bundle), None, None
+    name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if data:
         some = open_images(data).about(images)
     if validate:

@@ -16,7 +16,7 @@ from fewstep.calibration.cache import Cache, default_folder
 from fewstep.calibration.features import feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.data import Images, open_images
-from fewstep.decide.comparison import FILE, Comparison, Judged, digest
+from fewstep.decide.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.machine import described
 from fewstep.progress import Track, silent
 from fewstep.runtime import Generator, bench
@@ -59,8 +59,9 @@ def compare(
 ) -> Comparison:
     """Judge plans that have a graph (all of them unless some are named) and keep the comparison in the bundle.
 
-    What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan.
-    The reference of pairs is the plan with the most network calls. embeddings: of prompts, taken in turn.
+    What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
+    some are named, those that were judged alike before stay. The reference of pairs is the plan with the most network calls, or
+    that of the comparison which is added to. embeddings: of prompts, taken in turn.
 
     Raises ValueError where no plan has a graph, or the images are not of the bundle's kind.
     """
@@ -68,19 +69,22 @@ def compare(
     if not names:
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
+    before = _before(bundle, config) if plans else None
+    first = before.reference if before else names[0]
     train, held_out = open_images(config.data), open_images(config.data, "held-out").every(config.thin)
     _refuse_others(bundle, held_out)
     judge = Judge(feature_network(config.features, train, track=track), held_out)
-    generators = {name: Generator(bundle, plan=name) for name in names}
-    digests = {name: digest(bundle.manifest, name, generators[name].graph) for name in names}
-    settings = asdict(config) | {"machine": described() | {"date": None}, "reference_sha256": digests[names[0]]}
+    generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
+    digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
+    settings = asdict(config) | {"machine": described() | {"date": None}, "reference_sha256": digests[first]}
 
     @cache
     def reference(seed: int) -> npt.NDArray[np.uint8]:
-        return make(generators[names[0]], judge.labels, seed * judge.n, embeddings, track=track)
+        return make(generators[first], judge.labels, seed * judge.n, embeddings, track=track)
 
-    judged = {}
-    for name, generator in generators.items():
+    judged = dict(before.plans) if before else {}
+    for name in names:
+        generator = generators[name]
         about: dict[str, Any] = {"graph": generator.graph, "sha256": digests[name], "backend": generator.backend}
         kept = Cache(default_folder(), "judged", settings | about)
         if (measured := kept.read()) is None:
@@ -98,14 +102,26 @@ def compare(
         features=config.features,
         images=judge.n,
         seeds=config.seeds,
-        reference=names[0],
+        thin=config.thin,
+        reference=first,
         machine=described(),
         real={key: value for key, value in asdict(judge.floor(train, seed=0)).items() if value is not None},
-        plans=judged,
+        plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
     )
     with bundle.edit() as draft:
         draft.new(FILE).write_text(result.model_dump_json(indent=1) + "\n", "utf-8")
     return result
+
+
+def _before(bundle: Bundle, config: CompareConfig) -> Comparison | None:
+    """The comparison in the bundle, where it was made alike on this machine and its reference is as it was."""
+    try:
+        found = read(bundle)
+    except ValueError:  # there is none, or none that holds
+        return None
+    here = described() | {"date": None}
+    alike = (found.data, found.features, found.seeds, found.thin) == (config.data, config.features, config.seeds, config.thin)
+    return found if alike and found.machine | {"date": None} == here and found.reference in found.plans else None
 
 
 def make(

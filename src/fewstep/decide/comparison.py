@@ -58,6 +58,7 @@ class Comparison(Strict):
     features: str
     images: PositiveInt
     seeds: PositiveInt
+    thin: PositiveInt
     reference: str
     machine: dict[str, Any]
     real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
@@ -84,21 +85,31 @@ class Limits:
             raise ValueError("a choice needs a limit: a Frechet distance, a class accuracy, milliseconds or network calls")
         if wrong := [value for value in given if not 0 < value < inf]:
             raise ValueError(f"a limit is a number above 0, got {wrong[0]}")
+        if self.accuracy is not None and self.accuracy > 1:
+            raise ValueError(f"a class accuracy is at most 1, got {self.accuracy}")
 
-    def broken(self, judged: Judged) -> list[str]:
-        """The limits that a sampler does not hold, in words; quality counts with its spread against it."""
+    def broken(self, judged: Judged) -> dict[str, float]:
+        """The limits that a sampler does not hold, in words, and how many times it is beyond each.
+
+        Quality counts with its spread against it.
+        """
         scores = judged.scores
         found = [
-            ("Frechet distance", scores["frechet"].mean + scores["frechet"].std, self.frechet),
+            ("Frechet distance with its spread", scores["frechet"].mean + scores["frechet"].std, self.frechet),
             ("p50 ms", judged.p50_ms, self.ms),
             ("network calls", judged.nfe, self.calls),
         ]
-        words = [f"{name} {value:.4g} over {limit:g}" for name, value, limit in found if limit is not None and value > limit]
+        words = {
+            f"{name} {value:.4g} over {limit:g}": value / limit
+            for name, value, limit in found
+            if limit is not None and value > limit
+        }
         if self.accuracy is not None:
             if "accuracy" not in scores:
                 raise ValueError("the features that judged know no classes; leave out the limit on accuracy")
             worst = scores["accuracy"].mean - scores["accuracy"].std
-            words += [f"class accuracy {worst:.3f} under {self.accuracy:g}"] if worst < self.accuracy else []
+            if worst < self.accuracy:
+                words[f"class accuracy less its spread {worst:.3f} under {self.accuracy:g}"] = self.accuracy / max(worst, 1e-9)
         return words
 
 
@@ -119,7 +130,7 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
     """
     held = [c for c in candidates if not limits.broken(c.judged)]
     if not held:
-        nearest = min(candidates, key=lambda c: (len(limits.broken(c.judged)), c.judged.frechet.mean))
+        nearest = min(candidates, key=lambda c: max(limits.broken(c.judged).values()))
         raise ValueError(
             f"none of {len(candidates)} samplers holds the limits; nearest is {nearest.plan} "
             f"({', '.join(limits.broken(nearest.judged))}); loosen a limit, or calibrate or distil another sampler"

@@ -51,7 +51,7 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
         "by_calls": charts.quality(comparison, "nfe", "network calls for an image"),
         "by_ms": charts.quality(comparison, "p50_ms", f"ms for an image, p50, {_backends(comparison)}"),
         "trajectories": "".join(_trajectories(bundle, names, track)),
-        "fits": "".join(_fits(bundle)),
+        "fits": "".join(_fits(bundle, names)),
         "intervals": "".join(_intervals(bundle)),
     }
     folder = resources.files("fewstep")
@@ -138,9 +138,10 @@ def _estimates(teacher: Teacher, plan: Plan) -> Pictures:
         return teacher.rounded(torch.cat([step.denoised for step in walk])).transpose(0, 2, 3, 1)
 
 
-def _fits(bundle: Bundle) -> Iterator[str]:
-    """Every fitted plan beside the solver it was fitted from."""
-    for name, entry in bundle.manifest.plans.items():
+def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
+    """Fitted plans beside the solvers they were fitted from."""
+    for name in names:
+        entry = bundle.manifest.plans[name]
         about = bundle.manifest.provenance.get(name, {})
         if not {"fitted", "losses"} & about.keys():
             continue
