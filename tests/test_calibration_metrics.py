@@ -95,9 +95,14 @@ def test_accuracy_counts_images_of_the_asked_class() -> None:
 
 
 def test_unequal_numbers_are_refused() -> None:
-    judge = Judge(TwoPixels(), _images(np.zeros((4, 1, 2, 1), np.uint8), np.zeros(4, np.int64)))
-    with pytest.raises(ValueError, match="equal numbers of images, 4 held-out ones, got 3"):
+    judge = Judge(TwoPixels(), _images(np.zeros((6, 1, 2, 1), np.uint8), np.zeros(6, np.int64)))
+    with pytest.raises(ValueError, match="equal numbers of images, 6 held-out ones, got 3"):
         judge.score(np.zeros((3, 1, 1, 2), np.uint8), np.zeros(3, np.int64))
+
+
+def test_too_few_images_judge_nothing() -> None:
+    with pytest.raises(ValueError, match="more than 5 images, got 5"):
+        Judge(TwoPixels(), _images(np.zeros((5, 1, 2, 1), np.uint8), np.zeros(5, np.int64)))
 
 
 def test_the_classifier_learns_real_digits_is_cached_and_sees_noise(tmp_path: Path) -> None:

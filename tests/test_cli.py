@@ -167,7 +167,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["generate", "digits.bundle", "--out", "/dev/zero"], "is not a file that can be replaced"),
         (["generate", "digits.bundle", "--out", "empty"], "is not a file that can be replaced"),
         (["export", "digits.bundle", "--solver", "ddim", "--steps", "1000000"], "1 to 1000 steps, got 1000000"),
-        (["export", "digits.bundle", "--plan", "iia4", "--steps", "3"], "describe a new one and need --solver"),
+        (["export", "digits.bundle", "--plan", "table4", "--steps", "3"], "describe a new one and need --solver"),
         (["generate", "broken.bundle"], "is truncated or altered"),
         (["check", "newer.bundle"], "schema 2, this fewstep reads up to 1"),
     ],

@@ -190,7 +190,7 @@ def test_nothing_is_left_where_a_target_refuses(digits: Bundle) -> None:
     ("choice", "message"),
     [
         ({"plans": ["sid9"]}, "has no plan 'sid9'; it has: "),
-        ({"plans": ["iia4"]}, r"has no graph of the plan 'iia4' \(it has: none\); write it with: fewstep export"),
+        ({"plans": ["table4"]}, r"has no graph of the plan 'table4' \(it has: none\); write it with: fewstep export"),
         ({"precisions": ["bf16"]}, r"has no bf16 graph of the plan 'sid1' \(it has: fp16, fp32, int8, int8-fp16\)"),
         (
             {"ort_web_package": Path("nowhere")},

@@ -60,7 +60,6 @@ RUNS = [
     ("parts", 1, 2, 1e-4, 0, False),
     ("two", 2, 1, 1e-4, 0, False),
     ("both", 2, 2, 1e-4, 0, False),
-    ("shares", 2, 1, 1e-4, 0, True),
     ("shares-and-parts", 2, 2, 1e-4, 0, True),
 ]
 

@@ -45,7 +45,7 @@ run(whole)
 between = (time.monotonic() - begin) / STEPS * EVERY
 rng = random.Random(0)
 for _ in range(int(sys.argv[2])):
-    attempt(killed, rng.uniform(0, between))
+    attempt(killed, rng.uniform(0, between / 2))
 run(killed)
 """
 COMMON = """
@@ -60,7 +60,7 @@ EVERY = 5
 """
 TRAIN = """
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
-NAME, STEPS = "teacher", 300
+NAME, STEPS = "teacher", 200
 
 def run(bundle):
     images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
@@ -71,7 +71,7 @@ def run(bundle):
 DISTILL = """
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
-NAME, STEPS = "sid2", 60
+NAME, STEPS = "sid2", 50
 
 def run(bundle):
     distill(Bundle.load(bundle), NAME, SidConfig(steps=2, iterations=STEPS, batch=4, checkpoint_every=EVERY))

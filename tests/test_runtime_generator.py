@@ -115,7 +115,7 @@ def test_bad_input_is_refused_in_words(labels: list[int], seeds: list[int], mess
     ("choice", "message"),
     [
         ({"plan": "sid9"}, "no plan 'sid9'; it has: .*sid1"),
-        ({"plan": "iia4"}, r"no graph of the plan 'iia4' .*fewstep export"),
+        ({"plan": "table4"}, r"no graph of the plan 'table4' .*fewstep export"),
         ({"precision": "fp64"}, "precision is one of fp32, fp16, bf16, int8, int8-fp16, fp8, got 'fp64'"),
         ({"precision": "fp8"}, r"has no fp8 graph of the plan 'sid1' \(it has: fp16, fp32, int8, int8-fp16\)"),
         ({"backend": "tpu"}, "backend is one of tensorrt, cuda, onnxruntime-tensorrt, cpu, got 'tpu'"),
