@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,9 +153,10 @@ def _begin(optimizer: Optimizer) -> None:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """What went wrong in a process, in place of torch's account of all of them."""
+    """What went wrong in a process, in place of torch's account of all of them, and no word where nothing did."""
     try:
-        with os_errors():
+        with os_errors(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of there being one process alone
             yield
     except CheckpointException as failed:
         with os_errors():

@@ -166,10 +166,17 @@ def size(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
+INTERRUPTED = 130  # by Ctrl-C
+
+
 def main() -> None:
     """Run the command; bad input, no permission, a missing package and a full disk end with one sentence and exit code 2."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED and SPEAKS:
+            say("fewstep: stopped; bundles are as they were, and a repeated train, distill, interval, compare or tau goes on")
+        raise
     except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("fewstep.")
         if os.environ.get("FEWSTEP_TRACEBACK") or not expected:

@@ -155,11 +155,7 @@ def build(
         say("graphs in int8 are left out, it is the form for CPUs; int8-fp16 is the one for GPUs")
     _say_jobs(jobs)
     if not explain:
-        try:
-            engine.build(loaded, jobs, meter=meter)
-        except KeyboardInterrupt:
-            say("fewstep: stopped; the bundle is as it was")
-            raise typer.Exit(130) from None
+        engine.build(loaded, jobs, meter=meter)
         loaded = Bundle.load(bundle)
         _say_engines(loaded, jobs)
     result: dict[str, Any] = {"bundle": str(bundle), "flavour": chosen.name, "version": chosen.version, "reason": reason}
