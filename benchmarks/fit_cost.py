@@ -1,6 +1,6 @@
 """What a fit costs: python benchmarks/fit_cost.py digits.bundle
 
-Seconds and network calls of IIA-DDIM by steps and by samples, of 20 updates of a table by steps, and of sampling as many
+Seconds, and network calls for an image, of IIA-DDIM by steps and by samples, of 20 updates of a table by steps, and of sampling as many
 images, in turns over several rounds. Writes benchmarks/results/fit_cost.json with medians, and the share of the variance that a
 line explains.
 """
@@ -61,7 +61,7 @@ def main(source: Path) -> None:
 
         def sample(steps: int, samples: int) -> tuple[float, int]:
             inputs = teacher.draw(samples, seed=0)
-            return timed(lambda: teacher.sample(ddim(karras(steps, 0.002, 80.0)), inputs))[0], steps * samples
+            return timed(lambda: teacher.sample(ddim(karras(steps, 0.002, 80.0)), inputs))[0], steps
 
         for steps in STEPS:
             cases[f"fit, {steps} steps, 64 samples"] = lambda again, s=steps: fit(s, 64, again)  # type: ignore[misc]

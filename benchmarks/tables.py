@@ -135,7 +135,7 @@ def fit_cost() -> str:
         [name, f"{row['seconds']:.1f}", f"{row['least']:.1f} to {row['most']:.1f}", str(row["calls"] or "")]
         for name, row in found["rows"].items()
     ]
-    return markdown(["", "seconds, median", "over rounds", "network calls"], rows)
+    return markdown(["", "seconds, median", "over rounds", "network calls for an image"], rows)
 
 
 def latency() -> str:
