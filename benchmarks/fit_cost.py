@@ -1,8 +1,8 @@
 """What a fit costs: python benchmarks/fit_cost.py digits.bundle
 
 Seconds, and network calls for an image, of IIA-DDIM by steps and by samples, of 20 updates of a table by steps, and of sampling
-as many images, in turns over several rounds. Writes benchmarks/results/fit_cost.json with medians, and the share of the variance
-that a line explains.
+as many images, in turns over several rounds. Writes benchmarks/results/fit_cost.json with medians, and how much of the variance
+a line explains.
 """
 
 from __future__ import annotations
