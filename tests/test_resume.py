@@ -24,14 +24,20 @@ import os, random, shutil, signal, time
 from pathlib import Path
 from fewstep.trainer.checkpoint import checkpoint_path
 
+def written(saved):
+    try:
+        return saved.stat().st_mtime_ns
+    except FileNotFoundError:  # between the renames of a save
+        return 0
+
 def attempt(bundle, kill_after):
     saved = checkpoint_path(bundle, NAME)
-    before = saved.stat().st_mtime_ns if saved.exists() else 0
+    before = written(saved)
     child = os.fork()
     if not child:
         run(bundle)
         os._exit(0)
-    while not saved.exists() or saved.stat().st_mtime_ns == before:
+    while written(saved) in (0, before):
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
         time.sleep(0.001)
     time.sleep(kill_after)
@@ -189,3 +195,31 @@ def test_a_failed_save_keeps_the_last_checkpoint(
     monkeypatch.undo()
     assert checkpoint.load(path, parts, settings={}).step == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]
+
+
+def test_a_kill_before_the_old_one_is_let_go_leaves_nothing_in_the_way(parts: checkpoint.Parts, tmp_path: Path) -> None:
+    path = tmp_path / "a.checkpoint"
+    checkpoint.save(path, parts, step=3, settings={})
+    shutil.copytree(path, tmp_path / "a.checkpoint.old")
+    checkpoint.save(path, parts, step=4, settings={})
+    assert checkpoint.load(path, parts, settings={}).step == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["a.checkpoint"]
+
+
+def test_where_the_new_one_cannot_be_put_in_place_the_old_one_stays(
+    parts: checkpoint.Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.checkpoint"
+    checkpoint.save(path, parts, step=3, settings={})
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError):
+        checkpoint.save(path, parts, step=4, settings={})
+    monkeypatch.undo()
+    assert checkpoint.load(path, parts, settings={}).step == 3

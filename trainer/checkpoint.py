@@ -46,7 +46,7 @@ def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], st
     """
     processes, new, old = PartialState(), _beside(path, "new"), _beside(path, "old")
     if processes.is_main_process:
-        shutil.rmtree(new, ignore_errors=True)
+        _clear(path)
     processes.wait_for_everyone()
     tensors = _tensors(parts)
     writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
@@ -61,8 +61,7 @@ def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], st
             new.rename(path)
     finally:
         if processes.is_main_process:
-            shutil.rmtree(new, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            _clear(path)
     processes.wait_for_everyone()
 
 
@@ -109,7 +108,15 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
 
 def remove(path: Path) -> None:
     """Let a checkpoint go whose run has ended."""
+    _clear(path)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a save leaves beside a checkpoint, but never the one before while there is no other."""
+    shutil.rmtree(_beside(path, "new"), ignore_errors=True)
+    if path.exists():
+        shutil.rmtree(_beside(path, "old"), ignore_errors=True)
 
 
 def _files(path: Path) -> dict[str, int]:

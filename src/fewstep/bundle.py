@@ -196,8 +196,7 @@ class Bundle:
                 _link(self.file(name), target)
             draft = Draft(staging, self.manifest.model_copy(deep=True))
             yield draft
-            draft.drop_stale(self.manifest)
-            draft.seal()
+            draft.seal(self.manifest)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -252,47 +251,55 @@ class Draft:
         else:
             path.unlink(missing_ok=True)
 
-    def drop_stale(self, before: Manifest) -> None:
-        """Remove graphs, with their engines and ranges, that were made of a plan or network that is another one now."""
-        for name, graph in list(self.manifest.graphs.items()):
-            files = [(self.root / path, before.files.get(path)) for path in graph.paths]
-            untouched = before.graphs.get(name) == graph and all(was and _digest(path) == was.sha256 for path, was in files)
-            if not untouched or not (self._changed(before, graph.network) or self._replaced(before, graph.plan)):
-                continue
-            for engine, entry in list(self.manifest.engines.items()):
-                if entry.graph == name:
-                    self._forget(entry.paths)
-                    del self.manifest.engines[engine]
-            self._forget(graph.paths)
-            del self.manifest.graphs[name]
-            if graph.plan in self.manifest.ranges:
-                self._forget([self.manifest.ranges.pop(graph.plan).file])
+    def _drop_stale(self, before: Manifest, files: dict[str, FileEntry]) -> None:
+        """Remove graphs, their engines, and ranges, that were made of a plan or network that is another one now.
 
-    def _forget(self, paths: Iterable[str]) -> None:
-        for path in paths:
+        Those that are themselves other ones now are taken to be made anew.
+        """
+        manifest = self.manifest
+
+        def same(paths: Iterable[str]) -> bool:
+            return all(path in files and files[path] == before.files.get(path) for path in paths)
+
+        def changed(network: str) -> bool:
+            """Whether the network has other weights; one that is shipped without them keeps its graphs."""
+            entry, was = manifest.networks.get(network), before.networks.get(network)
+            if entry is None or was is None or entry.directory is None or was.directory is None:
+                return entry is None or was is None
+            known, now = ({p for p in of if p.startswith(f"{entry.directory}/")} for of in (before.files, files))
+            return entry != was or known != now or not same(now)
+
+        def replaced(plan: str) -> bool:
+            """Whether the plan has other numbers; what its solver is called does not count."""
+            entry, was = manifest.plans.get(plan), before.plans.get(plan)
+            return entry is None or was is None or entry.model_dump(exclude={"solver"}) != was.model_dump(exclude={"solver"})
+
+        stale: list[str] = []
+        for name, graph in list(manifest.graphs.items()):
+            other = changed(graph.network) or (graph.plan is not None and replaced(graph.plan))
+            if other and before.graphs.get(name) == graph and same(graph.paths):
+                of_it = {engine: entry for engine, entry in manifest.engines.items() if entry.graph == name}
+                stale += [*graph.paths, *(path for entry in of_it.values() for path in entry.paths)]
+                manifest.engines = {engine: entry for engine, entry in manifest.engines.items() if engine not in of_it}
+                del manifest.graphs[name]
+        for plan, ranges in list(manifest.ranges.items()):
+            other = plan not in manifest.plans or replaced(plan) or changed(manifest.plans[plan].network)
+            if other and before.ranges.get(plan) == ranges and same([ranges.file]):
+                stale.append(ranges.file)
+                del manifest.ranges[plan]
+        for path in stale:
             self.remove(path)
+            files.pop(path, None)
 
-    def _changed(self, before: Manifest, network: str) -> bool:
-        """Whether a network has other weights than before, or is gone."""
-        entry, was = self.manifest.networks.get(network), before.networks.get(network)
-        if entry is None or was is None or entry.directory is None or was.directory is None:
-            return entry is None or was is None  # shipped without its weights, which changes nothing in a graph
-        prefix = f"{entry.directory}/"
-        paths = {p.relative_to(self.root).as_posix() for p in (self.root / entry.directory).rglob("*") if p.is_file()}
-        known = {path: file.sha256 for path, file in before.files.items() if path.startswith(prefix)}
-        return entry != was or paths != known.keys() or any(_digest(self.root / path) != known[path] for path in paths)
+    def seal(self, before: Manifest | None = None) -> None:
+        """Record every file and write the manifest. Raises ValueError when it would be invalid.
 
-    def _replaced(self, before: Manifest, plan: str | None) -> bool:
-        """Whether a plan has other numbers than before, or is gone. What its solver is called does not count."""
-        if plan is None:
-            return False
-        entry, was = self.manifest.plans.get(plan), before.plans.get(plan)
-        return entry is None or was is None or entry.model_dump(exclude={"solver"}) != was.model_dump(exclude={"solver"})
-
-    def seal(self) -> None:
-        """Record every file, drop empty directories and write the manifest. Raises ValueError when it would be invalid."""
+        before: of the bundle that is changed; what belongs to plans and networks that it had otherwise is removed.
+        """
         names = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
         entries = {n: FileEntry(sha256=_digest(self.root / n), bytes=(self.root / n).stat().st_size) for n in names}
+        if before:
+            self._drop_stale(before, entries)
         dump = self.manifest.model_dump(mode="json", by_alias=True) | {"files": entries}
         try:
             manifest = Manifest.model_validate(dump)
