@@ -124,7 +124,6 @@ def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterat
     for title, images in {"table, pixels": None, "table, real": real}.items() if calls <= MOST else ():
         table = TableConfig(calls, batch=64, seed=1000)
         yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")), "fit")  # type: ignore[misc]
-
     for name, method in METHODS.items() if calls >= LEAST else ():
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
@@ -134,9 +133,9 @@ def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterat
 def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
-        bundle, held_out = Bundle.load(root), open_images(data, "held-out")
-        judge = Judge(feature_network(features, open_images(data)), held_out.about(IMAGES))
-        real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING))
+        bundle, images, held_out = Bundle.load(root), open_images(data), open_images(data, "held-out")
+        judge = Judge(feature_network(features, images), held_out.about(IMAGES))
+        real = Real.of(images, feature_network("classifier", images, seed=FITTING))
         bf16 = bundle.manifest.image.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)

@@ -57,8 +57,11 @@ def digits() -> str:
 
 
 def calls_of(found: dict[str, Any]) -> list[int]:
-    """The numbers of network calls at which a comparison of solvers is complete; tables are judged last."""
-    return sorted(int(key.split(", ")[0]) for key in found["rows"] if key.endswith(", table, real"))
+    """The numbers of network calls at which a comparison of solvers is complete, by the last row of each."""
+    return sorted({int(key.split(", ")[0]) for key in found["rows"] if re.match(LAST, key)})
+
+
+LAST = r"[1-3], table, real|\d+, IIA-EDM"
 
 
 def solvers(name: str) -> str:

@@ -47,16 +47,17 @@ def main(here: Path, there: Path, data: str) -> None:
             shutil.copytree(source, copy)
         own, other = map(Bundle.load, copies)
         teacher = compiled(Teacher(own))
-        judge = Judge(feature_network("classifier", open_images(data)), open_images(data, "held-out"))
+        images = open_images(data)
+        judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
         board = Board("transfer", teacher, judge, steps=STEPS)
         grid = teacher.denoiser.parametrisation.grid
         plans = {"DPM-Solver++(2M)": {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in WEIGHTS}}
-        real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING))
-        for kind, images in {"many-step image": None, "real images": real}.items():
+        real = Real.of(images, feature_network("classifier", images, seed=FITTING))
+        for kind, toward in {"many-step image": None, "real images": real}.items():
             for name, source in {"this teacher": own, "another teacher": other}.items():
                 for weight in WEIGHTS:
                     title = f"table to {kind}, of {name} at {weight:g}"
-                    plans[title] = fitted(source, Bundle.load(own.root), weight, images)
+                    plans[title] = fitted(source, Bundle.load(own.root), weight, toward)
         for used in WEIGHTS:
             long = heun(grid(REFERENCE_STEPS), Guidance(used))
             reference = [board.images(lambda inputs, plan=long: teacher.sample(plan, inputs), seed) for seed in SEEDS]  # type: ignore[misc]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
-from fewstep.data import batches, open_images
+from fewstep.data import Images, batches
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import Guidance, guided
 from fewstep.parametrisation import Parametrisation
@@ -107,11 +107,11 @@ class Real(NamedTuple):
     features: Tensor
 
     @classmethod
-    def of(cls, data: str, model: Features) -> Real:
-        """Some of the training images of `data`, as for open_images. Judge in another network than this one."""
-        images = open_images(data).about(REAL)
+    def of(cls, images: Images, model: Features) -> Real:
+        """About REAL of them. Judge on others, in another network than this one."""
+        some = batches(images.about(REAL), 250)
         with torch.no_grad():
-            return cls(data, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in batches(images, 250)]))
+            return cls(images.source, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in some]))
 
 
 class Energy:

@@ -32,7 +32,7 @@ from fewstep.ranges import Ranges
 
 __all__ = ["LIMITS", "MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "Limits", "choose_layout", "export_graphs", "refuse_layouts"]
 
-MAX_UNROLLED_NODES = 4_000  # ONNX Runtime's loading grows with their square, to ten seconds and more beyond
+MAX_UNROLLED_NODES = 4_000  # ONNX Runtime's loading grows with their square
 MAX_INLINE_BYTES = 512 << 20  # a protobuf is copied whole several times wherever it is written or read; ends at 2 GB anyway
 WRITTEN_AT_ONCE_BYTES = 256 << 20
 PSNR_MARGIN_DB = 6.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, licence="CC0 | really")
     bundle = distill(bundle, "free", TINY)
     bundle = distill(bundle, "seen", TINY, images=IMAGES, provenance={"licence": "CC0", "validated_on": "others"})
+    bundle = distill(bundle, "chosen", replace(TINY, start="free"), validate=lambda _ema, _plan: 1.0)
     card = bundle.file("card.md").read_text("utf-8")
     assert "# small\n\nImages: 8x8, 1 channels. Condition: 2 classes." in card
     assert "| teacher | edm | training from nothing | 32 of a/b | CC0 / really |" in card
@@ -34,6 +36,8 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
         f"| seen | edm | the network teacher ({digest}), distilled | 32 of a/b; some of others, to choose the weights | CC0 |"
         in card
     )
+    chosen = f"| chosen | edm | the network teacher ({digest}), distilled, begun as free | some of images not stated, to choose"
+    assert chosen in card
     bundle.verify()
 
 

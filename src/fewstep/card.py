@@ -45,7 +45,8 @@ def _source(about: dict[str, Any]) -> str:
     if "imported" in about:
         return f"the checkpoint {about['imported']}"
     if "teacher" in about:
-        return f"the network {about['teacher']} ({str(about.get('teacher_sha256'))[:12]}), distilled"
+        begun = f", begun as {about['start']}" if about.get("start", about["teacher"]) != about["teacher"] else ""
+        return f"the network {about['teacher']} ({str(about.get('teacher_sha256'))[:12]}), distilled{begun}"
     return "training from nothing" if "data" in about else "not stated"
 
 
@@ -54,7 +55,8 @@ def _data(about: dict[str, Any]) -> str:
     if "imported" in about:
         return "not stated by the checkpoint"
     read = [f"{about['images']} of {about['data']}"] if about.get("data") else []
-    read += [f"some of {about['validated_on']}, to choose the weights"] if about.get("validated_on") else []
+    if validated := about.get("validated_on") or ("images not stated" if about.get("validated") else ""):
+        read.append(f"some of {validated}, to choose the weights")
     return "; ".join(read) or ("none" if "teacher" in about else "not stated")
 
 

@@ -115,7 +115,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
         train_teacher(path, images, config.teacher, track=track)
     stages.next("fit a table of 4 steps to real digits")
     if not _has_plan(path, "table4"):
-        real = Real.of("mnist5k", classifier(images, out, replace(config.judge, seed=FITTING), track=track))
+        real = Real.of(images, classifier(images, out, replace(config.judge, seed=FITTING), track=track))
         calibrate_table(Bundle.load(path), config.table, name="table4", real=real, track=track)
     stages.next("distil a two-step generator (SiD)")
     if not _has_plan(path, "sid2"):

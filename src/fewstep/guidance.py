@@ -10,9 +10,9 @@ import numpy as np
 
 from fewstep.plan import Array, Denoise, Floats
 
-MAX_WEIGHT = 1000.0
-
 __all__ = ["PLAIN", "Guidance", "guided", "mix"]
+
+MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def main() -> None:
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
             )
         if isinstance(error, PermissionError):
-            text = f"no permission to write here ({error.filename or text}); choose another place, or ask for it"
+            text = f"no permission ({error.filename or text}); choose another place, or ask for it"
         if isinstance(error, ImportError):
             package = (error.name or text).split(".")[0]
             text = f"this needs the package {package}, which is not installed or does not load: {text}"

@@ -80,7 +80,8 @@ def calibrate(
         config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
         real = None
         if data:
-            real = Real.of(data, feature_network("classifier", open_images(data), seed=FITTING, track=track))
+            images = open_images(data)
+            real = Real.of(images, feature_network("classifier", images, seed=FITTING, track=track))
         _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
         table(
             "on noise that was not fitted",
