@@ -51,5 +51,5 @@ def draw(
     if condition.kind != "embeddings":
         labels = (torch.arange(samples) % condition.classes,) if condition.classes else ()
         return Inputs(noise, labels, tuple(torch.full_like(label, condition.classes) for label in labels))
-    drawn = {name: values[torch.arange(samples) % len(values)] for name, values in given.items()}
+    drawn = {name: values[torch.arange(samples) % len(values)].float() for name, values in given.items()}
     return Inputs(noise, *(tuple(drawn[s.name] for s in specs) for specs in (condition.inputs(), condition.null_inputs())))

@@ -28,6 +28,7 @@ VERBS += [
     "doctor",
     "deploy",
     "import",
+    "encode",
     "interval",
     "adopt",
     "compare",

@@ -32,9 +32,9 @@ class Draws:
         processes: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        state = int(
-            np.random.SeedSequence([seed, step, *([retry] if retry else [])]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        )
+        self.seed, self.step = (seed, *([retry] if retry else [])), step
+        sequence = np.random.SeedSequence([seed, step, *self.seed[1:]])
+        state = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
         self.generator = torch.Generator().manual_seed(state)
         self.batch, self.rank, self.processes, self.device = batch, rank, processes, device
         torch.manual_seed(state + rank)  # what layers draw by themselves, such as dropout

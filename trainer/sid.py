@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from fewstep.bundle import Bundle
 from fewstep.card import write_card
 from fewstep.data import Images
+from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
-from fewstep.embeddings import checked_embeddings
 from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
-from fewstep.trainer.batches import real_batch
+from fewstep.trainer.batches import Loader
+from fewstep.trainer.conditions import Conditions
 from fewstep.trainer.draws import Draws, accumulated
 from fewstep.trainer.ema import average_into
+from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
@@ -93,12 +95,14 @@ class _Run:
         if name in (teacher, config.start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
         _refuse_others(bundle, images)
-        self.bundle, self.name, self.config, self.images, self.validate = bundle, name, config, images, validate
+        self.bundle, self.name, self.config, self.validate = bundle, name, config, validate
+        self.loader = Loader(images) if images else None
         self.provenance = dict(provenance or {})
         self.accelerator = accelerator_for(config.precision, log)
         device = self.accelerator.device
-        given = checked_embeddings(bundle.manifest.condition, embeddings)
-        self.embeddings = {name: values.to(device) for name, values in given.items()}
+        self.conditions = Conditions(bundle.manifest.condition, embeddings, device)
+        if images:
+            self.conditions.check(images)
         self.teacher = load_network(bundle, teacher).requires_grad_(False)
         self.generator = load_network(bundle, config.start) if config.start != teacher else copy.deepcopy(self.teacher)
         self.generator.requires_grad_(True)
@@ -135,7 +139,8 @@ class _Run:
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
         self.watch = Watch(self.accelerator, log, name, bundle.manifest.image, bundle.manifest.condition)
-        self.watch.decode_as(bundle)
+        if bundle.manifest.latent:
+            self.watch.decode_by(lambda: load_decoder(bundle))
 
     def go(self, track: Track) -> Bundle:
         """All iterations, from wherever a checkpoint stands, and the network into the bundle."""
@@ -168,7 +173,7 @@ class _Run:
         parts = Draws.parts(self.accelerator, config.seed, step, config.batch, **choices)
         drawn = [part.one(config.steps) if config.match == "uniform" else config.steps - 1 for part in parts]
         exit_step = drawn[0]  # the same in all
-        adversarial = self.images is not None and step >= config.adversarial_from * config.iterations
+        adversarial = self.loader is not None and step >= config.adversarial_from * config.iterations
         of_fake = [self._fake_loss(part, exit_step, adversarial) for part in accumulated(self.accelerator, self.f_model, parts)]
         losses = {"fake_loss": torch.stack(of_fake).mean()}
         self._update(self.f_optimizer, self.fake)
@@ -183,19 +188,19 @@ class _Run:
 
     def _fake_loss(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """F denoises what G makes; with real images it also tells both apart, at equal noise, level and condition."""
-        if adversarial and self.images is not None:
-            real, condition = real_batch(self.images, draws)
+        if adversarial and self.loader:
+            real, labels = self.loader(draws)
+            condition = self.conditions.of(labels)
         else:
-            real, condition = None, self._conditions(draws)
+            real, condition = None, self.conditions.random(draws)
         noise = self._noise(draws)
         with torch.no_grad(), self.accelerator.autocast():
             x, level = self._walk(exit_step, noise, condition)
             images = self.generator(x, level, *condition).float()
         levels, added = self.space.at(self.space.base(draws)), draws.normal(*images.shape[1:])
-        null = self._null(condition)
+        null = self.conditions.null(condition)
         if self.config.mode == "lsg":
-            dropped = draws.uniform() < DROPPED
-            condition = tuple(torch.where(_beside(dropped, c), n, c) for c, n in zip(condition, null, strict=True))
+            condition = self.conditions.dropped(condition, DROPPED, draws)
         seen = [levels.noised(batch, added) for batch in (images, real) if batch is not None]
         times = len(seen)
         denoised, logits = evaluate(
@@ -215,8 +220,8 @@ class _Run:
 
     def _generator_loss(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
         """G's images are to look to F as they look to T."""
-        condition = self._conditions(draws)
-        null, noise = self._null(condition), self._noise(draws)
+        condition = self.conditions.random(draws)
+        null, noise = self.conditions.null(condition), self._noise(draws)
         with self.accelerator.autocast():
             x, level = self._walk(exit_step, noise, condition)
         images = self.g_model(x, level, *condition).float()
@@ -259,22 +264,6 @@ class _Run:
     def _noise(self, draws: Draws) -> list[Tensor]:
         """One unit-normal (B, C, H, W) for each draw of the plan."""
         return [draws.normal(*self.bundle.manifest.state_shape) for _ in range(self.plan.draws)]
-
-    def _conditions(self, draws: Draws) -> tuple[Tensor, ...]:
-        """Random labels (B,), or embeddings of random prompts of those that were given."""
-        condition = self.bundle.manifest.condition
-        if condition.kind == "embeddings":
-            index = draws.integers(len(self.embeddings[condition.inputs()[0].name]))
-            return tuple(self.embeddings[spec.name][index] for spec in condition.inputs())
-        return (draws.integers(condition.classes),) if condition.kind == "labels" else ()
-
-    def _null(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The condition that means "none", as often as there are images."""
-        condition = self.bundle.manifest.condition
-        if condition.kind == "embeddings":
-            names = [spec.name for spec in condition.null_inputs()]
-            return tuple(self.embeddings[name].expand_as(c) for name, c in zip(names, given, strict=True))
-        return tuple(torch.full_like(label, condition.classes) for label in given)
 
     def _looked_enough(self, step: int) -> bool:
         """Look at the metric where it is time to; whether patience is at its end."""
@@ -338,16 +327,13 @@ class _Run:
         checkpoint.remove(self.saved)
 
 
-def _beside(mask: Tensor, values: Tensor) -> Tensor:
-    """A mask (B,) that goes with values (B, ...)."""
-    return mask.reshape(-1, *(1,) * (values.ndim - 1))
-
-
 def _refuse_others(bundle: Bundle, images: Images | None) -> None:
     manifest = bundle.manifest
     if images is None:
         return
-    if manifest.latent or images.image != manifest.image or images.condition != manifest.condition:
+    latent = images.latent if isinstance(images, Latents) else None
+    made = manifest.latent.model_copy(update={"directory": None}) if manifest.latent else None
+    if latent != made or images.image != manifest.image or images.condition != manifest.condition:
         raise ValueError(
             f"{bundle.root.name} makes other images than {images.source} holds; give real images like those it was trained on"
         )

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft, check_new
 from fewstep.card import write_card
 from fewstep.data import Images
+from fewstep.decoder import save_decoder
 from fewstep.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
-from fewstep.manifest import PlanEntry
+from fewstep.manifest import ImageSpec, PlanEntry
 from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
 from fewstep.solvers import heun
 from fewstep.trainer import checkpoint
-from fewstep.trainer.batches import real_batch
+from fewstep.trainer.batches import Loader
+from fewstep.trainer.conditions import Conditions
 from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
+from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates
@@ -113,15 +117,17 @@ def train_teacher(
     images: Images,
     config: TeacherConfig,
     *,
+    embeddings: Mapping[str, Tensor] | None = None,
     validate: Callable[[Denoiser, Plan], float] | None = None,
     licence: str | None = None,
     log: Path | None = None,
     track: Track = silent,
 ) -> Bundle:
-    """Train on images and write a bundle with the network `teacher` and its 18-step Heun plan.
+    """Train on images, or latents of some, and write a bundle with the network `teacher` and its 18-step Heun plan.
 
-    validate: a metric of the averaged weights and that plan, for the curve and the bundle's provenance. licence: of the images,
-    in words, for the bundle's card. log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
+    embeddings: of the prompts that the images' labels count, and of none, where the network takes some. validate: a metric of
+    the averaged weights and that plan, for the curve and the bundle's provenance. licence: of the images, in words, for the
+    bundle's card. log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
     Raises FileExistsError when the bundle exists, ValueError for a name it cannot have, when a checkpoint of other settings is
@@ -129,6 +135,9 @@ def train_teacher(
     """
     check_new(out)
     accelerator = accelerator_for(config.precision, log)
+    conditions, loader = Conditions(images.condition, embeddings, accelerator.device), Loader(images)
+    conditions.check(images)
+    state_shape = images.state_shape
     torch.manual_seed(config.seed)
     denoiser = _network(images, config)
     ema, blank = copy.deepcopy(denoiser).requires_grad_(False), on_meta(denoiser)
@@ -138,6 +147,7 @@ def train_teacher(
     parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
     settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
     settings |= {"data": images.source, "images": len(images)}
+    settings |= {"prompts": conditions.count} if embeddings else {}
     saved = checkpoint.checkpoint_path(out, "teacher")
     start, state = checkpoint.load(saved, parts, settings=settings)
     metrics: list[dict[str, float]] = list(state.get("metrics", []))
@@ -152,15 +162,17 @@ def train_teacher(
 
     plan = heun(denoiser.parametrisation.grid(18))
     watch = Watch(accelerator, log, "teacher", images.image, images.condition)
+    if isinstance(images, Latents):
+        watch.decode_by(images.decoder)
 
     for step in track(range(start, config.steps), "train teacher"):
         every = Draws.parts(accelerator, config.seed, step, config.batch, accumulate=config.accumulate)
         losses = []
         for draws in accumulated(accelerator, model, every):
-            x0, condition = real_batch(images, draws)
-            condition = tuple(torch.where(draws.uniform() < config.drop_label, images.condition.classes, c) for c in condition)
+            x0, labels = loader(draws)
+            condition = conditions.dropped(conditions.of(labels), config.drop_label, draws)
             position = space.draw(draws, curriculum, step / config.steps)
-            noise, other = draws.normal(*images.image.shape), draws.normal(*images.image.shape)
+            noise, other = draws.normal(*state_shape), draws.normal(*state_shape)
             other = noise if config.shared else other
             loss = lskip_loss(model, x0, position, noise, other, condition, space, skip=config.skip, tau=config.tau).mean()
             accelerator.backward(loss / config.accumulate)
@@ -179,12 +191,14 @@ def train_teacher(
                 accelerator.log({"metric": metrics[-1]["value"]}, step=step + 1)
             accelerator.wait_for_everyone()
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            watch.sheet(step + 1, ema, plan, images.image.shape)
+            watch.sheet(step + 1, ema, plan, state_shape)
             checkpoint.save(saved, parts, step=step + 1, settings=settings, state={"metrics": metrics})
 
     trained = gathered(ema, blank)
     if accelerator.is_main_process:
         with Draft.create(out, image=images.image, condition=images.condition) as draft:
+            if isinstance(images, Latents):
+                save_decoder(draft, images.load_autoencoder())
             save_network(draft, "teacher", trained)
             draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
@@ -198,12 +212,14 @@ def train_teacher(
 
 def _network(images: Images, config: TeacherConfig) -> Denoiser:
     """A fresh network for the images."""
+    channels, height, width = images.state_shape
+    state = ImageSpec(channels=channels, height=height, width=width)
     if config.network is not None:
         return fresh_network(
-            config.network, images.image, images.condition, parametrisation=config.parametrisation(), patch=config.patch
+            config.network, state, images.condition, parametrisation=config.parametrisation(), patch=config.patch
         )
     return unet(
-        images.image,
+        state,
         images.condition,
         channels=config.channels,
         layers=config.layers,

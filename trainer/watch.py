@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-from fewstep.decoder import Decoder, load_decoder, to_bytes
+from fewstep.decoder import Decoder, to_bytes
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec
@@ -54,10 +54,10 @@ class Watch:
         if log is not None:
             accelerator.init_trackers(name)
 
-    def decode_as(self, bundle: Bundle) -> None:
-        """Sheets of a latent model are decoded by the autoencoder of its bundle."""
-        if self.log is not None and bundle.manifest.latent:
-            self.decoder = load_decoder(bundle).requires_grad_(False).to(self.accelerator.device)
+    def decode_by(self, load: Callable[[], Decoder]) -> None:
+        """Sheets of a latent model are decoded by what `load` gives."""
+        if self.log is not None:
+            self.decoder = load().requires_grad_(False).to(self.accelerator.device)
 
     def curve(self, step: int, **values: Tensor | float) -> None:
         """Points of curves after `step` updates, every CURVE_EVERY-th."""

