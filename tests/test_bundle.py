@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_cli import refused
 
-from fewstep.bundle import MANIFEST, Bundle, Draft
+from fewstep.bundle import MANIFEST, Bundle, Draft, check_new
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.parametrisation import Edm
@@ -221,3 +222,13 @@ def test_a_network_with_other_weights_loses_the_graphs_that_were_made_of_it(digi
     with digits.edit() as draft:
         draft.new(weights).write_bytes(content)
     assert _graphs(Bundle.load(digits.root)) == {"sid2"}
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # as it is for whoever is not root
+    with pytest.raises(PermissionError, match="Permission denied"):
+        check_new(tmp_path / "deep" / "new.bundle")
+    message = refused("calibrate", bundle.root, "--steps", "2")
+    assert message.startswith(f"fewstep: no permission ({tmp_path})")

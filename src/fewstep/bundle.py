@@ -15,6 +15,7 @@ Writing happens in a copy beside the bundle that is renamed into place when it i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ from fewstep.plan import Plan
 from fewstep.ranges import Ranges
 from fewstep.staging import recover, staged
 
-__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft", "check_new"]
+__all__ = ["MANIFEST", "SCHEMA", "Bundle", "Draft", "check_new", "check_writable"]
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
@@ -210,11 +211,20 @@ def _link(source: Path, target: Path) -> None:
 def check_new(path: Path) -> None:
     """Whether a bundle can be made there, to be asked before the work that goes into it.
 
-    Raises FileExistsError when something is there already, ValueError for a name that no bundle can have.
+    Raises FileExistsError when something is there already, ValueError for a name that no bundle can have, PermissionError where
+    none may be written.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another name or remove it first")
     check_name(path.name.removesuffix(".bundle"))
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises PermissionError where a bundle cannot be written: one is written beside, so its directory's must let it."""
+    above = next(parent for parent in path.resolve().parents if parent.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "Permission denied", str(above))
 
 
 class Draft:

@@ -15,7 +15,7 @@ import typer
 
 import fewstep
 from fewstep import solvers
-from fewstep.bundle import Bundle
+from fewstep.bundle import Bundle, check_writable
 from fewstep.console import SPEAKS, say
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
@@ -96,8 +96,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def free_name(bundle: Bundle, name: str, *, replace: bool) -> str:
-    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere."""
+    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere.
+
+    PermissionError where the bundle cannot be written, which is to be known before the work.
+    """
     check_name(name)
+    check_writable(bundle.root)
     if not replace and (name in bundle.manifest.plans or name in bundle.manifest.networks):
         raise ValueError(f"{bundle.root.name} has {name!r} already; choose another --name, or --replace it")
     return name
