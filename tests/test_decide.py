@@ -169,13 +169,13 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
     fewstep("interval", root, "--data", folder, "--steps", 3, "--weight", 2, "--samples", 30, "--name", "guided3")
     fewstep("calibrate", root, "--method", "iia-ddim", "--steps", 3, "--samples", 8, "--name", "fit3")
     fewstep("export", root, "--plan", "guided3", "--plan", "fit3", "--precision", "fp32")
-    done = fewstep("compare", root, "--data", folder, "--seeds", 2, "--json")
+    done = fewstep("compare", root, "--data", folder, "--seeds", 2, "--seconds", 0.05, "--json")
     assert set(Comparison.model_validate_json(done.stdout).plans) == {"sid1", "sid2", "guided3", "fit3"}
     done = json.loads(fewstep("pick", root, "--calls", 1, "--price", 2, "--json").stdout)
     assert done["ship"]["plan"] == Bundle.load(root).manifest.default == "sid1"
     # One more plan costs one plan: the others stay.
     again = Comparison.model_validate_json(
-        fewstep("compare", root, "--data", folder, "--seeds", 2, "--plan", "sid1", "--json").stdout
+        fewstep("compare", root, "--data", folder, "--seeds", 2, "--seconds", 0.05, "--plan", "sid1", "--json").stdout
     )
     assert again.plans == Comparison.model_validate_json((root / "comparison.json").read_text("utf-8")).plans
     assert set(again.plans) == {"sid1", "sid2", "guided3", "fit3"}

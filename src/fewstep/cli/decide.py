@@ -37,6 +37,7 @@ def compare(
     ] = "classifier",
     seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.0, max=60.0, help="How long each batch size is timed at least.")] = 1.0,
     embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def compare(
     from fewstep.embeddings import read_embeddings
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
-    config, loaded = judging.CompareConfig(data, features, seeds, thin), Bundle.load(bundle)
+    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds), Bundle.load(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
