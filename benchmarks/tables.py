@@ -141,6 +141,35 @@ def fit_cost() -> str:
     return markdown(["", "seconds, median", "over rounds", "network calls for an image"], rows)
 
 
+def throughput() -> str:
+    rows = []
+    for size, ways in result("throughput")["rows"].items():
+        speeds = (f"{ways[way]['median']:.0f}" for way in ("plain", "train", "train, 2 processes"))
+        ratios = (
+            f"{ways[key]['median']:.2f} ({ways[key]['least']:.2f} to {ways[key]['most']:.2f})"
+            for key in ("train over plain", "2 processes over 1")
+        )
+        rows.append([size, *speeds, *ratios])
+    head = ("network", "plain loop, images/s", "train", "train, 2 processes", "train over plain", "2 processes over 1")
+    return markdown(head, rows)
+
+
+def scaling() -> str:
+    """Large networks: what training and distilling them takes, by count."""
+    rows = []
+    for name, row in result("scaling")["large"].items():
+        cells = [f"{row['weights'] / 1e6:,.0f}", f"{row['flops'] / 1e12:.2f}", f"{row['kept'] / 1e9:.1f}"]
+        for run in ("train", "distill"):
+            need = row[run]
+            cells += [f"{need['weights_bytes'] / 1e9:.0f}", f"{need['flops'] * 1e6 / ASSUMED_RATE / 3600:,.0f}"]
+        rows.append([name, *cells])
+    head = ["network", "weights, M", "forward, TFLOP an image", "activations, GB an image"]
+    return markdown([*head, "train: weights, GB", "hours a million images", "SiD: weights, GB", "hours a million images"], rows)
+
+
+ASSUMED_RATE = 4e14  # operations a second of one GPU
+
+
 def latency() -> str:
     ways = ("torch.compile", "diffusers scheduler", "Python loop over ONNX")
     rows = []
@@ -289,7 +318,24 @@ def soak() -> str:
 
 OVERHEAD = ("overhead_us", "overhead_over_seeded_us")
 OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
-PLAIN = (digits, latency, precision, export, large, edge, sizes, generator, others, server, soak, interval, transfer, fit_cost)
+PLAIN = (
+    digits,
+    latency,
+    precision,
+    export,
+    large,
+    edge,
+    sizes,
+    generator,
+    others,
+    server,
+    soak,
+    interval,
+    transfer,
+    fit_cost,
+    throughput,
+    scaling,
+)
 TABLES: dict[str, Callable[[], str]] = {
     **{table.__name__: table for table in PLAIN},
     "solvers_digits": partial(solvers, "solvers-digits"),

@@ -14,14 +14,19 @@ from torch import Tensor
 from fewstep.bundle import Bundle, Draft
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, load_network, save_network
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.plan import Plan
+from fewstep.guidance import Guidance
+from fewstep.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.plan import Plan, sample
+from fewstep.schedule import karras
+from fewstep.solvers import dpmpp_2m
 from fewstep.trainer import sid
 from fewstep.trainer.checkpoint import checkpoint_path
+from fewstep.trainer.draws import Draws
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 
 CONFIG = {"iterations": 2, "batch": 4}
+BF16 = 0.05  # what rounding in bf16 may change in an image
 
 
 @pytest.fixture
@@ -152,6 +157,43 @@ def test_a_run_that_never_stays_finite_is_given_up(bundle_of) -> None:
         distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2, lr=float("inf")))
     assert "student" not in Bundle.load(bundle.root).manifest.networks
     assert checkpoint_path(bundle.root, "student").is_dir()
+
+
+def test_a_generator_begins_as_a_table_and_keeps_its_steps(bundle_of) -> None:
+    """What is matched is the table's end: with the rate at 0, it is what the teacher makes with the table."""
+    bundle = bundle_of("unet")
+    plans = {"table": dpmpp_2m(karras(2, 0.002, 80.0)), "guided": dpmpp_2m(karras(2, 0.002, 80.0), Guidance(2.0))}
+    with bundle.edit() as draft:
+        for name, plan in plans.items():
+            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="a table")
+    bundle, ends = Bundle.load(bundle.root), []
+    loss = sid.sid_loss
+
+    def seen(generated: Tensor, *others: Tensor, alpha: float) -> Tensor:
+        ends.append(generated.detach())
+        return loss(generated, *others, alpha=alpha)
+
+    with patch.object(sid, "sid_loss", seen):
+        done = distill(bundle, "student", SidConfig(iterations=1, batch=4, steps=2, plan="table", lr=0.0))
+    assert np.array_equal(done.plan("student").b, plans["table"].b)
+    draws = Draws(0, 0, 4)
+    teacher = load_network(done, "teacher")
+    for _ in range(2):  # F's turn, then G's
+        labels, noise = draws.integers(3), draws.normal(4, 8, 8)
+        with torch.no_grad():
+            made = sample(lambda x, s, c=labels: teacher(x, s, c), float(plans["table"].sigmas[0]) * noise, plans["table"])
+        if torch.allclose(made, ends[0], atol=BF16):
+            break
+        draws.normal(), draws.normal(4, 8, 8)  # the levels and the noise that F saw
+    assert torch.allclose(made, ends[0], atol=BF16)
+    trained = distill(Bundle.load(done.root), "trained", SidConfig(iterations=1, batch=4, steps=2, plan="table"))
+    assert trained.network_digest("trained") != trained.network_digest("student")
+    for choices, sentence in (
+        ({"steps": 1, "plan": "table"}, "'table' has 2 steps"),
+        ({"steps": 2, "plan": "guided"}, "guided"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            distill(done, "other", SidConfig(**choices))
 
 
 def test_data_free_means_that_no_data_are_opened(digits: Bundle) -> None:

@@ -8,9 +8,9 @@ denoise what G makes, and the teacher T, frozen. Without real images, none is re
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,7 +135,8 @@ class _Run:
         self.g_model, self.f_model = (prepared(self.accelerator, net) for net in (self.generator, self.fake))
         self.g_optimizer, self.f_optimizer = self.accelerator.prepare(*optimizers)
         self.space: Space = space_of(self.teacher.parametrisation, mean=config.noise_mean, std=config.noise_std)
-        self.plan = few_step(generator_grid(self.teacher.parametrisation, config.steps, config.sigma_start))
+        self.plan, given = _plan_of(bundle, config, self.teacher)
+        self.settings |= {"plan_sha256": given}
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
         self.watch = Watch(self.accelerator, log, name, bundle.manifest.image, bundle.manifest.condition)
@@ -171,7 +172,8 @@ class _Run:
         config = self.config
         choices = {"accumulate": config.accumulate, "retry": self.retries}
         parts = Draws.parts(self.accelerator, config.seed, step, config.batch, **choices)
-        drawn = [part.one(config.steps) if config.match == "uniform" else config.steps - 1 for part in parts]
+        uniform = config.match == "uniform" and config.plan is None
+        drawn = [part.one(config.steps) if uniform else config.steps - 1 for part in parts]
         exit_step = drawn[0]  # the same in all
         adversarial = self.loader is not None and step >= config.adversarial_from * config.iterations
         of_fake = [self._fake_loss(part, exit_step, adversarial) for part in accumulated(self.accelerator, self.f_model, parts)]
@@ -195,8 +197,7 @@ class _Run:
             real, condition = None, self.conditions.random(draws)
         noise = self._noise(draws)
         with torch.no_grad(), self.accelerator.autocast():
-            x, level = self._walk(exit_step, noise, condition)
-            images = self.generator(x, level, *condition).float()
+            images = self._make(self.generator, exit_step, noise, condition)
         levels, added = self.space.at(self.space.base(draws)), draws.normal(*images.shape[1:])
         null = self.conditions.null(condition)
         if self.config.mode == "lsg":
@@ -223,8 +224,7 @@ class _Run:
         condition = self.conditions.random(draws)
         null, noise = self.conditions.null(condition), self._noise(draws)
         with self.accelerator.autocast():
-            x, level = self._walk(exit_step, noise, condition)
-        images = self.g_model(x, level, *condition).float()
+            images = self._make(self.g_model, exit_step, noise, condition)
         low, high = self.space.scored
         levels = self.space.at(low + (high - low) * draws.uniform())
         noised = levels.noised(images, draws.normal(*images.shape[1:]))
@@ -252,14 +252,21 @@ class _Run:
         optimizer.step()
         optimizer.zero_grad()
 
-    def _walk(self, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]) -> tuple[Tensor, float]:
-        """The state and sigma at row exit_step of the generator's plan, walked without gradient."""
-        x = float(self.plan.sigmas[0]) * noise[0]
+    def _make(self, model: nn.Module, exit_step: int, noise: Sequence[Tensor], condition: tuple[Tensor, ...]) -> Tensor:
+        """What G makes when it leaves its plan after a row: the estimate there or, after the last, the plan's end.
+
+        The last evaluation alone goes through `model`, which may have gradients.
+        """
+        net: nn.Module = self.generator
+        begin = float(self.plan.sigmas[0]) * noise[0]
+        walk = trajectory(lambda x, sigma: net(x, sigma, *condition), begin, self.plan, noise[1:])
         with torch.no_grad():
-            walk = trajectory(lambda x, sigma: self.generator(x, sigma, *condition), x, self.plan, noise[1:])
-            for step in islice(walk, exit_step):
-                x = step.x
-        return x, float(self.plan.sigmas[exit_step])
+            for _ in range(exit_step):
+                next(walk)
+        net = model
+        step = next(walk)
+        made: Tensor = step.x if exit_step == self.plan.rows - 1 else step.denoised
+        return made.float()
 
     def _noise(self, draws: Draws) -> list[Tensor]:
         """One unit-normal (B, C, H, W) for each draw of the plan."""
@@ -325,6 +332,20 @@ class _Run:
             draft.manifest.provenance[self.name] = about
             write_card(draft)
         checkpoint.remove(self.saved)
+
+
+def _plan_of(bundle: Bundle, config: SidConfig, teacher: Denoiser) -> tuple[Plan, str | None]:
+    """What G walks and, for a sampler of the bundle, the hash of its numbers."""
+    if config.plan is None:
+        return few_step(generator_grid(teacher.parametrisation, config.steps, config.sigma_start)), None
+    plan = bundle.plan(config.plan)
+    if plan.guided or plan.rows != config.steps:
+        calls = f"{plan.rows} steps{', guided' if plan.guided else ''}"
+        raise ValueError(
+            f"a generator of {config.steps} steps begins as a sampler of as many, not guided; {config.plan!r} has {calls}"
+        )
+    numbers = bundle.manifest.plans[config.plan].model_dump_json(exclude={"solver"})
+    return plan, hashlib.sha256(numbers.encode()).hexdigest()
 
 
 def _refuse_others(bundle: Bundle, images: Images | None) -> None:

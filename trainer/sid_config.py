@@ -23,11 +23,13 @@ VP_START = 0.625  # of the table's times
 class SidConfig:
     """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F).
 
-    mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided images
-    in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output, drawn
-    uniformly, or the final one alone. start: the network that G starts as. warmup, adversarial_from: shares of the run in
-    which only F learns, and after which real images join. validate_every, patience: iterations between two looks at a metric,
-    and looks without a better one that end the run (0: none does). accumulate, checkpointing, shard: as for a teacher.
+    mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided
+    images in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output,
+    drawn uniformly, or the final one alone. start: the network that G starts as. plan: a sampler of the bundle that G walks,
+    such as a fitted table, instead of few steps with noise drawn anew; what it ends in alone is matched. warmup,
+    adversarial_from: shares of the run in which only F learns, and after which real images join. validate_every, patience:
+    iterations between two looks at a metric, and looks without a better one that end the run (0: none does). accumulate,
+    checkpointing, shard: as for a teacher.
     """
 
     steps: int = 1
@@ -41,6 +43,7 @@ class SidConfig:
     hi: float | None = None
     match: Literal["uniform", "final"] = "uniform"
     start: str = "teacher"
+    plan: str | None = None
     sigma_start: float = 2.5
     noise_mean: float = -1.2
     noise_std: float = 1.2

@@ -163,6 +163,13 @@ def distill(
         str, typer.Option(help="Where guidance acts: teacher, lsg, zero (Zero-CFG) or anti (Anti-CFG).")
     ] = "teacher",
     match: Annotated[str, typer.Option(help="What is matched: uniform, every step's output, or final.")] = "uniform",
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="A sampler to begin as, such as a table that calibrate fitted, whose steps it keeps; its end is matched.",
+            show_default="few steps, each with noise drawn anew",
+        ),
+    ] = None,
     start: Annotated[str, typer.Option(help="The network to start as, such as a generator of more steps.")] = "teacher",
     data: Annotated[
         str | None, typer.Option(help="Real images for an adversarial term, as for train.", show_default="none is read")
@@ -205,6 +212,7 @@ def distill(
         "hi": hi,
         "mode": mode,
         "match": match,
+        "plan": plan,
         "start": start,
         "seed": seed,
         "validate_every": validate_every,
