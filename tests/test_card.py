@@ -10,7 +10,9 @@ import numpy as np
 from fewstep.bundle import Bundle
 from fewstep.card import MARK
 from fewstep.data import Images
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.schedule import karras
+from fewstep.solvers import dpmpp_2m
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
@@ -26,6 +28,11 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, licence="CC0 | really")
     bundle = distill(bundle, "free", TINY)
     bundle = distill(bundle, "seen", TINY, images=IMAGES, provenance={"licence": "CC0", "validated_on": "others"})
+    with bundle.edit() as draft:
+        plan = dpmpp_2m(karras(2, 0.002, 80.0))
+        draft.manifest.plans["table"] = PlanEntry.of(plan, network="teacher", solver="a table")
+        draft.manifest.provenance["table"] = {"data": "digits"}
+    bundle = distill(Bundle.load(bundle.root), "tabled", replace(TINY, steps=2, plan="table"))
     bundle = distill(bundle, "chosen", replace(TINY, start="free"), validate=lambda _ema, _plan: 1.0)
     card = bundle.file("card.md").read_text("utf-8")
     assert "# small\n\nImages: 8x8, 1 channels. Condition: 2 classes." in card
@@ -36,6 +43,7 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
         f"| seen | edm | the network teacher ({digest}), distilled | 32 of a/b; some of others, to choose the weights | CC0 |"
         in card
     )
+    assert f"| tabled | edm | the network teacher ({digest}), distilled | some of digits, to fit the plan it began as" in card
     chosen = f"| chosen | edm | the network teacher ({digest}), distilled, begun as free | some of images not stated, to choose"
     assert chosen in card
     bundle.verify()

@@ -136,7 +136,8 @@ class _Run:
         self.g_optimizer, self.f_optimizer = self.accelerator.prepare(*optimizers)
         self.space: Space = space_of(self.teacher.parametrisation, mean=config.noise_mean, std=config.noise_std)
         self.plan, given = _plan_of(bundle, config, self.teacher)
-        self.settings |= {"plan_sha256": given}
+        fitted_to = bundle.manifest.provenance.get(config.plan or "", {}).get("data")
+        self.settings |= {"plan_sha256": given, "plan_data": fitted_to}
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
         self.watch = Watch(self.accelerator, log, name, bundle.manifest.image, bundle.manifest.condition)

@@ -57,6 +57,7 @@ def _data(about: dict[str, Any]) -> str:
     read = [f"{about['images']} of {about['data']}"] if about.get("data") else []
     if validated := about.get("validated_on") or ("images not stated" if about.get("validated") else ""):
         read.append(f"some of {validated}, to choose the weights")
+    read += [f"some of {about['plan_data']}, to fit the plan it began as"] if about.get("plan_data") else []
     return "; ".join(read) or ("none" if "teacher" in about else "not stated")
 
 
