@@ -1,9 +1,9 @@
 """SiD generators over training time: python benchmarks/sid.py digits.bundle mnist5k directory
 
-Distils K = 1, 2 and 4 with and without 200 real images, every guidance mode, and alphas from 0.5 to 1.2, over training seeds,
-each with the same number of images seen; beside them the teacher's 35 calls, and DPM-Solver++(2M) and DDIM at equal calls.
-Writes benchmarks/results/sid.json, run by run: Frechet distance and class accuracy on held-out images, at the end and along the
-way.
+Distils K = 1, 2 and 4 with and without 200 real images, every guidance mode, alphas from 0.5 to 1.2, and begun as fitted
+tables, over training seeds, each with the same number of images seen; beside them the tables, the teacher's 35 calls, and
+DPM-Solver++(2M) and DDIM at equal calls. Writes benchmarks/results/sid.json, run by run: Frechet distance and class accuracy on
+held-out images, at the end and along the way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 from runs import Runs
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network
+from fewstep.calibration.calibrate import TableConfig, calibrate_table
+from fewstep.calibration.endtoend import Real
+from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
@@ -29,6 +31,7 @@ from fewstep.trainer.sid_config import SidConfig
 
 SEEDS, ITERATIONS, EVERY, REAL = (0, 1, 2), 240, 40, 200
 BASE = SidConfig(iterations=ITERATIONS, validate_every=EVERY, guidance=1.5)
+TABLES = ("pixels", "real")
 ALPHAS, MODES = (0.5, 0.8, 1.0, 1.2), ("teacher", "lsg", "zero", "anti")
 
 
@@ -45,6 +48,11 @@ def arms() -> dict[str, tuple[SidConfig, bool]]:
             found[f"{steps} steps, alpha 1, {mode}"] = replace(config, alpha=1.0, mode=mode), False  # type: ignore[arg-type]
         if steps < 4:
             found[f"{steps} steps, alpha 1, no guidance"] = replace(config, alpha=1.0, guidance=1.0), False
+        for table in TABLES if steps > 1 else ():
+            found[f"{steps} steps, alpha 1, from the table to {table}"] = (
+                replace(config, alpha=1.0, plan=f"{table}{steps}"),
+                False,
+            )
     return found
 
 
@@ -72,11 +80,17 @@ def main(source: Path, data: str, folder: Path) -> None:
         shutil.copytree(source, root)
     images = open_images(data)
     judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
+    real = Real.of(images, feature_network("classifier", images, seed=FITTING))
+    for steps in (2, 4):
+        for table, toward in zip(TABLES, (None, real), strict=True):
+            if f"{table}{steps}" not in Bundle.load(root).manifest.plans:
+                calibrate_table(Bundle.load(root), TableConfig(steps), name=f"{table}{steps}", real=toward)
     runs = Runs("sid", data=data, n=judge.n, iterations=ITERATIONS, every=EVERY, batch=BASE.batch)
     look = Look(judge, Bundle.load(root))
     grid = look.maker.denoiser.parametrisation.grid
     plans: dict[str, Plan] = {"teacher, Heun 35 calls": heun(grid(18))}
     plans |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
+    plans |= {f"teacher, table to {t} of {n} calls": Bundle.load(root).plan(f"{t}{n}") for n in (2, 4) for t in TABLES}
     for name, plan in plans.items():
         if not runs.has(name, 0):
             runs.add(name, 0, look.score(plan))
@@ -84,8 +98,8 @@ def main(source: Path, data: str, folder: Path) -> None:
         for name, (config, with_images) in arms().items():
             if not runs.has(name, seed):
                 look.seen.clear()
-                real: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
-                distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **real)
+                some: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
+                distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
                 runs.add(name, seed, {**look.seen[-1], "curve": list(look.seen)})
 
 
