@@ -138,10 +138,12 @@ def _forward(net: nn.Module, state: tuple[int, int, int], condition: Condition, 
 
 
 class Watch(Clock):
-    """Reads the peak of memory besides, when the last update begins: what the checkpoint after it takes is read apart."""
+    """Reads the peak of memory besides, of the updates that are timed: what checkpoints before and after take is read apart."""
 
     def track(self, steps: Iterable[Any], name: str) -> Iterator[Any]:
-        for step in super().track(steps, name):
+        for i, step in enumerate(super().track(steps, name)):
+            if i == WARM:
+                Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak is counted from here
             self.peak = _memory("VmHWM")
             yield step
 
@@ -152,7 +154,6 @@ def worker(run: str, channels: tuple[int, ...], out: Path) -> None:
     pixels, labels = np.random.default_rng(0).integers(0, 255, (64, 28, 28, 1), np.uint8), np.arange(64) % 10
     images = Images("made up", ImageSpec(channels=1, height=28, width=28), condition, pixels, np.arange(64), labels)
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak is counted from here
     steps = WARM + UPDATES + 1
     teacher = TeacherConfig(
         steps=1 if run == "distill" else steps, batch=BATCH, channels=channels, tau=1.0, precision="no", checkpoint_every=10**6

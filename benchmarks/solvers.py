@@ -139,6 +139,8 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         bf16 = bundle.manifest.image.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
+        some = (np.random.default_rng(seed).permutation(len(images))[: judge.n] for seed in SEEDS)
+        board.about["real"] = [judge.distance(images[at][0]) for at in some]  # what training images come to
         reference = [board.images(lambda inputs: teacher.sample(REFERENCE, inputs), seed) for seed in SEEDS]
         if (name := f"{REFERENCE.nfe}, Heun, the reference") not in board.rows:
             board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), made=reference, reference=reference)

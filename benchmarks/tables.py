@@ -18,7 +18,7 @@ from fewstep.demo import SAMPLERS
 __all__ = ["PAGES", "ROOT", "result", "written"]
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
+PAGES = ("README.md", "docs/training.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -83,7 +83,8 @@ def distance(score: dict[str, float | None]) -> str:
     """A distance with its spread, where more than one set of seeds was judged."""
     mean, std = score["mean"], score["std"]
     assert mean is not None
-    return f"{mean:.0f}" if mean >= 100 else f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "")
+    digits = 0 if mean >= 100 else 2
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
 
 
 FAMILIES = {
@@ -161,7 +162,7 @@ def scaling() -> str:
         cells = [f"{row['weights'] / 1e6:,.0f}", f"{row['flops'] / 1e12:.2f}", f"{row['kept'] / 1e9:.1f}"]
         for run in ("train", "distill"):
             need = row[run]
-            cells += [f"{need['weights_bytes'] / 1e9:.0f}", f"{need['flops'] * 1e6 / ASSUMED_RATE / 3600:,.0f}"]
+            cells += [f"{need['weights_bytes'] / 1e9:.0f}", f"{need['flops'] * 1e6 / ASSUMED_RATE / 3600:.1f}"]
         rows.append([name, *cells])
     head = ["network", "weights, M", "forward, TFLOP an image", "activations, GB an image"]
     return markdown([*head, "train: weights, GB", "hours a million images", "SiD: weights, GB", "hours a million images"], rows)

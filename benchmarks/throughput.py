@@ -28,9 +28,9 @@ from fewstep.machine import described
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
-ROUNDS, WARM = 5, 20
+ROUNDS, WARM = 3, 20
 # Channels of the network, batch, updates that are timed.
-SIZES = {"demo": ((32, 64), 32, 200), "larger": ((96, 192), 64, 30)}
+SIZES = {"demo": ((32, 64), 32, 200), "larger": ((64, 128), 32, 60)}
 WAYS = {"train": 1, "plain": 1, "train, 2 processes": 2}
 
 
