@@ -56,8 +56,9 @@ def main(source: Path) -> None:
             seconds, (_, found) = timed(lambda: calibrate(bundle, config, name="fit", cache=Path(directory, f"cache{again}")))
             return seconds, found.calls
 
-        def table(steps: int) -> tuple[float, int]:
-            return timed(lambda: calibrate_table(bundle, TableConfig(steps, iterations=20), name="fit"))[0], 0
+        def table(steps: int, again: int) -> tuple[float, int]:
+            config = TableConfig(steps, iterations=20)
+            return timed(lambda: calibrate_table(bundle, config, name="fit", cache=Path(directory, f"cache{again}")))[0], 0
 
         def sample(steps: int, samples: int) -> tuple[float, int]:
             inputs = teacher.draw(samples, seed=0)
@@ -69,7 +70,7 @@ def main(source: Path) -> None:
         for samples in SAMPLES:
             cases[f"fit, 6 steps, {samples} samples"] = lambda again, n=samples: fit(6, n, again)  # type: ignore[misc]
         for steps in (2, 4, 6):
-            cases[f"table, {steps} steps, 20 updates"] = lambda _, s=steps: table(s)  # type: ignore[misc]
+            cases[f"table, {steps} steps, 20 updates"] = lambda again, s=steps: table(s, again)  # type: ignore[misc]
         seconds: dict[str, list[float]] = {name: [] for name in cases}
         calls: dict[str, int] = {}
         for again in range(ROUNDS):

@@ -12,6 +12,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from fewstep import __version__
+
 __all__ = ["Cache", "default_folder", "tensors_digest"]
 
 
@@ -28,10 +30,10 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Cache:
-    """What is known for some settings, in a file named by their hash. `settings` stand in it, for people to read."""
+    """What this version of fewstep found for some settings, in a file named by their hash. They stand in it, to be read."""
 
     def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
-        self.settings = json.loads(json.dumps(settings, sort_keys=True))
+        self.settings = json.loads(json.dumps({"fewstep": __version__, **settings}, sort_keys=True))
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
         self.path = folder / f"{kind}-{key}.json"
 

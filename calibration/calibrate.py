@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.cache import Cache, default_folder, tensors_digest
-from fewstep.calibration.endtoend import Energy, Real, Table, TableFit, best_start, fit_table, pixels
+from fewstep.calibration.endtoend import Energy, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
-from fewstep.calibration.inputs import draw
+from fewstep.calibration.inputs import Inputs, draw
 from fewstep.calibration.methods import METHODS, Method
 from fewstep.calibration.teacher import Teacher
 from fewstep.denoiser import load_network
@@ -26,7 +26,8 @@ from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Floats, Plan
 from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent
-from fewstep.solvers import heun
+from fewstep.schedule import Grid
+from fewstep.solvers import dpmpp_2m, heun
 
 __all__ = ["FitConfig", "TableConfig", "calibrate", "calibrate_table"]
 
@@ -78,9 +79,7 @@ def calibrate(
     check_name(name)
     method: Method = METHODS[config.method]
     processes = PartialState(cpu=several_on_cpu())  # an Accelerator would fix the precision of a training in the same process
-    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
-    if embeddings:
-        settings["embeddings_sha256"] = tensors_digest(embeddings)
+    settings = _settings(config, bundle, network, embeddings)
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
     inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
@@ -150,48 +149,85 @@ def calibrate_table(
     network: str = "teacher",
     real: Real | None = None,
     embeddings: Mapping[str, Tensor] | None = None,
+    cache: Path | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, TableFit]:
     """Fit a table's numbers and levels to real images or, without them, to what Heun makes in 18 steps from the same noise.
 
-    Adds the plan `name`. Processes do not share this work.
+    Adds the plan `name`. Processes do not share this work. A stopped fit goes on from what the cache has of it.
 
     Raises ValueError as `calibrate` does.
     """
     check_name(name)
     processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
+    settings = _settings(config, bundle, network, embeddings) | {"data": real.data if real else None}
+    kept = Cache(cache or default_folder(), "table", settings | ({"real_sha256": real.digest()} if real else {}))
+    (known,) = broadcast_object_list([kept.read()])  # as in calibrate
+    keep = kept.write if processes.is_main_process else _forget
+    done = _table(config, teacher, real, embeddings, known=known, keep=keep, track=track)
+    if processes.is_main_process:
+        toward = "real images" if real else "the many-step image"
+        title = f"fitted table, {config.steps} steps, to {toward}"
+        _add(bundle, name, network, title, done.plan, settings | {"losses": done.losses})
+    processes.wait_for_everyone()
+    return Bundle.load(bundle.root), done
+
+
+def _table(
+    config: TableConfig,
+    teacher: Teacher,
+    real: Real | None,
+    embeddings: Mapping[str, Tensor] | None,
+    *,
+    known: Mapping[str, Any] | None,
+    keep: Callable[[Mapping[str, Any]], None],
+    track: Track,
+) -> TableFit:
+    """Fit a table, or the rest of what is known of it."""
     parametrisation = teacher.denoiser.parametrisation
-    reference = heun(parametrisation.grid(REFERENCE_STEPS), config.guidance)
-    pairs = []
-    for seed, count in ((2 * config.seed, config.samples), (2 * config.seed + 1, config.unseen)):
+
+    def pair(seed: int, count: int) -> tuple[Inputs, Tensor]:
         inputs = teacher.draw(count, seed=seed, embeddings=embeddings)
-        pairs.append((inputs, teacher.sample(reference, inputs, track=track)))
-    inputs, targets = pairs[0]
-    few = slice(0, 2 * config.batch)
-    start = best_start(teacher, config.steps, config.guidance, inputs[few], targets[few], track=track)
-    done = fit_table(
-        Table(start, parametrisation),
+        return inputs, teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.guidance), inputs, track=track)
+
+    def start(grid: Grid) -> Table:
+        return Table(dpmpp_2m(parametrisation.coordinates(grid), config.guidance), parametrisation)
+
+    if known and known["step"] == config.iterations:
+        return TableFit.of(start(Grid(*known["grid"])), known)
+    seen, unseen = pair(2 * config.seed, config.samples), pair(2 * config.seed + 1, config.unseen)
+    if known:
+        grid = Grid(*known["grid"])
+    else:
+        few = slice(0, 2 * config.batch)
+        grid = best_grid(teacher, config.steps, config.guidance, seen[0][few], seen[1][few], track=track)
+    return fit_table(
+        start(grid),
         teacher.denoiser,
-        pairs[0],
-        pairs[1],
+        seen,
+        unseen,
         loss=Energy(real, teacher) if real else pixels,
         iterations=config.iterations,
         batch=config.batch,
         lr=config.lr,
         seed=config.seed,
+        known=known,
+        keep=lambda state: keep({**state, "grid": [grid.alphas.tolist(), grid.sigmas.tolist()]}),
         track=track,
     )
-    settings = (
-        asdict(config)
-        | {"guidance": config.guidance.settings()}
-        | {"network_sha256": bundle.network_digest(network), "data": real.data if real else None, "losses": done.losses}
-    )
-    if processes.is_main_process:
-        toward = "real images" if real else "the many-step image"
-        _add(bundle, name, network, f"fitted table, {config.steps} steps, to {toward}", done.plan, settings)
-    processes.wait_for_everyone()
-    return Bundle.load(bundle.root), done
+
+
+def _forget(_: Mapping[str, Any]) -> None:
+    """What another process keeps for all."""
+
+
+def _settings(
+    config: FitConfig | TableConfig, bundle: Bundle, network: str, embeddings: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """What a fit depends on."""
+    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
+    return settings | ({"embeddings_sha256": tensors_digest(embeddings)} if embeddings else {})
 
 
 def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any]) -> None:

@@ -6,14 +6,17 @@ near to is a loss: what many steps make of the same noise (`pixels`), or real im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from fewstep.calibration.cache import tensors_digest
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
@@ -26,7 +29,7 @@ from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, karras
 from fewstep.solvers import dpmpp_2m
 
-__all__ = ["Energy", "Loss", "Real", "Table", "TableFit", "best_start", "fit_table", "pixels"]
+__all__ = ["Energy", "Loss", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of images made and of targets, (B, C, H, W) both
 
@@ -93,6 +96,12 @@ class TableFit:
     plan: Plan
     losses: list[float]
 
+    @classmethod
+    def of(cls, table: Table, state: Mapping[str, Any]) -> TableFit:
+        """What a fit has come to, from what it keeps. table: of the same start."""
+        table.load_state_dict(_tensors(state["best"]))
+        return cls(table.plan(), state["losses"])
+
 
 def pixels(made: Tensor, targets: Tensor) -> Tensor:
     """Mean square distance, in the network's own space."""
@@ -113,6 +122,10 @@ class Real(NamedTuple):
         with torch.no_grad():
             return cls(images.source, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in some]))
 
+    def digest(self) -> str:
+        """A hash of the features."""
+        return tensors_digest({"features": self.features})
+
 
 class Energy:
     """Energy distance between features of what was made and those of real images; targets are not read.
@@ -130,10 +143,10 @@ class Energy:
         return 2 * torch.cdist(features, self.real).mean() - among
 
 
-def best_start(
+def best_grid(
     teacher: Teacher, steps: int, guidance: Guidance, inputs: Inputs, targets: Tensor, *, track: Track = silent
-) -> Plan:
-    """DPM-Solver++(2M) on the best of a few grids by `pixels`."""
+) -> Grid:
+    """Of a few grids, in EDM's coordinates, the best for DPM-Solver++(2M) by `pixels`."""
     parametrisation = teacher.denoiser.parametrisation
     highest = parametrisation.grid(2).levels[0]
     firsts = [level for level in FIRST if level <= highest * 1.01] or [float(highest)]
@@ -144,7 +157,7 @@ def best_start(
     ]
     plans = [dpmpp_2m(parametrisation.coordinates(grid), guidance) for grid in grids]
     losses = [float(pixels(teacher.sample(plans[i], inputs), targets)) for i in track(range(len(plans)), "look for a grid")]
-    return plans[int(np.argmin(losses))]
+    return grids[int(np.argmin(losses))]
 
 
 def fit_table(
@@ -158,24 +171,30 @@ def fit_table(
     batch: int = 32,
     lr: float = 0.01,
     seed: int = 0,
+    known: Mapping[str, Any] | None = None,
+    keep: Callable[[Mapping[str, Any]], None] = lambda _: None,
     track: Track = silent,
 ) -> TableFit:
     """Adam with a cosine to 0, on pairs of inputs and targets; levels move three times as fast as weights.
 
-    Keeps the table that is best on the unseen pairs.
+    Finds the table that is best on the unseen pairs. Every EVERY iterations, `keep` is given what the fit needs to go on from
+    there, as JSON; with it as `known`, and the same arguments otherwise, it comes to the same table.
     """
     device = next(denoiser.parameters()).device
     table.to(device)
     weights = [table.scale, table.history, table.weight]
-    optimizer = torch.optim.Adam(
-        [{"params": [table.log_level], "lr": 3 * lr}, {"params": weights, "lr": lr}], betas=(0.9, 0.99)
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    optimizer = Adam([{"params": [table.log_level], "lr": 3 * lr}, {"params": weights, "lr": lr}], betas=(0.9, 0.99))
+    schedule = CosineAnnealingLR(optimizer, iterations)
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = seen
-    best, losses = table.plan(), [_on(table, denoiser, unseen, loss, batch)]
-    for step in track(range(iterations), "fit table"):
-        index = torch.randint(len(inputs), (batch,), generator=generator)
+    drawn = [torch.randint(len(inputs), (batch,), generator=generator) for _ in range(iterations)]
+    if known:
+        _go_on(known, table, optimizer, schedule)
+        first, best, losses = known["step"], known["best"], list(known["losses"])
+    else:
+        first, best, losses = 0, _lists(table.state_dict()), [_on(table, denoiser, unseen, loss, batch)]
+    for step in track(range(first, iterations), "fit table"):
+        index = drawn[step]
         error = loss(table(denoiser, inputs[index].to(device)), targets[index].to(device))
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
@@ -184,8 +203,35 @@ def fit_table(
         if (step + 1) % EVERY == 0 or step + 1 == iterations:
             losses.append(_on(table, denoiser, unseen, loss, batch))
             if losses[-1] == min(losses):
-                best = table.plan()
-    return TableFit(best, losses)
+                best = _lists(table.state_dict())
+            keep({"step": step + 1, "best": best, "losses": losses} | _state(table, optimizer, schedule))
+    return TableFit.of(table, {"best": best, "losses": losses})
+
+
+def _state(table: Table, optimizer: Adam, schedule: LRScheduler) -> dict[str, Any]:
+    of = optimizer.state_dict()
+    moments = {str(i): _lists(found) for i, found in of["state"].items()}
+    return {
+        "table": _lists(table.state_dict()),
+        "optimizer": {"state": moments, "param_groups": of["param_groups"]},
+        "schedule": schedule.state_dict(),
+    }
+
+
+def _go_on(known: Mapping[str, Any], table: Table, optimizer: Adam, schedule: LRScheduler) -> None:
+    of = known["optimizer"]
+    moments = {int(i): _tensors(found) for i, found in of["state"].items()}
+    table.load_state_dict(_tensors(known["table"]))
+    optimizer.load_state_dict({"state": moments, "param_groups": of["param_groups"]})
+    schedule.load_state_dict(known["schedule"])
+
+
+def _lists(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def _tensors(lists: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.tensor(values) for name, values in lists.items()}
 
 
 def _on(table: Table, denoiser: Denoiser, pairs: tuple[Inputs, Tensor], loss: Loss, batch: int) -> float:

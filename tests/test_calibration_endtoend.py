@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from fewstep.bundle import Bundle
+from fewstep.calibration import endtoend
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import Classifier
 from fewstep.calibration.endtoend import Energy, Real, Table, fit_table
@@ -56,6 +58,49 @@ def test_a_fit_comes_nearer_on_noise_it_has_not_seen(digits: Bundle) -> None:
     assert float((made - targets).square().mean()) == pytest.approx(min(found.losses), rel=1e-3)
     again = fit_table(Table(start, parametrisation), teacher.denoiser, *pairs, iterations=20, batch=8, lr=0.02)
     np.testing.assert_array_equal(again.plan.b, found.plan.b)
+
+
+def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_path: Path, monkeypatch) -> None:
+    config = TableConfig(steps=2, guidance=Guidance(2.0, 0.1, 10.0), samples=8, unseen=4, batch=4, iterations=6)
+    model = Classifier(1, 10).eval()
+    real = Real("", model, torch.randn(5, model.num_features))
+    monkeypatch.setattr(endtoend, "EVERY", 2)
+
+    def stop(steps, name):
+        for step in steps:
+            if (name, step) == ("fit table", 3):
+                raise KeyboardInterrupt
+            yield step
+
+    _, whole = calibrate_table(digits, config, name="whole", real=real, cache=tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_table(digits, config, name="t", real=real, cache=tmp_path / "two", track=stop)
+    walked: list[int] = []
+    _, resumed = calibrate_table(digits, config, name="t", real=real, cache=tmp_path / "two", track=noted(walked))
+    assert walked == [2, 3, 4, 5]
+    assert resumed.losses == whole.losses
+    for name in ("sigmas", "a", "b", "weights"):
+        np.testing.assert_array_equal(getattr(resumed.plan, name), getattr(whole.plan, name))
+
+    walked.clear()  # what is finished is read alone, and other images are another fit
+    _, again = calibrate_table(digits, config, name="again", real=real, cache=tmp_path / "two", track=noted(walked))
+    assert not walked
+    np.testing.assert_array_equal(again.plan.b, whole.plan.b)
+    other = real._replace(features=real.features + 1)
+    calibrate_table(digits, config, name="other", real=other, cache=tmp_path / "two", track=noted(walked))
+    assert walked == [0, 1, 2, 3, 4, 5]
+
+
+def noted(walked: list[int]):
+    """A track that writes down the updates of a fit."""
+
+    def track(steps, name):
+        for step in steps:
+            if name == "fit table":
+                walked.append(step)
+            yield step
+
+    return track
 
 
 def test_a_guided_table_keeps_which_rows_are_guided(digits: Bundle) -> None:
