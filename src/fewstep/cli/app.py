@@ -179,7 +179,7 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if ended.code == INTERRUPTED and SPEAKS:
-            say("fewstep: stopped; bundles are as they were, and a repeated train, distill, interval, compare or tau goes on")
+            say("fewstep: stopped; bundles are as they were, and train, distill, calibrate, interval, compare or tau go on")
         raise
     except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("fewstep.")

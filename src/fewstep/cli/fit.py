@@ -60,7 +60,7 @@ def calibrate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a sampler to the teacher: better images from the same few network calls.
+    """Fit a sampler to the teacher: better images from the same few network calls. Stopped, it goes on.
 
     Reads no data but what --data names: with it, a table comes near to real images.
     """
