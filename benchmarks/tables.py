@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 from fewstep.demo import SAMPLERS
@@ -79,12 +79,10 @@ def solvers(name: str) -> str:
     return markdown(["sampler", *(str(calls) for calls in columns)], rows)
 
 
-def distance(score: dict[str, float | None]) -> str:
+def distance(row: dict[str, float | None]) -> str:
     """A distance with its spread, where more than one set of seeds was judged."""
-    mean, std = score["mean"], score["std"]
-    assert mean is not None
-    digits = 0 if mean >= 100 else 2
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if std is not None else "")
+    assert row["mean"] is not None
+    return score(row, 0 if row["mean"] >= 100 else 2)
 
 
 FAMILIES = {
@@ -169,6 +167,52 @@ def scaling() -> str:
 
 
 ASSUMED_RATE = 4e14  # operations a second of one GPU
+
+
+def sid() -> str:
+    """Generators over training time, beside what the teacher makes in as many calls."""
+    found = result("sid")
+    points = [at * found["every"] for at in SHOWN]
+    rows = []
+    for name, row in found["rows"].items():
+        curves = [run["curve"] for run in found["scores"][name].values() if "curve" in run]
+        along = (f"{mean(curve[at - 1]['frechet'] for curve in curves):.2f}" if curves else "" for at in SHOWN)
+        scores = (score(row[key], digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3)))
+        rows.append([name.replace("1 steps", "1 step"), *along, *scores])
+    return markdown(["", *(f"after {point}" for point in points), "at the end", "class accuracy", "recall"], rows)
+
+
+SHOWN = (1, 2, 4)  # looks of a run
+LSKIP = {"ddim5": "DDIM, 5 steps", "ddim10": "DDIM, 10", "ddim20": "DDIM, 20", "iia10": "IIA-DDIM, 10"}
+
+
+def lskip() -> str:
+    """Distances, and how they change against the plain loss, seed by seed."""
+    found = result("lskip")
+    plain, rows = found["scores"]["plain"], []
+    for name, row in found["rows"].items():
+        cells = [score(row[key], 1) if key in row else "" for key in LSKIP]
+        for i, key in enumerate(LSKIP):
+            if name != "plain" and key in row:
+                changes = [run[key] / plain[seed][key] * 100 - 100 for seed, run in found["scores"][name].items()]
+                cells[i] += f" ({mean(changes):+.0f} ± {stdev(changes):.0f} %)"
+        rows.append([name, *cells])
+    return markdown(["loss", *LSKIP.values()], rows)
+
+
+def curriculum() -> str:
+    """How soon a run comes to where uniform sampling ends, and where it ends itself."""
+    found = result("curriculum")
+    rows = [
+        [name, score(row["frechet"], 2), score(row["least"], 2), ", ".join(str(at or "never") for at in found["reached"][name])]
+        for name, row in found["rows"].items()
+    ]
+    return markdown(["", "Frechet distance at the end", "least on the way", "updates to the aim, by run"], rows)
+
+
+def score(row: dict[str, float | None], digits: int) -> str:
+    """A mean with its spread, where there is one."""
+    return f"{row['mean']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
 
 
 def latency() -> str:
@@ -336,6 +380,9 @@ PLAIN = (
     fit_cost,
     throughput,
     scaling,
+    sid,
+    lskip,
+    curriculum,
 )
 TABLES: dict[str, Callable[[], str]] = {
     **{table.__name__: table for table in PLAIN},
