@@ -133,81 +133,117 @@ def train_teacher(
     Raises FileExistsError when the bundle exists, ValueError for a name it cannot have, when a checkpoint of other settings is
     in the way, or the network does not fit the images.
     """
-    check_new(out)
-    accelerator = accelerator_for(config.precision, log)
-    conditions, loader = Conditions(images.condition, embeddings, accelerator.device), Loader(images)
-    conditions.check(images)
-    state_shape = images.state_shape
-    torch.manual_seed(config.seed)
-    denoiser = _network(images, config)
-    ema, blank = copy.deepcopy(denoiser).requires_grad_(False), on_meta(denoiser)
-    for net in (denoiser, ema):
-        shard(accelerator, net) if config.shard else net.to(accelerator.device)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
-    parts: checkpoint.Parts = {"net": denoiser, "ema": ema, "optimizer": optimizer}
-    settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-    settings |= {"data": images.source, "images": len(images)}
-    settings |= {"prompts": conditions.count} if embeddings else {}
-    saved = checkpoint.checkpoint_path(out, "teacher")
-    start, state = checkpoint.load(saved, parts, settings=settings)
-    metrics: list[dict[str, float]] = list(state.get("metrics", []))
-    if config.checkpointing:
-        cast(Any, denoiser.net).enable_gradient_checkpointing()
-    if config.compile:
-        denoiser.compile()
-    model = prepared(accelerator, denoiser)
-    optimizer = accelerator.prepare(optimizer)
-    space = space_of(denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
-    curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
+    return _Run(out, images, config, embeddings, validate, licence, log).go(track)
 
-    plan = heun(denoiser.parametrisation.grid(18))
-    watch = Watch(accelerator, log, "teacher", images.image, images.condition)
-    if isinstance(images, Latents):
-        watch.decode_by(images.decoder)
 
-    for step in track(range(start, config.steps), "train teacher"):
-        every = Draws.parts(accelerator, config.seed, step, config.batch, accumulate=config.accumulate)
-        losses = []
-        for draws in accumulated(accelerator, model, every):
-            x0, labels = loader(draws)
-            condition = conditions.dropped(conditions.of(labels), config.drop_label, draws)
-            position = space.draw(draws, curriculum, step / config.steps)
-            noise, other = draws.normal(*state_shape), draws.normal(*state_shape)
-            other = noise if config.shared else other
-            loss = lskip_loss(model, x0, position, noise, other, condition, space, skip=config.skip, tau=config.tau).mean()
-            accelerator.backward(loss / config.accumulate)
-            losses.append(loss.detach())
+class _Run:
+    """One training: its networks, and what an update does."""
+
+    def __init__(
+        self,
+        out: Path,
+        images: Images,
+        config: TeacherConfig,
+        embeddings: Mapping[str, Tensor] | None,
+        validate: Callable[[Denoiser, Plan], float] | None,
+        licence: str | None,
+        log: Path | None,
+    ) -> None:
+        check_new(out)
+        self.out, self.images, self.config, self.validate, self.licence = out, images, config, validate, licence
+        self.accelerator = accelerator_for(config.precision, log)
+        device = self.accelerator.device
+        self.conditions, self.loader = Conditions(images.condition, embeddings, device), Loader(images)
+        self.conditions.check(images)
+        torch.manual_seed(config.seed)
+        self.denoiser = _network(images, config)
+        self.ema, self.blank = copy.deepcopy(self.denoiser).requires_grad_(False), on_meta(self.denoiser)
+        for net in (self.denoiser, self.ema):
+            shard(self.accelerator, net) if config.shard else net.to(device)
+        optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
+        self.parts: checkpoint.Parts = {"net": self.denoiser, "ema": self.ema, "optimizer": optimizer}
+        self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
+        self.settings |= {"data": images.source, "images": len(images)}
+        self.settings |= {"prompts": self.conditions.count} if embeddings else {}
+        self.saved = checkpoint.checkpoint_path(out, "teacher")
+        self.start, state = checkpoint.load(self.saved, self.parts, settings=self.settings)
+        self.metrics: list[dict[str, float]] = list(state.get("metrics", []))
+        if config.checkpointing:
+            cast(Any, self.denoiser.net).enable_gradient_checkpointing()
+        if config.compile:
+            self.denoiser.compile()
+        self.model = prepared(self.accelerator, self.denoiser)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.space = space_of(self.denoiser.parametrisation, mean=config.noise_mean, std=config.noise_std)
+        self.curriculum = None if config.curriculum is None else Curriculum(config.curriculum)
+        self.plan = heun(self.denoiser.parametrisation.grid(18))
+        self.watch = Watch(self.accelerator, log, "teacher", images.image, images.condition)
+        if isinstance(images, Latents):
+            self.watch.decode_by(images.decoder)
+
+    def go(self, track: Track) -> Bundle:
+        """All updates, from wherever a checkpoint stands, and the network into a bundle."""
+        config = self.config
+        for step in track(range(self.start, config.steps), "train teacher"):
+            self._update(step)
+            done, last = step + 1, step + 1 == config.steps
+            if self.validate and (done % config.validate_every == 0 or last):
+                self._look(self.validate, done)
+            if done % config.checkpoint_every == 0 or last:
+                self.watch.sheet(done, self.ema, self.plan, self.images.state_shape)
+                checkpoint.save(self.saved, self.parts, step=done, settings=self.settings, state={"metrics": self.metrics})
+        trained = gathered(self.ema, self.blank)
+        if self.accelerator.is_main_process:
+            self._keep(trained)
+        self.watch.end()
+        self.accelerator.wait_for_everyone()
+        return Bundle.load(self.out)
+
+    def _update(self, step: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        parts = Draws.parts(accelerator, config.seed, step, config.batch, accumulate=config.accumulate)
+        losses = [self._loss(draws, step / config.steps) for draws in accumulated(accelerator, self.model, parts)]
         rate = rates(config.schedule, step, config.steps, config.warmup)
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"], group["betas"] = config.lr * rate.lr, (rate.beta1, group["betas"][1])
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average_into(ema, denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
-        watch.curve(step + 1, loss=torch.stack(losses).mean(), lr=config.lr * rate.lr)
-        if validate and ((step + 1) % config.validate_every == 0 or step + 1 == config.steps):
-            if accelerator.is_main_process or config.shard:
-                metrics.append({"step": step + 1, "value": validate(ema, plan)})
-                accelerator.log({"metric": metrics[-1]["value"]}, step=step + 1)
-            accelerator.wait_for_everyone()
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            watch.sheet(step + 1, ema, plan, state_shape)
-            checkpoint.save(saved, parts, step=step + 1, settings=settings, state={"metrics": metrics})
+        accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        average_into(self.ema, self.denoiser, updates=step, batch=config.batch, halflife_images=config.halflife_images)
+        self.watch.curve(step + 1, loss=torch.stack(losses).mean(), lr=config.lr * rate.lr)
 
-    trained = gathered(ema, blank)
-    if accelerator.is_main_process:
-        with Draft.create(out, image=images.image, condition=images.condition) as draft:
+    def _loss(self, draws: Draws, progress: float) -> Tensor:
+        """Of a part of the batch, its gradient added to the weights'. progress: the share of the run that is done."""
+        config, shape = self.config, self.images.state_shape
+        x0, labels = self.loader(draws)
+        condition = self.conditions.dropped(self.conditions.of(labels), config.drop_label, draws)
+        position = self.space.draw(draws, self.curriculum, progress)
+        noise, other = draws.normal(*shape), draws.normal(*shape)
+        other = noise if config.shared else other
+        losses = lskip_loss(self.model, x0, position, noise, other, condition, self.space, skip=config.skip, tau=config.tau)
+        loss = losses.mean()
+        self.accelerator.backward(loss / config.accumulate)
+        return loss.detach()
+
+    def _look(self, validate: Callable[[Denoiser, Plan], float], step: int) -> None:
+        """At the metric of the averaged weights."""
+        if self.accelerator.is_main_process or self.config.shard:
+            self.metrics.append({"step": step, "value": validate(self.ema, self.plan)})
+            self.accelerator.log({"metric": self.metrics[-1]["value"]}, step=step)
+        self.accelerator.wait_for_everyone()
+
+    def _keep(self, trained: Denoiser) -> None:
+        """The network, its plan and where it is from in a new bundle."""
+        images = self.images
+        with Draft.create(self.out, image=images.image, condition=images.condition) as draft:
             if isinstance(images, Latents):
                 save_decoder(draft, images.load_autoencoder())
             save_network(draft, "teacher", trained)
-            draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
+            draft.manifest.plans["heun18"] = PlanEntry.of(self.plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
-            draft.manifest.provenance["teacher"] = settings | {"metrics": metrics, "licence": licence}
+            draft.manifest.provenance["teacher"] = self.settings | {"metrics": self.metrics, "licence": self.licence}
             write_card(draft)
-        checkpoint.remove(saved)
-    watch.end()
-    accelerator.wait_for_everyone()
-    return Bundle.load(out)
+        checkpoint.remove(self.saved)
 
 
 def _network(images: Images, config: TeacherConfig) -> Denoiser:
