@@ -96,22 +96,21 @@ FAMILIES = {
 def budgets(name: str) -> str:
     """The best of every family at every number of network calls."""
     found = result(name)
-    columns = calls_of(found)
     rows = []
-    for title, pattern in FAMILIES.items():
+    for calls in calls_of(found):
+        exact = {
+            key.split(", ", 1)[1]: row["frechet"]
+            for key, row in found["rows"].items()
+            if key.startswith(f"{calls}, ") and not key.endswith(f", {calls + 1} calls")
+        }
         cells = []
-        for calls in columns:
-            family = {
-                key: row
-                for key, row in found["rows"].items()
-                if key.startswith(f"{calls}, ") and re.match(pattern, key.split(", ", 1)[1])
-            }
-            exact = {key: row for key, row in family.items() if not key.endswith(f", {calls + 1} calls")}
-            best = min(exact, key=lambda key: exact[key]["frechet"]["mean"], default=None)
-            words = best.split(", ", 1)[1] if best and not title.startswith("table") else ""
-            cells.append(f"{distance(exact[best]['frechet'])} {words}".strip() if best else "")
-        rows.append([title, *cells])
-    return markdown(["", *(f"{calls} calls" for calls in columns)], rows)
+        for title, pattern in FAMILIES.items():
+            family = [key for key in exact if re.match(pattern, key)]
+            best = min(family, key=lambda key: exact[key]["mean"], default=None)
+            words = best if best and not title.startswith("table") else ""
+            cells.append(f"{distance(exact[best])} {words}".strip() if best else "")
+        rows.append([str(calls), *cells])
+    return markdown(["network calls", *FAMILIES], rows)
 
 
 def interval() -> str:
