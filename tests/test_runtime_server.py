@@ -243,7 +243,7 @@ def test_overload_answers_503_with_retry_after_at_once_and_what_was_accepted_is_
             refused = {task for task in sent if task.done()}
             waiting = set(sent) - refused
             assert {task.result().status_code for task in refused} == {503}
-            assert len(waiting) in (9, 10, 11, 12)  # one batch is being made, 8 images wait
+            assert 8 <= len(waiting) <= 12  # 8 images wait, and one batch of up to 4 may be in the making
             gate.set()
             return await asyncio.gather(*sent)
 
