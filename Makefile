@@ -1,4 +1,4 @@
-# make demo: the whole way on real digits, about ten minutes on two cores (QUICK=1: under two)
+# make demo: the whole way on real digits, four to ten minutes on two cores (QUICK=1: under two)
 # make test: everything that is checked before a change lands
 # Both set up their own virtual environment first.
 

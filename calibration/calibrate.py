@@ -164,7 +164,11 @@ def calibrate_table(
     settings = _settings(config, bundle, network, embeddings) | {"data": real.data if real else None}
     kept = Cache(cache or default_folder(), "table", settings | ({"real_sha256": real.digest()} if real else {}))
     (known,) = broadcast_object_list([kept.read()])  # as in calibrate
-    keep = kept.write if processes.is_main_process else _forget
+
+    def keep(state: Mapping[str, Any]) -> None:
+        if processes.is_main_process:
+            kept.write(state)
+
     done = _table(config, teacher, real, embeddings, known=known, keep=keep, track=track)
     if processes.is_main_process:
         toward = "real images" if real else "the many-step image"
@@ -216,10 +220,6 @@ def _table(
         keep=lambda state: keep({**state, "grid": [grid.alphas.tolist(), grid.sigmas.tolist()]}),
         track=track,
     )
-
-
-def _forget(_: Mapping[str, Any]) -> None:
-    """What another process keeps for all."""
 
 
 def _settings(
