@@ -161,7 +161,7 @@ def calibrate_table(
     check_name(name)
     processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
-    settings = _settings(config, bundle, network, embeddings) | {"data": real.data if real else None}
+    settings = _settings(config, bundle, network, embeddings) | (real.settings() if real else {"data": None})
     kept = Cache(cache or default_folder(), "table", settings | ({"real_sha256": real.digest()} if real else {}))
     (known,) = broadcast_object_list([kept.read()])  # as in calibrate
 

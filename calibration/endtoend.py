@@ -117,10 +117,14 @@ class Real(NamedTuple):
 
     @classmethod
     def of(cls, images: Images, model: Features) -> Real:
-        """About REAL of them. Judge on others, in another network than this one."""
+        """About REAL of them. Judge on others, in another network than this one: see fewstep.calibration.features.FITTING."""
         some = batches(images.about(REAL), 250)
         with torch.no_grad():
             return cls(images.source, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in some]))
+
+    def settings(self) -> dict[str, str]:
+        """What a plan's provenance says of them."""
+        return {"data": self.data, "features": type(self.model).__name__}
 
     def digest(self) -> str:
         """A hash of the features."""

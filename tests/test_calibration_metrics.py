@@ -151,5 +151,7 @@ def test_colour_features_tell_images_apart_and_inception_needs_its_file(tmp_path
     assert torch.equal(found[0], found[1])
     assert float((found[0] - found[2]).norm()) > 0.2 * float(found[0].norm())
     torch.testing.assert_close(grey, found[:2], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():  # what a fit sees is another network than what judges it
+        assert not torch.allclose(EfficientNet(lite=1)(torch.tensor(noise)), found[2:], atol=0.1)
     with pytest.raises(FileNotFoundError, match=r"give the file pt_inception"):
         Inception(tmp_path / "none.pth")

@@ -50,6 +50,9 @@ def calibrate(
             help="table: real images to come near to, as for train.", show_default="the many-step image of the same noise"
         ),
     ] = None,
+    features: Annotated[
+        str, typer.Option(help="With --data: in whose features. As for compare, but another network than the one that judges.")
+    ] = "classifier",
     iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
     fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
     samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
@@ -81,7 +84,7 @@ def calibrate(
         real = None
         if data:
             images = open_images(data)
-            real = Real.of(images, feature_network("classifier", images, seed=FITTING, track=track))
+            real = Real.of(images, feature_network(features, images, seed=FITTING, track=track))
         _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
         table(
             "on noise that was not fitted",
@@ -108,9 +111,7 @@ def interval(
     recipe: Annotated[str, typer.Option(help="sweep: where to begin, then where to end; or search, by optuna.")] = "sweep",
     trials: Annotated[int, typer.Option(help="search: guidances to try.")] = 60,
     calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
-    features: Annotated[
-        str, typer.Option(help="As for compare; the classifier is another than the one that judges.")
-    ] = "classifier",
+    features: Annotated[str, typer.Option(help="As for compare, but another network than the one that judges.")] = "classifier",
     samples: Annotated[int, typer.Option(min=10, help="Images for each guidance.")] = 500,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
     embeddings: Embeddings = None,
