@@ -131,25 +131,16 @@ def calibrate_interval(
         trials += sweep(grid, config.weights, evaluate, track=track)
     else:
         trials += search(grid, max(config.weights), evaluate, trials=config.trials, seed=config.seed, track=track)
-    allowed = [trial for trial in trials if config.calls is None or trial.nfe <= config.calls]
-    if not allowed:
-        least = min(trial.nfe for trial in trials)
-        raise ValueError(
-            f"no guidance takes {config.calls} calls or fewer, the least was {least}; allow more, or take fewer steps"
-        )
-    best = min(allowed, key=lambda trial: trial.value)
-    plan = solver(grid, interval(grid, best.steps))
-    agree = similarity(teacher, plan, inputs[: teacher.batch].to(teacher.device))
+    first, last, weight = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
+    plan = solver(grid, interval(grid, best))
+    found = {
+        "levels": [level if np.isfinite(level) else None for level in grid.levels],
+        "similarity": similarity(teacher, plan, inputs[: teacher.batch].to(teacher.device)),
+        "trials": [trial.steps._asdict() | {"value": trial.value, "nfe": trial.nfe} for trial in trials],
+    }
     with bundle.edit() as draft:
-        first, last, weight = best.steps
         title = f"{solver.__name__}, {config.steps} steps, {first} to {last} guided by {weight:.3g}"
         draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=title)
-        rows = [trial.steps._asdict() | {"value": trial.value, "nfe": trial.nfe} for trial in trials]
-        found = {
-            "levels": [level if np.isfinite(level) else None for level in grid.levels],
-            "similarity": agree,
-            "trials": rows,
-        }
         draft.manifest.provenance[name] = settings | asked | found
     return Bundle.load(bundle.root), trials
 
