@@ -6,8 +6,8 @@ Writes benchmarks/results/solvers-NAME.json, row by row, and leaves out rows tha
 distances to held-out images, class accuracy, PSNR and feature distance to the 35-call Heun images of the same noise, over sets
 of seeds. Every scheduler gets the same D(x, sigma) from the same noise; those of diffusers walk their own choices of levels in
 0.002..80, and where the first set of seeds puts one twice as far as the best of its number of calls, that set has to do. Fits
-draw other seeds; those that read images see the training split, in another network than the judge's: another classifier, or
-EfficientNet-Lite1 beside Lite0. A network of colour images computes in bf16, for all alike.
+draw other seeds; those that read images see the training split, in another network than the judge's: another classifier and,
+beside EfficientNet-Lite0, Lite1. A network of colour images computes in bf16, for all alike.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, images, held_out = Bundle.load(root), open_images(data), open_images(data, "held-out")
         judge = Judge(feature_network(features, images), held_out.about(IMAGES))
-        real = Real.of(images, feature_network(features, images, seed=FITTING))
+        fitting = dict.fromkeys(("classifier", features))
+        real = Real.of(images, *(feature_network(of, images, seed=FITTING) for of in fitting))
         bf16 = bundle.manifest.image.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.cache import Cache, default_folder, tensors_digest
-from fewstep.calibration.endtoend import Energy, Real, Table, TableFit, best_grid, fit_table, pixels
+from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import Inputs, draw
 from fewstep.calibration.methods import METHODS, Method
@@ -123,7 +123,8 @@ def calibrate(
 class TableConfig:
     """How to fit a table as a whole. steps: network calls, beside those of guided steps.
 
-    samples: noise and condition pairs to fit on; unseen: those that decide.
+    samples: noise and condition pairs to fit on; toward real images, conditions, and noise is new in every iteration. unseen:
+    pairs that decide.
     """
 
     steps: int = 4
@@ -191,35 +192,50 @@ def _table(
     """Fit a table, or the rest of what is known of it."""
     parametrisation = teacher.denoiser.parametrisation
 
-    def pair(seed: int, count: int) -> tuple[Inputs, Tensor]:
-        inputs = teacher.draw(count, seed=seed, embeddings=embeddings)
-        return inputs, teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.guidance), inputs, track=track)
+    def many_step(inputs: Inputs) -> Tensor:
+        return teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.guidance), inputs, track=track)
 
     def start(grid: Grid) -> Table:
         return Table(dpmpp_2m(parametrisation.coordinates(grid), config.guidance), parametrisation)
 
     if known and known["step"] == config.iterations:
         return TableFit.of(start(Grid(*known["grid"])), known)
-    seen, unseen = pair(2 * config.seed, config.samples), pair(2 * config.seed + 1, config.unseen)
+    inputs = teacher.draw(config.samples, seed=2 * config.seed, embeddings=embeddings)
+    unseen = teacher.draw(config.unseen, seed=2 * config.seed + 1, embeddings=embeddings)
     if known:
         grid = Grid(*known["grid"])
     else:
-        few = slice(0, 2 * config.batch)
-        grid = best_grid(teacher, config.steps, config.guidance, seen[0][few], seen[1][few], track=track)
+        few = inputs[: 2 * config.batch]
+        grid = best_grid(teacher, config.steps, config.guidance, few, many_step(few), track=track)
     return fit_table(
         start(grid),
         teacher.denoiser,
-        seen,
-        unseen,
+        _seen(config, inputs, None if real else many_step(inputs)),
+        (unseen, None if real else many_step(unseen)),
         loss=Energy(real, teacher) if real else pixels,
         iterations=config.iterations,
         batch=config.batch,
         lr=config.lr,
-        seed=config.seed,
         known=known,
         keep=lambda state: keep({**state, "grid": [grid.alphas.tolist(), grid.sigmas.tolist()]}),
         track=track,
     )
+
+
+def _seen(config: TableConfig, inputs: Inputs, targets: Tensor | None) -> Callable[[int], Pair]:
+    """What every iteration of a fit sees: some of the inputs, with noise of its own where nothing was made from theirs."""
+    generator = torch.Generator().manual_seed(config.seed)
+    drawn = [torch.randint(len(inputs), (config.batch,), generator=generator) for _ in range(config.iterations)]
+    seeds = torch.randint(2**62, (config.iterations,), generator=generator).tolist()
+
+    def seen(step: int) -> Pair:
+        some = inputs[drawn[step]]
+        if targets is not None:
+            return some, targets[drawn[step]]
+        noise = torch.randn(some.noise.shape, generator=torch.Generator().manual_seed(seeds[step]))
+        return replace(some, noise=noise), None
+
+    return seen
 
 
 def _settings(

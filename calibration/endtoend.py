@@ -6,7 +6,7 @@ near to is a loss: what many steps make of the same noise (`pixels`), or real im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,9 +29,10 @@ from fewstep.progress import Track, silent
 from fewstep.schedule import Grid, karras
 from fewstep.solvers import dpmpp_2m
 
-__all__ = ["Energy", "Loss", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
+__all__ = ["Energy", "Loss", "Pair", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of images made and of targets, (B, C, H, W) both
+Pair = tuple[Inputs, Tensor | None]  # what images are made from and, where a loss reads them, their targets
+Loss = Callable[[Tensor, Any], Tensor]  # of images made and their targets, (B, C, H, W) both
 
 # Where to look for a grid to start from: noise levels of its first and its last step.
 FIRST, LAST = (80.0, 40.0, 20.0, 10.0, 5.0, 3.0), (0.002, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -109,42 +110,50 @@ def pixels(made: Tensor, targets: Tensor) -> Tensor:
 
 
 class Real(NamedTuple):
-    """Real images as a table sees them: what they are called, a network, and their features in it, (n, num_features)."""
+    """Real images as a table sees them: what they are called, networks, and their features in each, (n, num_features)."""
 
     data: str
-    model: Features
-    features: Tensor
+    models: Sequence[Features]
+    features: Sequence[Tensor]
 
     @classmethod
-    def of(cls, images: Images, model: Features) -> Real:
-        """About REAL of them. Judge on others, in another network than this one: see fewstep.calibration.features.FITTING."""
-        some = batches(images.about(REAL), 250)
+    def of(cls, images: Images, *models: Features) -> Real:
+        """About REAL of them. Judge on others, in other networks than these: see fewstep.calibration.features.FITTING."""
+        some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])
         with torch.no_grad():
-            return cls(images.source, model, torch.cat([model(torch.tensor(pixels)) for pixels, _ in some]))
+            return cls(images.source, models, [torch.cat([model(part) for part in torch.split(some, 250)]) for model in models])
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """What a plan's provenance says of them."""
-        return {"data": self.data, "features": type(self.model).__name__}
+        return {"data": self.data, "features": [type(model).__name__ for model in self.models]}
 
     def digest(self) -> str:
         """A hash of the features."""
-        return tensors_digest({"features": self.features})
+        return tensors_digest({str(i): features for i, features in enumerate(self.features)})
 
 
 class Energy:
     """Energy distance between features of what was made and those of real images; targets are not read.
 
-    2 E|f - r| - E|f - f'|, the part of it that depends on what was made. Szekely and Rizzo 2013.
+    2 E|f - r| - E|f - f'|, the part of it that depends on what was made, in units of E|r - r'|. Szekely and Rizzo 2013. Summed
+    over networks: one alone has weaknesses of its own, which a fit finds.
     """
 
     def __init__(self, real: Real, teacher: Teacher) -> None:
-        self.model, self.real, self.teacher = real.model.requires_grad_(False), real.features, teacher
+        self.models, self.real, self.teacher = [model.requires_grad_(False) for model in real.models], real.features, teacher
+        self.units = [_apart(features) for features in real.features]
 
-    def __call__(self, made: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
-        features: Tensor = self.model(self.teacher.bytes(made))
-        count = len(features)
-        among = torch.cdist(features, features).sum() / (count * (count - 1))
-        return 2 * torch.cdist(features, self.real).mean() - among
+    def __call__(self, made: Tensor, targets: object) -> Tensor:  # noqa: ARG002
+        images, total = self.teacher.bytes(made), made.new_zeros(())
+        for model, real, unit in zip(self.models, self.real, self.units, strict=True):
+            features = model(images)
+            total = total + (2 * torch.cdist(features, real).mean() - _apart(features)) / unit
+        return total
+
+
+def _apart(features: Tensor) -> Tensor:
+    """The mean distance of two of these features (n, d)."""
+    return torch.cdist(features, features).sum() / (len(features) * (len(features) - 1))
 
 
 def best_grid(
@@ -167,39 +176,35 @@ def best_grid(
 def fit_table(
     table: Table,
     denoiser: Denoiser,
-    seen: tuple[Inputs, Tensor],
-    unseen: tuple[Inputs, Tensor],
+    seen: Callable[[int], Pair],
+    unseen: Pair,
     *,
     loss: Loss = pixels,
     iterations: int = 100,
     batch: int = 32,
     lr: float = 0.01,
-    seed: int = 0,
     known: Mapping[str, Any] | None = None,
     keep: Callable[[Mapping[str, Any]], None] = lambda _: None,
     track: Track = silent,
 ) -> TableFit:
-    """Adam with a cosine to 0, on pairs of inputs and targets; levels move three times as fast as weights.
+    """Adam with a cosine to 0, on what `seen` gives for each iteration; levels move three times as fast as weights.
 
-    Finds the table that is best on the unseen pairs. Every EVERY iterations, `keep` is given what the fit needs to go on from
-    there, as JSON; with it as `known`, and the same arguments otherwise, it comes to the same table.
+    Finds the table that is best on what is unseen, made `batch` at a time. Every EVERY iterations, `keep` is given what the fit
+    needs to go on from there, as JSON; with it as `known`, and the same arguments otherwise, it comes to the same table.
     """
     device = next(denoiser.parameters()).device
     table.to(device)
     weights = [table.scale, table.history, table.weight]
     optimizer = Adam([{"params": [table.log_level], "lr": 3 * lr}, {"params": weights, "lr": lr}], betas=(0.9, 0.99))
     schedule = CosineAnnealingLR(optimizer, iterations)
-    generator = torch.Generator().manual_seed(seed)
-    inputs, targets = seen
-    drawn = [torch.randint(len(inputs), (batch,), generator=generator) for _ in range(iterations)]
     if known:
         _go_on(known, table, optimizer, schedule)
         first, best, losses = known["step"], known["best"], list(known["losses"])
     else:
         first, best, losses = 0, _lists(table.state_dict()), [_on(table, denoiser, unseen, loss, batch)]
     for step in track(range(first, iterations), "fit table"):
-        index = drawn[step]
-        error = loss(table(denoiser, inputs[index].to(device)), targets[index].to(device))
+        inputs, targets = seen(step)
+        error = loss(table(denoiser, inputs.to(device)), _moved(targets, device))
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -238,9 +243,13 @@ def _tensors(lists: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.tensor(values) for name, values in lists.items()}
 
 
-def _on(table: Table, denoiser: Denoiser, pairs: tuple[Inputs, Tensor], loss: Loss, batch: int) -> float:
-    inputs, targets = pairs
+def _on(table: Table, denoiser: Denoiser, unseen: Pair, loss: Loss, batch: int) -> float:
+    inputs, targets = unseen
     device = next(denoiser.parameters()).device
     with torch.no_grad():
         made = [table(denoiser, inputs[i : i + batch].to(device)) for i in range(0, len(inputs), batch)]
-        return float(loss(torch.cat(made), targets.to(device)))
+        return float(loss(torch.cat(made), _moved(targets, device)))
+
+
+def _moved(targets: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if targets is None else targets.to(device)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fewstep.bundle import Bundle
+from fewstep.calibration import calibrate as calibrating
 from fewstep.calibration import endtoend
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import Classifier
-from fewstep.calibration.endtoend import Energy, Real, Table, fit_table
+from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, fit_table
 from fewstep.calibration.teacher import Teacher
 from fewstep.guidance import Guidance
 from fewstep.parametrisation import Edm, Eps, Flow
@@ -47,23 +48,29 @@ def test_a_fit_comes_nearer_on_noise_it_has_not_seen(digits: Bundle) -> None:
     """From a grid that is far from good, in few iterations."""
     teacher = Teacher(digits)
     parametrisation = teacher.denoiser.parametrisation
-    pairs = []
-    for seed in (0, 1):
-        inputs = teacher.draw(16, seed=seed)
-        pairs.append((inputs, teacher.sample(heun(parametrisation.grid(10)), inputs)))
+    seen, unseen = (teacher.draw(16, seed=seed) for seed in (0, 1))
+    targets, unseen_targets = (teacher.sample(heun(parametrisation.grid(10)), inputs) for inputs in (seen, unseen))
     start = dpmpp_2m(parametrisation.grid(3))
-    found = fit_table(Table(start, parametrisation), teacher.denoiser, *pairs, iterations=20, batch=8, lr=0.02)
+
+    def halves(step: int) -> Pair:
+        index = slice(8 * (step % 2), 8 * (step % 2) + 8)
+        return seen[index], targets[index]
+
+    def fitted() -> TableFit:
+        table = Table(start, parametrisation)
+        return fit_table(table, teacher.denoiser, halves, (unseen, unseen_targets), iterations=20, batch=8, lr=0.02)
+
+    found = fitted()
     assert min(found.losses) < 0.9 * found.losses[0]
-    made, targets = teacher.sample(found.plan, pairs[1][0]), pairs[1][1]
-    assert float((made - targets).square().mean()) == pytest.approx(min(found.losses), rel=1e-3)
-    again = fit_table(Table(start, parametrisation), teacher.denoiser, *pairs, iterations=20, batch=8, lr=0.02)
-    np.testing.assert_array_equal(again.plan.b, found.plan.b)
+    made = teacher.sample(found.plan, unseen)
+    assert float((made - unseen_targets).square().mean()) == pytest.approx(min(found.losses), rel=1e-3)
+    np.testing.assert_array_equal(fitted().plan.b, found.plan.b)
 
 
 def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_path: Path, monkeypatch) -> None:
     config = TableConfig(steps=2, guidance=Guidance(2.0, 0.1, 10.0), samples=8, unseen=4, batch=4, iterations=6)
     model = Classifier(1, 10).eval()
-    real = Real("", model, torch.randn(5, model.num_features))
+    real = Real("", [model], [torch.randn(5, model.num_features)])
     monkeypatch.setattr(endtoend, "EVERY", 2)
 
     def stop(steps, name):
@@ -86,7 +93,7 @@ def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_
     _, again = calibrate_table(digits, config, name="again", real=real, cache=tmp_path / "two", track=noted(walked))
     assert not walked
     np.testing.assert_array_equal(again.plan.b, whole.plan.b)
-    other = real._replace(features=real.features + 1)
+    other = real._replace(features=[real.features[0] + 1])
     calibrate_table(digits, config, name="other", real=other, cache=tmp_path / "two", track=noted(walked))
     assert walked == [0, 1, 2, 3, 4, 5]
 
@@ -120,11 +127,46 @@ def test_one_call_is_a_table_too(digits: Bundle) -> None:
 
 def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
     real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    loss = Energy(Real("", torch.nn.Identity(), real), SimpleNamespace(bytes=lambda states: states))  # type: ignore[arg-type]
+    loss = Energy(Real("", [torch.nn.Identity()], [real]), SimpleNamespace(bytes=lambda states: states))  # type: ignore[arg-type]
     same = loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real)
     for other in (0.3, 3.0):
         assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
     assert loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) + 1, real) > same
+
+
+def test_several_networks_count_alike_whatever_their_scale() -> None:
+    real, made = torch.randn(50, 3), torch.randn(20, 3)
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1000 * x
+
+    def energy(*models: torch.nn.Module) -> float:
+        found = Real("", models, [model(real) for model in models])  # type: ignore[arg-type]
+        return float(Energy(found, SimpleNamespace(bytes=lambda states: states))(made, None))  # type: ignore[arg-type]
+
+    assert energy(torch.nn.Identity(), Scaled()) == pytest.approx(2 * energy(torch.nn.Identity()), rel=1e-5)
+
+
+def test_toward_real_images_every_iteration_sees_other_noise(digits: Bundle, tmp_path: Path, monkeypatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted_fit(table, denoiser, batches, unseen, **settings):
+        for step in range(3):
+            inputs, targets = batches(step)
+            seen.append(inputs.noise)
+            assert targets is None
+        assert torch.equal(batches(1)[0].noise, seen[1])  # so that a stopped fit goes on
+        return fit_table(table, denoiser, batches, unseen, **settings)
+
+    monkeypatch.setattr(calibrating, "fit_table", noted_fit)
+    model = Classifier(1, 10).eval()
+    real = Real("", [model], [torch.randn(5, model.num_features)])
+    config = TableConfig(steps=1, samples=2, unseen=4, batch=4, iterations=3)
+    bundle, _ = calibrate_table(digits, config, name="t", real=real, cache=tmp_path)
+    noise = torch.cat(seen).flatten(1)
+    assert len(noise.unique(dim=0)) == 12  # of two samples
+    assert bundle.manifest.provenance["t"]["features"] == ["Classifier"]
 
 
 def test_gradients_come_from_features_to_the_numbers(digits: Bundle) -> None:
@@ -133,6 +175,6 @@ def test_gradients_come_from_features_to_the_numbers(digits: Bundle) -> None:
     table, inputs = Table(dpmpp_2m(parametrisation.grid(2)), parametrisation), teacher.draw(4, seed=0)
     made = table(teacher.denoiser, inputs)
     model = Classifier(1, 10).eval()
-    Energy(Real("", model, torch.randn(5, model.num_features)), teacher)(made, made).backward()
+    Energy(Real("", [model], [torch.randn(5, model.num_features)]), teacher)(made, made).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in (table.log_level, table.history))
     assert float(table.log_level.grad.abs().max()) > 0  # type: ignore[union-attr]

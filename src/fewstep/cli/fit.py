@@ -51,8 +51,11 @@ def calibrate(
         ),
     ] = None,
     features: Annotated[
-        str, typer.Option(help="With --data: in whose features. As for compare, but another network than the one that judges.")
-    ] = "classifier",
+        list[str],
+        typer.Option(
+            help="With --data: in whose features, as for compare, but not of the network that judges; repeat for more."
+        ),
+    ] = ["classifier"],  # noqa: B006
     iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
     fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
     samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
@@ -84,7 +87,7 @@ def calibrate(
         real = None
         if data:
             images = open_images(data)
-            real = Real.of(images, feature_network(features, images, seed=FITTING, track=track))
+            real = Real.of(images, *(feature_network(of, images, seed=FITTING, track=track) for of in features))
         _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
         table(
             "on noise that was not fitted",
