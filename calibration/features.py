@@ -66,7 +66,9 @@ class Inception(Features):
 
         super().__init__()
         if not weights.is_file():
-            raise FileNotFoundError(f"{weights} is not there; give the file pt_inception-2015-12-05-6726825d.pth")
+            raise FileNotFoundError(
+                f"features: classifier, efficientnet, or the file pt_inception-2015-12-05-6726825d.pth; {weights} is not there"
+            )
         self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -153,5 +153,5 @@ def test_colour_features_tell_images_apart_and_inception_needs_its_file(tmp_path
     torch.testing.assert_close(grey, found[:2], atol=1e-4, rtol=1e-4)
     with torch.no_grad():  # what a fit sees is another network than what judges it
         assert not torch.allclose(EfficientNet(lite=1)(torch.tensor(noise)), found[2:], atol=0.1)
-    with pytest.raises(FileNotFoundError, match=r"give the file pt_inception"):
+    with pytest.raises(FileNotFoundError, match=r"or the file pt_inception.*none.pth is not there"):
         Inception(tmp_path / "none.pth")

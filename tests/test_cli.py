@@ -150,6 +150,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         ),
         (["calibrate", "digits.bundle", "--name", "new", "--method", "iia-ddim", "--data", "mnist5k"], "reads no images"),
         (["calibrate", "digits.bundle", "--name", "new", "--lo", "0.3"], "--lo and --hi need a --weight"),
+        (["calibrate", "digits.bundle", "--name", "new", "--features", "classifier"], "say with --data which"),
         (["pick", "digits.bundle", "--accuracy", "1.5"], "a class accuracy is at most 1"),
         (["adopt", "digits.bundle", "--plan", "fast", "--name", "x"], "has no plan 'fast'"),
         (["adopt", "digits.bundle", "--plan", "sid1", "--name", "x", "--lo", "1"], "--lo and --hi need a --weight"),

