@@ -157,9 +157,11 @@ def calibrate_table(
 
     Adds the plan `name`. Processes do not share this work. A stopped fit goes on from what the cache has of it.
 
-    Raises ValueError as `calibrate` does.
+    Raises ValueError as `calibrate` does, and for real images and a batch of one.
     """
     check_name(name)
+    if real and min(config.batch, config.unseen) < 2:
+        raise ValueError("a table toward real images compares sets: it needs a batch of 2 or more, and as many unseen")
     processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
     settings = _settings(config, bundle, network, embeddings) | (real.settings() if real else {"data": None})

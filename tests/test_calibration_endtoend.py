@@ -164,6 +164,8 @@ def test_toward_real_images_every_iteration_sees_other_noise(digits: Bundle, tmp
     real = Real("", [model], [torch.randn(5, model.num_features)])
     config = TableConfig(steps=1, samples=2, unseen=4, batch=4, iterations=3)
     bundle, _ = calibrate_table(digits, config, name="t", real=real, cache=tmp_path)
+    with pytest.raises(ValueError, match="needs a batch of 2 or more"):
+        calibrate_table(digits, TableConfig(batch=1), name="t", real=real, cache=tmp_path)
     noise = torch.cat(seen).flatten(1)
     assert len(noise.unique(dim=0)) == 12  # of two samples
     assert bundle.manifest.provenance["t"]["features"] == ["Classifier"]

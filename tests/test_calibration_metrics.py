@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.calibration.classifier import Classifier, ClassifierConfig, classifier
-from fewstep.calibration.features import EfficientNet, Inception
+from fewstep.calibration.features import FITTING, EfficientNet, Inception, feature_network
 from fewstep.calibration.metrics import Features, Judge, Pair, coverage, frechet, kernel, spread
 from fewstep.data import Images, open_images
 from fewstep.manifest import Condition, ImageSpec
@@ -152,6 +152,8 @@ def test_colour_features_tell_images_apart_and_inception_needs_its_file(tmp_path
     assert float((found[0] - found[2]).norm()) > 0.2 * float(found[0].norm())
     torch.testing.assert_close(grey, found[:2], atol=1e-4, rtol=1e-4)
     with torch.no_grad():  # what a fit sees is another network than what judges it
-        assert not torch.allclose(EfficientNet(lite=1)(torch.tensor(noise)), found[2:], atol=0.1)
+        judging, fitting = (feature_network("efficientnet", open_images("mnist5k"), seed=seed) for seed in (0, FITTING))
+        torch.testing.assert_close(judging(torch.tensor(noise)), found[2:], atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(fitting(torch.tensor(noise)), found[2:], atol=0.1)
     with pytest.raises(FileNotFoundError, match=r"or the file pt_inception.*none.pth is not there"):
         Inception(tmp_path / "none.pth")
