@@ -15,7 +15,6 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
@@ -57,11 +56,11 @@ Solver = Callable[..., Plan]
 
 
 class Sampler(NamedTuple):
-    """A row to be: make gives what makes its images; a fit takes a while to."""
+    """A row to be: make gives what makes its images, where a fit takes a while to. theirs: of diffusers."""
 
     title: str
     make: Callable[[], Make]
-    kind: str
+    theirs: bool = False
 
 
 def schedulers(calls: int) -> dict[str, Any]:
@@ -118,16 +117,16 @@ def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterat
 
     for name, solver in OURS.items() if calls >= LEAST else ():
         plan = solver(karras(steps_of(solver, calls), 0.002, 80.0))
-        yield Sampler(titled(name, solver, calls), lambda plan=plan: of(plan), "plan")  # type: ignore[misc]
+        yield Sampler(titled(name, solver, calls), lambda plan=plan: of(plan))  # type: ignore[misc]
     for name, made in schedulers(calls).items() if calls >= LEAST else ():
-        yield Sampler(name, lambda made=made: lambda inputs: walk(made, teacher, inputs), "diffusers")  # type: ignore[misc]
+        yield Sampler(name, lambda made=made: lambda inputs: walk(made, teacher, inputs), theirs=True)  # type: ignore[misc]
     for title, images in {"table, pixels": None, "table, real": real}.items() if calls <= MOST else ():
         table = TableConfig(calls, batch=64, seed=1000)
-        yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")), "fit")  # type: ignore[misc]
+        yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")))  # type: ignore[misc]
     for name, method in METHODS.items() if calls >= LEAST else ():
         config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
-        yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")), "fit")  # type: ignore[misc]
+        yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")))  # type: ignore[misc]
 
 
 def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None:
@@ -152,11 +151,8 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
                 most = OUTCLASSED * min(
                     (r["frechet"]["mean"] for k, r in board.rows.items() if k.startswith(f"{n}, ")), default=inf
                 )
-                begin = time.perf_counter()
-                make = sampler.make()
-                more = {"fit_seconds": time.perf_counter() - begin} if sampler.kind == "fit" else {}
-                enough = (lambda first, most=most: first > most) if sampler.kind == "diffusers" else (lambda _: False)
-                board.add(name, make, reference=reference, enough=enough, **more)
+                enough = (lambda first, most=most: first > most) if sampler.theirs else (lambda _: False)
+                board.add(name, sampler.make(), reference=reference, enough=enough)
 
 
 if __name__ == "__main__":
