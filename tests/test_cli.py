@@ -266,6 +266,13 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, 
     assert done.stderr.strip() == f"fewstep: this needs {package}, which is not installed; pip install 'fewstep[{extra}]'"
 
 
+def test_a_column_with_nothing_in_it_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    table("found", ["plan", "accuracy", "calls"], [("sid1", "", "1"), ("table4", "", "4")])
+    shown = capsys.readouterr().err
+    assert "accuracy" not in shown
+    assert [line.split() for line in shown.splitlines()[-2:]] == [["sid1", "1"], ["table4", "4"]]
+
+
 def test_brackets_in_tables_and_sentences_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     table("found", ["what", "fix"], [("nothing", "pip install 'fewstep[gpu]'")])
     say("or 'fewstep[cpu]'")

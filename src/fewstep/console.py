@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -79,11 +80,12 @@ def clock(seconds: float) -> str:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: numbers right, words left. Cells are shown as they are."""
-    shown = Table(title=title, title_justify="left")
-    for i, name in enumerate(head):
+    """A table: numbers right, words left. Cells are shown as they are, columns with nothing in them not at all."""
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
+    for i in kept:
         numbers = i > 0 and all(row[i][:1] in "-0123456789" for row in rows)
-        shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        shown.add_column(head[i], justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(row[i] for i in kept))
     _out.print(shown)

@@ -12,7 +12,7 @@ from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
 from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of
 from fewstep.console import say, table, track
-from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, Spread, pick, read
+from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, Spread, decimals, pick, read
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
@@ -60,7 +60,8 @@ def show(found: Comparison) -> None:
     for name, judged in found.plans.items():
         speed = f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"
         rows.append((name, str(judged.nfe), *_quality(judged), _likeness(found, name), *speed))
-    real = f"{found.real['frechet']:.2f}", f"{found.real['recall']:.3f}"
+    distance, recall = found.real["frechet"], found.real["recall"]
+    real = f"{distance:.{decimals(distance)}f}", f"{recall:.3f}"
     rows.append(("real training images", "", *real, "", "", "", ""))
     head = ["plan", "calls", "Frechet", "recall", "accuracy", "PSNR dB", "p50 ms", "images/s"]
     table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)

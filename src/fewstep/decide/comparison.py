@@ -15,9 +15,14 @@ from fewstep.bundle import Bundle
 from fewstep.manifest import Manifest
 from fewstep.spec import Precision, Strict
 
-__all__ = ["FILE", "Candidate", "Comparison", "Judged", "Limits", "Spread", "digest", "pick", "read"]
+__all__ = ["FILE", "Candidate", "Comparison", "Judged", "Limits", "Spread", "decimals", "digest", "pick", "read"]
 
 FILE = "comparison.json"
+
+
+def decimals(distance: float) -> int:
+    """How many say something: large distances spread by more than one."""
+    return 2 if distance < 100 else 0
 
 
 class Spread(Strict):
@@ -27,7 +32,7 @@ class Spread(Strict):
     std: float = Field(ge=0)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f}"
+        return f"{self.mean:.{decimals(self.mean)}f} ± {self.std:.{decimals(self.mean)}f}"
 
 
 class Judged(Strict):
