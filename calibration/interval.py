@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -134,6 +135,7 @@ def calibrate_interval(
     first, last, weight = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
     plan = solver(grid, interval(grid, best))
     found = {
+        "guidance": interval(grid, best).settings(),
         "levels": [level if np.isfinite(level) else None for level in grid.levels],
         "similarity": similarity(teacher, plan, inputs[: teacher.batch].to(teacher.device)),
         "trials": [trial.steps._asdict() | {"value": trial.value, "nfe": trial.nfe} for trial in trials],
@@ -146,9 +148,15 @@ def calibrate_interval(
 
 
 def interval(grid: Grid, steps: Steps) -> Guidance:
-    """The guidance of these steps of a grid."""
+    """The guidance of these steps of a grid. Its bounds lie between levels, so that they may be rounded."""
     levels = grid.levels
-    return Guidance(steps.weight, float(levels[steps.last + 1]), float(levels[steps.first]))
+    hi = _between(levels[steps.first - 1], levels[steps.first]) if steps.first else inf
+    return Guidance(steps.weight, _between(levels[steps.last], levels[steps.last + 1]), hi)
+
+
+def _between(above: float, below: float) -> float:
+    """Halfway on a log scale, or twice the lower level where the upper one is pure noise."""
+    return float(np.sqrt(above * below)) if np.isfinite(above) else 2 * float(below)
 
 
 def sweep(grid: Grid, weights: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:

@@ -26,7 +26,7 @@ def _landscape(steps: Steps) -> Trial:
 
 @pytest.mark.parametrize("grid", [GRID, flow(10)])
 def test_an_interval_guides_the_steps_it_is_made_for(grid) -> None:
-    for first, last in ((0, 9), (3, 3), (2, 7), (9, 9)):
+    for first, last in ((0, 9), (0, 0), (1, 1), (3, 3), (2, 7), (9, 9)):
         guided = np.flatnonzero(interval(grid, Steps(first, last, 2.0)).at(grid.levels[:-1]) != 1)
         assert guided.tolist() == list(range(first, last + 1))
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data import batches, open_images
+from fewstep.bundle import Bundle
+from fewstep.data import batches, images_like, open_images
 
 RNG = np.random.default_rng(0)
 
@@ -18,7 +19,7 @@ def _folder(root: Path, classes: int = 2, per_class: int = 5, size: tuple[int, i
         directory = root / f"class{label}"
         directory.mkdir(parents=True)
         for i in range(per_class):
-            pixels = np.full((size[1], size[0], 3), 40 * label + i, np.uint8)
+            pixels = np.full((size[1], size[0], 3), (40 * label + i) % 256, np.uint8)
             Image.fromarray(pixels).convert(mode).save(directory / f"{i}.png")
     return root
 
@@ -99,3 +100,17 @@ def test_a_data_set_without_images_is_refused(tmp_path: Path) -> None:
 def test_too_few_images_for_a_held_out_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves no held-out images"):
         open_images(str(_folder(tmp_path / "data", per_class=2)), "held-out")
+
+
+def test_images_are_brought_to_the_size_that_a_bundle_makes(tmp_path: Path, digits: Bundle) -> None:
+    folder = _folder(tmp_path / "larger", size=(40, 50), mode="L")
+    found = images_like(digits, str(folder), "all")
+    assert found.image == digits.manifest.image
+    assert (found[np.arange(1)][0] == open_images(str(folder), "all", resolution=28)[np.arange(1)][0]).all()
+
+
+def test_images_and_classes_that_a_bundle_does_not_make_are_refused(tmp_path: Path, digits: Bundle) -> None:
+    with pytest.raises(ValueError, match=r"makes images \(1, 28, 28\), .* has \(3, 28, 28\); give images like"):
+        images_like(digits, str(_folder(tmp_path / "colour")))
+    with pytest.raises(ValueError, match=r"knows 10 classes, .* has more"):
+        images_like(digits, str(_folder(tmp_path / "more", classes=11, mode="L")))

@@ -18,7 +18,7 @@ from fewstep.bundle import Bundle
 from fewstep.calibration.features import feature_network
 from fewstep.calibration.interval import IntervalConfig, calibrate_interval
 from fewstep.calibration.metrics import Judge
-from fewstep.data import open_images
+from fewstep.data import images_like, open_images
 from fewstep.decide import compare as comparing
 from fewstep.decide.compare import CompareConfig, compare
 from fewstep.decide.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
@@ -83,14 +83,14 @@ def test_a_tau_must_beat_the_plain_loss_by_more_than_the_spread() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """150 digits as a folder of images: quick to train a classifier on."""
+    """150 digits as a folder of images, larger than a bundle of digits makes: quick to train a classifier on."""
     root = tmp_path_factory.mktemp("images")
     images = open_images("mnist5k")
     for label in range(10):
         (root / str(label)).mkdir()
         pixels, _ = images[np.flatnonzero(images.labels == label)[:15]]
         for i, image in enumerate(pixels):
-            Image.fromarray(image[0]).save(root / str(label) / f"{i}.png")
+            Image.fromarray(image[0]).resize((32, 32)).save(root / str(label) / f"{i}.png")
     return root
 
 
@@ -100,7 +100,7 @@ def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) 
     assert found.reference == "sid2"
     assert list(found.plans) == ["sid2", "sid1"]
     assert found.plans["sid2"].scores["psnr_db"] == Spread(mean=200, std=0)
-    train, held_out = open_images(str(folder)), open_images(str(folder), "held-out")
+    train, held_out = images_like(digits, str(folder)), images_like(digits, str(folder), "held-out")
     judge = Judge(feature_network("classifier", train), held_out)
     assert found.images == judge.n == 30
     wanted = []
@@ -124,12 +124,11 @@ def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) 
 def test_what_cannot_be_compared_is_refused(digits: Bundle, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="were not compared yet"):
         read(digits)
-    other = tmp_path / "other"
-    for i in range(30):
-        (other / str(i % 3)).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (16, 16), i).save(other / str(i % 3) / f"{i}.png")
-    with pytest.raises(ValueError, match=r"makes images \(1, 28, 28\), .* has \(1, 16, 16\)"):
-        compare(digits, CompareConfig(str(other), seeds=2))
+    (tmp_path / "other").mkdir()
+    for i in range(5):
+        Image.new("RGB", (16, 16)).save(tmp_path / "other" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"makes images \(1, 28, 28\), .* has \(3, 28, 28\)"):
+        compare(digits, CompareConfig(str(tmp_path / "other"), seeds=2))
     with pytest.raises(ValueError, match="a spread needs 2 or more sets"):
         CompareConfig(str(folder), seeds=1)
     with digits.edit() as draft:
@@ -212,8 +211,14 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     assert left.call_count == 2
     # No guidance; from each step on; the best of those, shortened.
     assert [trial["value"] for trial in result["trials"]] == [9.0, 3.0, 2.0, 4.0, 1.0]
-    plan = Bundle.load(digits.root).plan("ddim3_interval")
-    assert plan.weights.tolist() == [1.0, 2.0, 1.0]
+    found = Bundle.load(digits.root)
+    assert found.plan("ddim3_interval").weights.tolist() == [1.0, 2.0, 1.0]
+    # The bounds that are printed, rounded, guide the same steps.
+    lo, hi = (f"{found.manifest.provenance['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
+    fewstep(
+        "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--weight", 2, "--lo", lo, "--hi", hi, "--samples", 4
+    )
+    assert Bundle.load(digits.root).plan("iia-ddim3").weights.tolist() == [1.0, 2.0, 1.0]
     assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2, "--replace")
     bundle = Bundle.load(digits.root)
     bundle.manifest.condition = Condition(kind="none")
@@ -228,6 +233,11 @@ def test_a_distillation_with_real_images_and_a_metric(digits: Bundle, folder: Pa
     assert (about["data"], about["images"], about["mode"], about["match"]) == (str(folder), 20, "lsg", "final")
     assert [metric["iteration"] for metric in about["metrics"]] == [1, 2, 3]
     assert all(np.isfinite(metric["value"]) for metric in about["metrics"])
+
+
+def test_a_generator_takes_as_many_steps_as_the_table_it_begins_as(digits: Bundle) -> None:
+    fewstep("distill", digits.root, "--plan", "table4", "--name", "mine", "--iterations", 1, "--batch", 2)
+    assert Bundle.load(digits.root).plan("mine").rows == 4
 
 
 def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from fewstep.exporter.engine.flavour import Flavour, choose, installed
 from fewstep.exporter.engine.worker import Request
 from fewstep.machine import Machine, this_machine
 from fewstep.manifest import Precision
+from fewstep.runtime.buckets import BUCKETS
+from fewstep.runtime.deploy.triton import Settings as Deployment
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))
 NATIVE = Flavour("tensorrt", "11.3.0")
@@ -144,8 +146,13 @@ def test_settings_out_of_range_are_refused(settings: dict[str, int], message: st
 
 
 def test_only_native_engines_get_a_profile_for_batch_1_by_default() -> None:
-    assert Settings(batch=RTX.batch).profiles == [(1, 16, 16)]
-    assert Settings(batch=JETSON.batch).profiles == [(1, 1, 1), (2, 16, 16)]
+    assert Settings(batch=RTX.batch).profiles == [(1, 32, 32)]
+    assert Settings(batch=JETSON.batch).profiles == [(1, 1, 1), (2, 32, 32)]
+
+
+def test_engines_take_every_batch_that_the_runtime_and_triton_make_by_default() -> None:
+    for flavour in (RTX, JETSON):
+        assert max(largest for *_, largest in Settings(batch=flavour.batch).profiles) >= max(*BUCKETS, Deployment().max_batch)
 
 
 def test_each_batch_gets_the_range_above_the_one_before() -> None:

@@ -56,7 +56,7 @@ class SidConfig:
     checkpointing: bool = False
     shard: bool = False
     checkpoint_every: int = 50
-    validate_every: int = 50
+    validate_every: int = 25
     patience: int = 0
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fewstep.engines import load_tensorrt
 from fewstep.machine import Machine
+from fewstep.runtime.buckets import BUCKETS
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
 
@@ -51,10 +52,12 @@ class Flavour:
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """The batches to tune for unless the user says. Native kernels are chosen for a profile's tuned batch, so 1 gets its
-        own; TensorRT-RTX makes kernels for the batch it meets at run time, and a second profile doubles its engine.
+        """The batches to tune for unless the user says: up to the largest that the runtime makes unless told otherwise.
+
+        Native kernels are chosen for a profile's tuned batch, so 1 gets its own; TensorRT-RTX makes kernels for the batch it
+        meets at run time, and a second profile doubles its engine.
         """
-        return (16,) if self.rtx else (1, 16)
+        return BUCKETS[-1:] if self.rtx else (1, BUCKETS[-1])
 
     @property
     def newest_opset(self) -> int:

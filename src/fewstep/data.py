@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.bundle import Bundle
 from fewstep.manifest import Condition, ImageSpec
 
-__all__ = ["Images", "batches", "open_images"]
+__all__ = ["Images", "batches", "images_like", "open_images"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -104,6 +105,23 @@ def open_images(
     _, height, width, channels = pixels.shape
     spec = ImageSpec(channels=channels, height=height, width=width)
     return Images(source, spec, embeddings or classes(labels), rows, index, labels[index])
+
+
+def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
+    """Open a source as `open_images` does, at the size of the images that a bundle makes.
+
+    Raises ValueError where it makes others all the same, or knows fewer classes.
+    """
+    image, condition = bundle.manifest.image, bundle.manifest.condition
+    found = open_images(source, split, resolution=image.height)
+    if found.image.shape != image.shape:
+        raise ValueError(
+            f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
+            "give images like those it was trained on"
+        )
+    if condition.kind == "labels" and found.labels.max() >= condition.classes:
+        raise ValueError(f"{bundle.root.name} knows {condition.classes} classes, {source} has more of them")
+    return found
 
 
 def classes(labels: Labels) -> Condition:

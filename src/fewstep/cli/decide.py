@@ -28,7 +28,9 @@ WATCH = (
 @app.command(rich_help_panel="Decide what ships")
 def compare(
     bundle: BundlePath,
-    data: Annotated[str, typer.Option(help="Images as for train; the held-out ones judge.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(help="mnist5k, a folder of images, a data set; the held-out ones judge.", show_default=False)
+    ],
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="all exported")
     ] = None,
@@ -163,7 +165,7 @@ def report(
 
 @app.command(rich_help_panel="Decide what ships")
 def tau(
-    data: Annotated[str, typer.Option(help="Images as for train.", show_default=False)],
+    data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory for the trained bundles.")] = Path("taus"),
     value: Annotated[list[float], typer.Option(help="A tau to try; repeat for more. 1, the plain loss, must be one.")] = [  # noqa: B006
         0.5,

@@ -47,7 +47,8 @@ def calibrate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="table: real images to come near to, as for train.", show_default="the many-step image of the same noise"
+            help="table: real images to come near to: mnist5k, a folder, a data set.",
+            show_default="the many-step image of the same noise",
         ),
     ] = None,
     features: Annotated[
@@ -74,7 +75,7 @@ def calibrate(
     from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
     from fewstep.calibration.endtoend import Real
     from fewstep.calibration.features import FITTING, feature_network
-    from fewstep.data import open_images
+    from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
 
     guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, Bundle.load(bundle)
@@ -89,7 +90,7 @@ def calibrate(
         config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
         real = None
         if data:
-            images = open_images(data)
+            images = images_like(loaded, data)
             real = Real.of(
                 images, *(feature_network(of, images, seed=FITTING, track=track) for of in features or ["classifier"])
             )
@@ -112,7 +113,7 @@ def calibrate(
 @app.command(rich_help_panel="Fit a sampler to it")
 def interval(
     bundle: BundlePath,
-    data: Annotated[str, typer.Option(help="Images as for train; the search is judged against training images.")],
+    data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set; training images judge the search.")],
     solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 10,
     weight: Annotated[list[float], typer.Option(help="Guidance weight to try; repeat for more.")] = [1.5, 2.0, 3.0],  # noqa: B006
@@ -131,12 +132,13 @@ def interval(
     """Find which steps to guide, and by how much. Stopped, it goes on."""
     from fewstep.calibration.features import trial_judge
     from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
-    from fewstep.data import open_images
+    from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
 
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
-    loaded, images = Bundle.load(bundle), open_images(data)
+    loaded = Bundle.load(bundle)
+    images = images_like(loaded, data)
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     judge = trial_judge(images, samples, features=features, track=track)
     given = read_embeddings(embeddings) if embeddings else None
@@ -145,10 +147,16 @@ def interval(
     table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
     plan = done.plan(name)
     taken = [row for row, factor in enumerate(plan.weights) if factor != 1]
-    words = f"weight {plan.weights[taken[0]]:.3g} on rows {taken[0]} to {taken[-1]}" if taken else "no guidance"
+    options = _as_options(**done.manifest.provenance[name]["guidance"])
+    words = f"{options} guides rows {taken[0]} to {taken[-1]}" if taken else "no guidance"
     say(f"{name} takes {plan.nfe} calls: {words}")
     result = {"bundle": str(bundle), "plan": name, "trials": [asdict(trial) for trial in tried]}
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
+
+
+def _as_options(weight: float, lo: float, hi: float | None) -> str:
+    """A guidance as other verbs take it."""
+    return f"--weight {weight:.3g}" + (f" --lo {lo:.3g}" if lo else "") + (f" --hi {hi:.3g}" if hi is not None else "")
 
 
 def _guided(steps: Any) -> tuple[str, str]:

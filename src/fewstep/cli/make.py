@@ -150,7 +150,9 @@ def import_checkpoint(
 @app.command(rich_help_panel="Make a network")
 def distill(
     bundle: BundlePath,
-    steps: Annotated[int, typer.Option(help="Network calls per image of the generator, 1 to 4.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Network calls per image of the generator, 1 to 4.", show_default="1, or those of --plan")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
     iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="220, or 100")] = None,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
@@ -178,7 +180,7 @@ def distill(
     validate: Annotated[
         str | None, typer.Option(help="Images that judge the run: the best weights are kept.", show_default="the last are")
     ] = None,
-    validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 50,
+    validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 25,
     patience: Annotated[int, typer.Option(help="Looks without a better one that end the run; 0: none does.")] = 0,
     embeddings: Embeddings = None,
     precision: MixedPrecision = "bf16",
@@ -197,9 +199,10 @@ def distill(
     Reads no image, unless --data or --validate names some. Where two defaults are shown, the first is for one step and the
     second for several.
     """
-    from fewstep.data import open_images
+    from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
     from fewstep.trainer.batches import open_examples
+    from fewstep.trainer.latents import is_latents
     from fewstep.trainer.sid import distill
     from fewstep.trainer.sid_config import digits_sid
 
@@ -223,16 +226,18 @@ def distill(
         "shard": shard,
         "checkpoint_every": save_every,
     }
-    config = replace(digits_sid(steps), **chosen)
     loaded, some, metric = Bundle.load(bundle), None, None
+    steps = steps or (loaded.plan(plan).rows if plan else 1)
+    config = replace(digits_sid(steps), **chosen)
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if data:
-        condition = loaded.manifest.condition
-        some = open_examples(data, embeddings=condition if embeddings else None).about(images)
+        made = loaded.manifest
+        size = None if is_latents(Path(data)) else made.image.height
+        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images)
     if validate:
         from fewstep.decide.validate import validator
 
-        metric = validator(loaded, open_images(validate), track=track)
+        metric = validator(loaded, images_like(loaded, validate), track=track)
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}

@@ -115,7 +115,7 @@ def build(
     target: Annotated[list[str] | None, typer.Option(help="GPU architecture, such as 89; repeat.", show_default="any")] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="Batches to tune for; each serves those above the one before it.", show_default="16; native 1,16"),
+        typer.Option(help="Batches to tune for; each serves those above the one before it.", show_default="32; native 1,32"),
     ] = None,
     workspace_mb: Annotated[int | None, typer.Option(help="Scratch memory of the engine.", show_default="all")] = None,
     level: Annotated[int | None, typer.Option(help="0 fast build, 5 fast engine; native.", show_default="3")] = None,
