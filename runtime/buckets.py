@@ -8,16 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any
 
+from fewstep.engines import LARGEST_BATCH
 from fewstep.runtime.backends.base import Binding, Program
 
 __all__ = ["BUCKETS", "Pool", "buckets_to", "parts"]
 
-BUCKETS = (1, 2, 4, 8, 16, 32)
-
-
 def buckets_to(largest: int) -> list[int]:
     """Powers of two below the largest batch, and that."""
     return [1 << i for i in range((largest - 1).bit_length())] + [largest]
+
+
+BUCKETS = tuple(buckets_to(LARGEST_BATCH))
 
 
 def parts(batch: int, buckets: Sequence[int], *, exact: bool) -> list[tuple[int, int, int]]:

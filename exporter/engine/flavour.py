@@ -9,9 +9,8 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.engines import load_tensorrt
+from fewstep.engines import LARGEST_BATCH, load_tensorrt
 from fewstep.machine import Machine
-from fewstep.runtime.buckets import BUCKETS
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
 
@@ -57,7 +56,7 @@ class Flavour:
         Native kernels are chosen for a profile's tuned batch, so 1 gets its own; TensorRT-RTX makes kernels for the batch it
         meets at run time, and a second profile doubles its engine.
         """
-        return BUCKETS[-1:] if self.rtx else (1, BUCKETS[-1])
+        return (LARGEST_BATCH,) if self.rtx else (1, LARGEST_BATCH)
 
     @property
     def newest_opset(self) -> int:

@@ -9,7 +9,9 @@ from fewstep.bundle import Bundle
 from fewstep.machine import Machine
 from fewstep.manifest import EngineEntry
 
-__all__ = ["load_tensorrt", "unfit"]
+__all__ = ["LARGEST_BATCH", "load_tensorrt", "unfit"]
+
+LARGEST_BATCH = 32  # that the runtime makes at once, and engines are tuned for, unless told otherwise
 
 
 def load_tensorrt(flavour: str) -> object | None:
