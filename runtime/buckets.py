@@ -13,6 +13,7 @@ from fewstep.runtime.backends.base import Binding, Program
 
 __all__ = ["BUCKETS", "Pool", "buckets_to", "parts"]
 
+
 def buckets_to(largest: int) -> list[int]:
     """Powers of two below the largest batch, and that."""
     return [1 << i for i in range((largest - 1).bit_length())] + [largest]
