@@ -20,7 +20,7 @@ from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.features import feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.data import open_images
+from fewstep.data import Images, open_images
 from fewstep.solvers import ddim, scaled
 from fewstep.trainer.levels import space_of
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
@@ -46,21 +46,25 @@ def scores(bundle: Bundle, judge: Judge, scaling: dict[str, Any] | None = None) 
     return {name: judge.distance(teacher.images(plan, inputs)) for name, plan in plans.items()}
 
 
+def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str, Any]) -> Bundle:
+    """The teacher of a loss, found in the folder or trained."""
+    path = folder / f"{name.replace(', ', '-').replace(' ', '')}-{seed}.bundle"
+    if path.exists():
+        return Bundle.load(path)
+    return train_teacher(path, images, TeacherConfig(steps=UPDATES, kind="eps", seed=seed, **choice))
+
+
 def main(data: str, folder: Path) -> None:
     images = open_images(data)
     judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
     runs = Runs("lskip", data=data, n=judge.n, updates=UPDATES)
     for seed in SEEDS:
         for name, choice in {"plain": {"tau": 1.0}, **CHOICES}.items():
-            path = folder / f"{name.replace(', ', '-').replace(' ', '')}-{seed}.bundle"
-            if not path.exists():
-                config = TeacherConfig(steps=UPDATES, kind="eps", seed=seed, **choice)  # type: ignore[arg-type]
-                train_teacher(path, images, config)
             if not runs.has(name, seed):
-                runs.add(name, seed, scores(Bundle.load(path), judge))
+                runs.add(name, seed, scores(trained(folder, name, seed, images, choice), judge))
         for name, choice in CHOICES.items():
             if not runs.has(f"plain, scaled as by {name}", seed):
-                found = scores(Bundle.load(folder / f"plain-{seed}.bundle"), judge, choice)
+                found = scores(trained(folder, "plain", seed, images, {"tau": 1.0}), judge, choice)
                 runs.add(f"plain, scaled as by {name}", seed, found)
 
 

@@ -1,15 +1,17 @@
 """SiD generators over training time: python benchmarks/sid.py digits.bundle mnist5k directory
 
-Distils K = 1, 2 and 4 with and without 200 real images, every guidance mode, alphas from 0.5 to 1.2, and begun as fitted
-tables, over training seeds, each with the same number of images seen; beside them the tables, the teacher's 35 calls, and
-DPM-Solver++(2M) and DDIM at equal calls. Writes benchmarks/results/sid.json, run by run: Frechet distance and class accuracy on
-held-out images, at the end and along the way.
+Distils K = 1, 2 and 4 with and without 200 real images, without guidance, and begun as a fitted table, over training seeds,
+each with the same number of images seen; every guidance mode and alphas from 0.5 to 1.2 in shorter runs of one step. Beside
+them the teacher's 35 calls with and without guidance, and at equal calls the tables, DPM-Solver++(2M) and DDIM. Writes
+benchmarks/results/sid.json, run by run: scores on held-out images along the way, and of the weights that were best by
+`distill --validate`, which sees training images alone and another classifier.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,44 +25,43 @@ from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.denoiser import Denoiser
+from fewstep.decide.validate import validator
+from fewstep.denoiser import Denoiser, load_network
+from fewstep.guidance import Guidance
 from fewstep.plan import Plan
 from fewstep.solvers import ddim, dpmpp_2m, heun
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
+from fewstep.trainer.sid_config import SidConfig, digits_sid
 
-SEEDS, ITERATIONS, EVERY, REAL = (0, 1, 2), 240, 40, 200
-BASE = SidConfig(iterations=ITERATIONS, validate_every=EVERY, guidance=1.5)
-TABLES = ("pixels", "real")
-ALPHAS, MODES = (0.5, 0.8, 1.0, 1.2), ("teacher", "lsg", "zero", "anti")
+SEEDS, EVERY, SHORT, REAL = (0, 1, 2), 100, 200, 200
+TABLES, SOLVERS = ("pixels", "real"), {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m}
+ALPHAS, MODES = (0.5, 0.8, 1.0, 1.2), ("lsg", "zero", "anti")
+
+Arm = tuple[SidConfig, bool]
 
 
-def arms() -> dict[str, tuple[SidConfig, bool]]:
+def arms() -> dict[str, Arm]:
     """Settings, and whether real images join."""
-    found: dict[str, tuple[SidConfig, bool]] = {}
+    found: dict[str, Arm] = {}
     for steps in (1, 2, 4):
-        # What several steps need was found with the demo: half the rate.
-        config = BASE if steps == 1 else replace(BASE, steps=steps, lr=BASE.lr / 2)
-        for alpha in ALPHAS if steps < 4 else (1.0,):
-            found[f"{steps} steps, alpha {alpha:g}"] = replace(config, alpha=alpha), False
-        found[f"{steps} steps, alpha 1, {REAL} real images"] = replace(config, alpha=1.0), True
-        for mode in MODES[1:] if steps < 4 else ():
-            found[f"{steps} steps, alpha 1, {mode}"] = replace(config, alpha=1.0, mode=mode), False  # type: ignore[arg-type]
-        if steps < 4:
-            found[f"{steps} steps, alpha 1, no guidance"] = replace(config, alpha=1.0, guidance=1.0), False
-        for table in TABLES if steps > 1 else ():
-            found[f"{steps} steps, alpha 1, from the table to {table}"] = (
-                replace(config, alpha=1.0, plan=f"{table}{steps}"),
-                False,
-            )
-    return found
+        config = replace(digits_sid(steps), validate_every=EVERY)
+        found[f"{steps} steps"] = config, False
+        found[f"{steps} steps, {REAL} real images"] = config, True
+        if steps == 1:
+            found["1 steps, no guidance"] = replace(config, guidance=1.0), False
+        if steps == 2:
+            found["2 steps, from the table to real"] = replace(config, plan="real2"), False
+    short = replace(digits_sid(1), iterations=SHORT, validate_every=EVERY)
+    found |= {f"short, alpha {alpha:g}": (replace(short, alpha=alpha), False) for alpha in ALPHAS}
+    found |= {f"short, {mode}": (replace(short, mode=mode), False) for mode in MODES}  # type: ignore[arg-type]
+    return found | {"short, no guidance": (replace(short, guidance=1.0), False)}
 
 
 class Look:
-    """Judges a generator in training on held-out images; keeps what it saw."""
+    """Judges a generator on held-out images, and keeps what it saw of one in training."""
 
-    def __init__(self, judge: Judge, bundle: Bundle) -> None:
-        self.judge, self.maker = judge, Teacher(bundle)
+    def __init__(self, judge: Judge, bundle: Bundle, validate: Callable[[Denoiser, Plan], float]) -> None:
+        self.judge, self.maker, self.validate = judge, Teacher(bundle), validate
         self.seen: list[dict[str, float]] = []
 
     def score(self, plan: Plan) -> dict[str, float]:
@@ -70,8 +71,19 @@ class Look:
 
     def __call__(self, denoiser: Denoiser, plan: Plan) -> float:
         self.maker.denoiser = denoiser
-        self.seen.append(self.score(plan))
-        return -float(len(self.seen))  # the last weights are kept, as without a metric
+        value = self.validate(denoiser, plan)
+        self.seen.append({**self.score(plan), "validated": value})
+        return value
+
+
+def baselines(bundle: Bundle, teacher: Teacher) -> dict[str, Plan]:
+    """What the teacher makes in 35 calls and in as many as the generators."""
+    grid = teacher.denoiser.parametrisation.grid
+    found = {"teacher, Heun 35 calls": heun(grid(18))}
+    weight = digits_sid(1).guidance
+    found[f"teacher guided by {weight:g}, Heun 70 calls"] = heun(grid(18), Guidance(weight))
+    found |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
+    return found | {f"teacher, table to {t} of {n} calls": bundle.plan(f"{t}{n}") for n in (2, 4) for t in TABLES}
 
 
 def main(source: Path, data: str, folder: Path) -> None:
@@ -85,13 +97,10 @@ def main(source: Path, data: str, folder: Path) -> None:
         for table, toward in zip(TABLES, (None, real), strict=True):
             if f"{table}{steps}" not in Bundle.load(root).manifest.plans:
                 calibrate_table(Bundle.load(root), TableConfig(steps), name=f"{table}{steps}", real=toward)
-    runs = Runs("sid", data=data, n=judge.n, iterations=ITERATIONS, every=EVERY, batch=BASE.batch)
-    look = Look(judge, Bundle.load(root))
-    grid = look.maker.denoiser.parametrisation.grid
-    plans: dict[str, Plan] = {"teacher, Heun 35 calls": heun(grid(18))}
-    plans |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
-    plans |= {f"teacher, table to {t} of {n} calls": Bundle.load(root).plan(f"{t}{n}") for n in (2, 4) for t in TABLES}
-    for name, plan in plans.items():
+    bundle = Bundle.load(root)
+    runs = Runs("sid", data=data, n=judge.n, every=EVERY, batch=SidConfig().batch)
+    look = Look(judge, bundle, validator(bundle, images))
+    for name, plan in baselines(bundle, look.maker).items():
         if not runs.has(name, 0):
             runs.add(name, 0, look.score(plan))
     for seed in SEEDS:
@@ -99,11 +108,10 @@ def main(source: Path, data: str, folder: Path) -> None:
             if not runs.has(name, seed):
                 look.seen.clear()
                 some: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
-                distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
-                runs.add(name, seed, {**look.seen[-1], "curve": list(look.seen)})
+                made = distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
+                look.maker.denoiser = load_network(made, "student")
+                runs.add(name, seed, {**look.score(made.plan("student")), "curve": list(look.seen)})
 
-
-SOLVERS = {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

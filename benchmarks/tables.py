@@ -169,19 +169,29 @@ ASSUMED_RATE = 4e14  # operations a second of one GPU
 
 
 def sid() -> str:
-    """Generators over training time, beside what the teacher makes in as many calls."""
+    """Generators over training time, beside what the teacher makes."""
+    return training_curves((1, 2, 4, 8), short=False)
+
+
+def sid_choices() -> str:
+    """Guidance modes and alphas in short runs."""
+    return training_curves((1, 2), short=True)
+
+
+def training_curves(shown: tuple[int, ...], *, short: bool) -> str:
+    """Distances at these looks, and the scores of the weights that were kept."""
     found = result("sid")
-    points = [at * found["every"] for at in SHOWN]
     rows = []
     for name, row in found["rows"].items():
-        curves = [run["curve"] for run in found["scores"][name].values() if "curve" in run]
-        along = (f"{mean(curve[at - 1]['frechet'] for curve in curves):.2f}" if curves else "" for at in SHOWN)
-        scores = (score(row[key], digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3)))
-        rows.append([name.replace("1 steps", "1 step"), *along, *scores])
-    return markdown(["", *(f"after {point}" for point in points), "at the end", "class accuracy", "recall"], rows)
+        if name.startswith("short, ") == short:
+            curves = [run["curve"] for run in found["scores"][name].values() if "curve" in run]
+            along = (f"{mean(curve[at - 1]['frechet'] for curve in curves):.2f}" if curves else "" for at in shown)
+            scores = (score(row[key], digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3)))
+            rows.append([name.removeprefix("short, ").replace("1 steps", "1 step"), *along, *scores])
+    points = [f"after {at * found['every']}" for at in shown]
+    return markdown(["", *points, "weights kept", "class accuracy", "recall"], rows)
 
 
-SHOWN = (1, 2, 4)  # looks of a run
 LSKIP = {"ddim5": "DDIM, 5 steps", "ddim10": "DDIM, 10", "ddim20": "DDIM, 20", "iia10": "IIA-DDIM, 10"}
 
 

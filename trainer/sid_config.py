@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -83,9 +83,8 @@ class SidConfig:
 
 
 def digits_sid(steps: int) -> SidConfig:
-    """What worked on small images in minutes: the teacher guided by 1.5, and for several steps alpha 1 and half the rate."""
-    config = SidConfig(guidance=1.5)
-    return config if steps == 1 else replace(config, steps=steps, iterations=100, alpha=1.0, lr=3e-4)
+    """What brought generators of small images to their teacher in minutes: half the rate for several steps."""
+    return SidConfig(steps=steps, iterations=800, lr=6e-4 if steps == 1 else 3e-4, alpha=1.0, guidance=1.2)
 
 
 def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:

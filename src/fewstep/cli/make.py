@@ -154,11 +154,11 @@ def distill(
         int | None, typer.Option(help="Network calls per image of the generator, 1 to 4.", show_default="1, or those of --plan")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Updates of the generator.", show_default="220, or 100")] = None,
+    iterations: Annotated[int, typer.Option(help="Updates of the generator.")] = 800,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4")] = None,
-    alpha: Annotated[float | None, typer.Option(help="SiD's alpha.", show_default="1.2, or 1.0")] = None,
-    guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.5,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4 for several steps")] = None,
+    alpha: Annotated[float, typer.Option(help="SiD's alpha.")] = 1.0,
+    guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.2,
     lo: Annotated[float, typer.Option(callback=finite, help="Guide it at noise levels above this ...")] = 0.0,
     hi: Annotated[float | None, typer.Option(help="... and up to this.", show_default="all that are higher")] = None,
     mode: Annotated[
@@ -196,8 +196,7 @@ def distill(
 ) -> None:
     """Distil the teacher into a generator of 1 to 4 steps (SiD). Stopped, it goes on where it was.
 
-    Reads no image, unless --data or --validate names some. Where two defaults are shown, the first is for one step and the
-    second for several.
+    Reads no image, unless --data or --validate names some.
     """
     from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
@@ -206,10 +205,10 @@ def distill(
     from fewstep.trainer.sid import distill
     from fewstep.trainer.sid_config import digits_sid
 
-    given = {"iterations": iterations, "lr": lr, "alpha": alpha}
-    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    chosen |= {
+    chosen: dict[str, Any] = {
+        "iterations": iterations,
         "batch": batch,
+        "alpha": alpha,
         "guidance": guidance,
         "lo": lo,
         "hi": hi,
@@ -228,6 +227,7 @@ def distill(
     }
     loaded, some, metric = Bundle.load(bundle), None, None
     steps = steps or (loaded.plan(plan).rows if plan else 1)
+    chosen |= {} if lr is None else {"lr": lr}
     config = replace(digits_sid(steps), **chosen)
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if data:
