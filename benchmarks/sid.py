@@ -2,8 +2,8 @@
 
 Distils K = 1, 2 and 4 with and without 200 real images, without guidance, and begun as a fitted table, over training seeds,
 each with the same number of images seen; every guidance mode and alphas from 0.5 to 1.2 in shorter runs of one step. Beside
-them the teacher's 35 calls with and without guidance, and at equal calls the tables, DPM-Solver++(2M) and DDIM. Writes
-benchmarks/results/sid.json, run by run: scores on held-out images along the way, and of the weights that were best by
+them the teacher's 35 calls with and without guidance, and at equal calls the tables, IIA-DDIM, DPM-Solver++(2M) and DDIM.
+Writes benchmarks/results/sid.json, run by run: scores on held-out images along the way, and of the weights that were best by
 `distill --validate`, which sees training images alone and another classifier.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from runs import Runs
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.calibrate import TableConfig, calibrate_table
+from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.metrics import Judge
@@ -83,6 +83,7 @@ def baselines(bundle: Bundle, teacher: Teacher) -> dict[str, Plan]:
     weight = digits_sid(1).guidance
     found[f"teacher guided by {weight:g}, Heun 70 calls"] = heun(grid(18), Guidance(weight))
     found |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
+    found |= {f"teacher, IIA-DDIM {n} calls": bundle.plan(f"iia{n}") for n in (2, 4)}
     return found | {f"teacher, table to {t} of {n} calls": bundle.plan(f"{t}{n}") for n in (2, 4) for t in TABLES}
 
 
@@ -97,6 +98,8 @@ def main(source: Path, data: str, folder: Path) -> None:
         for table, toward in zip(TABLES, (None, real), strict=True):
             if f"{table}{steps}" not in Bundle.load(root).manifest.plans:
                 calibrate_table(Bundle.load(root), TableConfig(steps), name=f"{table}{steps}", real=toward)
+        if f"iia{steps}" not in Bundle.load(root).manifest.plans:
+            calibrate(Bundle.load(root), FitConfig(steps=steps), name=f"iia{steps}")
     bundle = Bundle.load(root)
     runs = Runs("sid", data=data, n=judge.n, every=EVERY, batch=SidConfig().batch)
     look = Look(judge, bundle, validator(bundle, images))

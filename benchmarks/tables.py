@@ -188,6 +188,7 @@ def training_curves(shown: tuple[int, ...], *, short: bool) -> str:
             along = (f"{mean(curve[at - 1]['frechet'] for curve in curves):.2f}" if curves else "" for at in shown)
             scores = (score(row[key], digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3)))
             rows.append([name.removeprefix("short, ").replace("1 steps", "1 step"), *along, *scores])
+    rows.sort(key=lambda cells: cells[1] != "")  # what nothing is trained for first
     points = [f"after {at * found['every']}" for at in shown]
     return markdown(["", *points, "weights kept", "class accuracy", "recall"], rows)
 
@@ -390,6 +391,7 @@ PLAIN = (
     throughput,
     scaling,
     sid,
+    sid_choices,
     lskip,
     curriculum,
 )
