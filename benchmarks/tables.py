@@ -199,11 +199,12 @@ LSKIP = {"ddim5": "DDIM, 5 steps", "ddim10": "DDIM, 10", "ddim20": "DDIM, 20", "
 def lskip() -> str:
     """Distances, and how they change against the plain loss, seed by seed."""
     found = result("lskip")
-    plain, rows = found["scores"]["plain"], []
+    rows = []
     for name, row in found["rows"].items():
         cells = [score(row[key], 1) if key in row else "" for key in LSKIP]
         for i, key in enumerate(LSKIP):
-            if name != "plain" and key in row:
+            if not name.endswith("plain") and key in row:
+                plain = found["scores"]["EDM, plain" if name.startswith("EDM") else "plain"]
                 changes = [run[key] / plain[seed][key] * 100 - 100 for seed, run in found["scores"][name].items()]
                 cells[i] += f" ({mean(changes):+.0f} ± {stdev(changes):.0f} %)"
         rows.append([name, *cells])
