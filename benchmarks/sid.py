@@ -30,6 +30,7 @@ from fewstep.denoiser import Denoiser, load_network
 from fewstep.guidance import Guidance
 from fewstep.plan import Plan
 from fewstep.solvers import ddim, dpmpp_2m, heun
+from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig, digits_sid
 
@@ -110,6 +111,9 @@ def main(source: Path, data: str, folder: Path) -> None:
         for name, (config, with_images) in arms().items():
             if not runs.has(name, seed):
                 look.seen.clear()
+                shutil.rmtree(
+                    checkpoint_path(root, "student"), ignore_errors=True
+                )  # a run cut off begins anew: its looks are gone
                 some: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
                 made = distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
                 look.maker.denoiser = load_network(made, "student")

@@ -39,7 +39,7 @@ def test_guided_scores_are_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "weights"), [("teacher", (1, 1, 4)), ("lsg", (4, 4, 4)), ("zero", (0, 0, 1)), ("anti", (1, -4, 1))]
+    ("mode", "weights"), [("teacher", (1, 1, 4)), ("lsg", (4, 4, 4)), ("zero", (0, 0, 1)), ("anti", (-4, -4, 1))]
 )
 def test_modes_guide_where_the_papers_do(mode: str, weights: tuple[float, ...]) -> None:
     assert Weights.of(mode, 4) == weights

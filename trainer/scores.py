@@ -33,11 +33,12 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, mode: Mode, k: float) -> Weights:
         """teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the
-        teacher plain, F asked with -k.
+        teacher plain, F guided by -k where it learns and where it is asked; the paper gives no values. Were
+        F only asked so, and taught as without guidance, it would lead the generator astray.
 
         Raises ValueError for another mode.
         """
-        made = {"teacher": cls(1, 1, k), "lsg": cls(k, k, k), "zero": cls(0, 0, 1), "anti": cls(1, -k, 1)}
+        made = {"teacher": cls(1, 1, k), "lsg": cls(k, k, k), "zero": cls(0, 0, 1), "anti": cls(-k, -k, 1)}
         if mode not in made:
             raise ValueError(f"guidance in a distillation is one of {', '.join(get_args(Mode))}, got {mode!r}")
         return made[mode]
