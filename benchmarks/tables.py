@@ -201,12 +201,13 @@ def lskip() -> str:
     found = result("lskip")
     rows = []
     for name, row in found["rows"].items():
-        cells = [score(row[key], 1) if key in row else "" for key in LSKIP]
+        cells = [score(row[key], int(row[key]["mean"] < 1000)) if key in row else "" for key in LSKIP]
         for i, key in enumerate(LSKIP):
             if not name.endswith("plain") and key in row:
                 plain = found["scores"]["EDM, plain" if name.startswith("EDM") else "plain"]
                 changes = [run[key] / plain[seed][key] * 100 - 100 for seed, run in found["scores"][name].items()]
-                cells[i] += f" ({mean(changes):+.0f} ± {stdev(changes):.0f} %)"
+                percent = f"{mean(changes):+.0f} ± {stdev(changes):.0f} %"
+                cells[i] += f" ({percent if mean(changes) < 1000 else f'{mean(changes) / 100 + 1:.0f} x'})"
         rows.append([name, *cells])
     return markdown(["loss", *LSKIP.values()], rows)
 
