@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,6 +13,7 @@ from small import IMAGE, NAMES, given, small
 from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
+from fewstep.cli import make
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, load_network, save_network
 from fewstep.guidance import Guidance
@@ -23,7 +25,7 @@ from fewstep.trainer import sid
 from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
+from fewstep.trainer.sid_config import SidConfig, digits_sid
 
 CONFIG = {"iterations": 2, "batch": 4}
 BF16 = 0.05  # what rounding in bf16 may change in an image
@@ -237,3 +239,10 @@ def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Pat
         assert [point.step for point in found] == [10, 20]
         assert all(np.isfinite(point.value) for point in found)
     assert [(image.step, image.width, image.height) for image in events.Images("samples")] == [(10, 280, 56), (20, 280, 56)]
+
+
+def test_the_command_distils_as_was_measured() -> None:
+    """The verb shows its defaults without importing torch, so they stand there once more."""
+    shown = inspect.signature(make.distill).parameters
+    for name in ("iterations", "batch", "alpha", "guidance", "lo", "hi", "mode", "match", "validate_every", "precision"):
+        assert shown[name].default == getattr(digits_sid(1), name), name

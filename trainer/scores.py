@@ -33,8 +33,8 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, mode: Mode, k: float) -> Weights:
         """teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the
-        teacher plain, F guided by -k where it learns and where it is asked; the paper gives no values. Were
-        F only asked so, and taught as without guidance, it would lead the generator astray.
+        teacher plain, F guided by -k where it learns and where it is asked, for only as it was taught is it the score of what G
+        makes; the paper gives no values.
 
         Raises ValueError for another mode.
         """

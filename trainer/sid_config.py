@@ -83,7 +83,7 @@ class SidConfig:
 
 
 def digits_sid(steps: int) -> SidConfig:
-    """What brought generators of small images to their teacher in minutes: half the rate for several steps."""
+    """What brought generators of digits to their teacher (benchmarks/sid.py), half the rate for several steps."""
     return SidConfig(steps=steps, iterations=800, lr=6e-4 if steps == 1 else 3e-4, alpha=1.0, guidance=1.2)
 
 

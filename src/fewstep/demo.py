@@ -50,7 +50,7 @@ SHIPPED = ("table4", "sid2", "sid1")  # these also get fp16 graphs
 EIGHT_BITS_SHIPPED: tuple[Precision, ...] = ("int8", "int8-fp16")  # the one-step generator also gets these
 GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
 BATCH = 100
-# A minute each: at so few updates more guidance helps than later.
+# Far fewer updates than `distill` makes, so that a demo takes minutes.
 ONE_STEP = SidConfig(iterations=220, alpha=1.2, guidance=1.5)
 TWO_STEPS = SidConfig(steps=2, iterations=100, alpha=1.0, lr=3e-4, guidance=1.5)
 
