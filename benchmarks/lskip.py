@@ -3,8 +3,9 @@
 Trains teachers of equal compute with the plain loss and with Lskip of every skip and tau, over training seeds, into bundles in
 `directory`, and judges DDIM at 5, 10 and 20 steps and IIA-DDIM at 10. They estimate v over the published 1,000 levels, for the
 published eps makes no digits yet in so few updates, as one row shows; Lskip's optimum is the same function of the data. Two
-more rows are of EDM, with the plain loss and with the default. The control takes the plain teacher and scales its noise
-estimate while it samples by what Lskip's optimum is. Writes benchmarks/results/lskip.json, run by run.
+more rows are of EDM, with the plain loss and with the default, and five of EDM and eps trained longer. The control takes the
+plain teacher and scales its noise estimate while it samples by what Lskip's optimum is. Writes benchmarks/results/lskip.json,
+run by run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fewstep.solvers import ddim, scaled
 from fewstep.trainer.levels import space_of
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
-SEEDS, STEPS, UPDATES = (0, 1, 2), (5, 10, 20), 1000
+SEEDS, STEPS, UPDATES, LONGER = (0, 1, 2), (5, 10, 20), 1000, 5000
 SKIPS, TAUS = (1, 9, 49), (0.5, 0.9, 0.99)
 PLAIN = {"kind": "v", "tau": 1.0}
 CHOICES = {f"skip {skip}, tau {tau:g}": {"kind": "v", "skip": skip, "tau": tau} for skip in SKIPS for tau in TAUS}
@@ -34,6 +35,11 @@ OTHERS = {
     "EDM, plain": {"tau": 1.0},
     "EDM, skip 9, tau 0.99": {"skip": 9, "tau": 0.99},
     "eps, plain": {"kind": "eps", "tau": 1.0},
+    f"EDM, {LONGER} updates, plain": {"steps": LONGER, "tau": 1.0},
+    f"EDM, {LONGER} updates, skip 9, tau 0.99": {"steps": LONGER, "skip": 9, "tau": 0.99},
+    f"eps, {LONGER} updates, plain": {"steps": LONGER, "kind": "eps", "tau": 1.0},
+    f"eps, {LONGER} updates, skip 1, tau 0.99": {"steps": LONGER, "kind": "eps", "skip": 1, "tau": 0.99},
+    f"eps, {LONGER} updates, skip 9, tau 0.99": {"steps": LONGER, "kind": "eps", "skip": 9, "tau": 0.99},
 }
 
 
@@ -58,7 +64,7 @@ def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str
     path = folder / f"{name.replace(', ', '-').replace(' ', '')}-{seed}.bundle"
     if path.exists():
         return Bundle.load(path)
-    return train_teacher(path, images, TeacherConfig(steps=UPDATES, seed=seed, **choice))
+    return train_teacher(path, images, TeacherConfig(**{"steps": UPDATES, "seed": seed, **choice}))
 
 
 def main(data: str, folder: Path) -> None:

@@ -204,9 +204,9 @@ def lskip() -> str:
         cells = [score(row[key], int(row[key]["mean"] < 1000)) if key in row else "" for key in LSKIP]
         for i, key in enumerate(LSKIP):
             if not name.endswith("plain") and key in row:
-                plain = found["scores"]["EDM, plain" if name.startswith("EDM") else "plain"]
+                plain = found["scores"][re.sub("(skip|plain).*", "plain", name)]
                 changes = [run[key] / plain[seed][key] * 100 - 100 for seed, run in found["scores"][name].items()]
-                percent = f"{mean(changes):+.0f} ± {stdev(changes):.0f} %"
+                percent = f"{round(mean(changes)):+d} ± {stdev(changes):.0f} %"
                 cells[i] += f" ({percent if mean(changes) < 1000 else f'{mean(changes) / 100 + 1:.0f} x'})"
         rows.append([name, *cells])
     return markdown(["loss", *LSKIP.values()], rows)
