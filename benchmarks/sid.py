@@ -32,7 +32,7 @@ from fewstep.plan import Plan
 from fewstep.solvers import ddim, dpmpp_2m, heun
 from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig, digits_sid
+from fewstep.trainer.sid_config import SidConfig
 
 SEEDS, EVERY, SHORT, REAL = (0, 1, 2), 100, 200, 200
 TABLES, SOLVERS = ("pixels", "real"), {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m}
@@ -45,14 +45,14 @@ def arms() -> dict[str, Arm]:
     """Settings, and whether real images join."""
     found: dict[str, Arm] = {}
     for steps in (1, 2, 4):
-        config = replace(digits_sid(steps), validate_every=EVERY)
+        config = SidConfig(steps=steps, validate_every=EVERY)
         found[f"{steps} steps"] = config, False
         found[f"{steps} steps, {REAL} real images"] = config, True
         if steps == 1:
             found["1 steps, no guidance"] = replace(config, guidance=1.0), False
         if steps == 2:
             found["2 steps, from the table to real"] = replace(config, plan="real2"), False
-    short = replace(digits_sid(1), iterations=SHORT, validate_every=EVERY)
+    short = SidConfig(iterations=SHORT, validate_every=EVERY)
     found |= {f"short, alpha {alpha:g}": (replace(short, alpha=alpha), False) for alpha in ALPHAS}
     found |= {f"short, {mode}": (replace(short, mode=mode), False) for mode in MODES}  # type: ignore[arg-type]
     return found | {"short, no guidance": (replace(short, guidance=1.0), False)}
@@ -81,7 +81,7 @@ def baselines(bundle: Bundle, teacher: Teacher) -> dict[str, Plan]:
     """What the teacher makes in 35 calls and in as many as the generators."""
     grid = teacher.denoiser.parametrisation.grid
     found = {"teacher, Heun 35 calls": heun(grid(18))}
-    weight = digits_sid(1).guidance
+    weight = SidConfig().guidance
     found[f"teacher guided by {weight:g}, Heun 70 calls"] = heun(grid(18), Guidance(weight))
     found |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
     found |= {f"teacher, IIA-DDIM {n} calls": bundle.plan(f"iia{n}") for n in (2, 4)}
@@ -111,9 +111,8 @@ def main(source: Path, data: str, folder: Path) -> None:
         for name, (config, with_images) in arms().items():
             if not runs.has(name, seed):
                 look.seen.clear()
-                shutil.rmtree(
-                    checkpoint_path(root, "student"), ignore_errors=True
-                )  # a run cut off begins anew: its looks are gone
+                # A run cut off begins anew: its looks are gone.
+                shutil.rmtree(checkpoint_path(root, "student"), ignore_errors=True)
                 some: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
                 made = distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
                 look.maker.denoiser = load_network(made, "student")

@@ -112,7 +112,7 @@ class _Run:
         for net in (self.teacher, self.generator, self.fake, self.ema, self.best):
             shard(self.accelerator, net) if config.shard else net.to(device)
         optimizers = [
-            torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.0, 0.999), fused=True)
+            torch.optim.Adam(net.parameters(), lr=config.rate(), betas=(0.0, 0.999), fused=True)
             for net in (self.generator, self.fake)
         ]
         self.parts: checkpoint.Parts = {
@@ -124,7 +124,7 @@ class _Run:
             "f": optimizers[1],
         }
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-        self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
+        self.settings |= {"lr": config.rate(), "teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"validated": validate is not None}
         self.settings |= {"data": images.source, "images": len(images)} if images else {"data": None}

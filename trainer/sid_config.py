@@ -14,15 +14,17 @@ from fewstep.trainer.draws import refuse_parts
 from fewstep.trainer.scores import Mode, Weights
 from fewstep.trainer.watch import refuse_precision
 
-__all__ = ["SidConfig", "digits_sid", "generator_grid"]
+__all__ = ["SidConfig", "generator_grid"]
 
 VP_START = 0.625  # of the table's times
 
 
 @dataclass(frozen=True)
 class SidConfig:
-    """Settings of a distillation. steps is K, the network calls per image; iterations are updates of G (and of F).
+    """Settings of a distillation; the defaults brought generators of digits to their teacher (benchmarks/sid.py).
 
+    steps is K, the network calls per image; iterations are updates of G (and of F). lr: None is 6e-4, half that for several
+    steps.
     mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided
     images in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output,
     drawn uniformly, or the final one alone. start: the network that G starts as. plan: a sampler of the bundle that G walks,
@@ -33,12 +35,12 @@ class SidConfig:
     """
 
     steps: int = 1
-    iterations: int = 220
+    iterations: int = 800
     batch: int = 32
-    lr: float = 6e-4
-    alpha: float = 1.2
+    lr: float | None = None
+    alpha: float = 1.0
     mode: Mode = "teacher"
-    guidance: float = 1.0
+    guidance: float = 1.2
     lo: float = 0.0
     hi: float | None = None
     match: Literal["uniform", "final"] = "uniform"
@@ -77,14 +79,13 @@ class SidConfig:
         Weights.of(self.mode, self.guidance)
         self.interval()
 
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.lr if self.lr is not None else 6e-4 if self.steps == 1 else 3e-4
+
     def interval(self) -> Guidance:
         """How T is guided."""
         return Guidance.of({"weight": Weights.of(self.mode, self.guidance).teacher, "lo": self.lo, "hi": self.hi})
-
-
-def digits_sid(steps: int) -> SidConfig:
-    """What brought generators of digits to their teacher (benchmarks/sid.py), half the rate for several steps."""
-    return SidConfig(steps=steps, iterations=800, lr=6e-4 if steps == 1 else 3e-4, alpha=1.0, guidance=1.2)
 
 
 def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:

@@ -52,7 +52,7 @@ GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 
 BATCH = 100
 # Far fewer updates than `distill` makes, so that a demo takes minutes.
 ONE_STEP = SidConfig(iterations=220, alpha=1.2, guidance=1.5)
-TWO_STEPS = SidConfig(steps=2, iterations=100, alpha=1.0, lr=3e-4, guidance=1.5)
+TWO_STEPS = SidConfig(steps=2, iterations=100, guidance=1.5)
 
 
 @dataclass(frozen=True)

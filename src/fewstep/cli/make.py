@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -203,7 +202,7 @@ def distill(
     from fewstep.trainer.batches import open_examples
     from fewstep.trainer.latents import is_latents
     from fewstep.trainer.sid import distill
-    from fewstep.trainer.sid_config import digits_sid
+    from fewstep.trainer.sid_config import SidConfig
 
     chosen: dict[str, Any] = {
         "iterations": iterations,
@@ -227,8 +226,7 @@ def distill(
     }
     loaded, some, metric = Bundle.load(bundle), None, None
     steps = steps or (loaded.plan(plan).rows if plan else 1)
-    chosen |= {} if lr is None else {"lr": lr}
-    config = replace(digits_sid(steps), **chosen)
+    config = SidConfig(steps=steps, lr=lr, **chosen)
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if data:
         made = loaded.manifest
