@@ -218,6 +218,9 @@ def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:
         ({"match": "first"}, "every output .uniform. or the last .final., got 'first'"),
         ({"warmup": 1.0}, "shares of a run lie in 0 .. 1"),
         ({"patience": -1}, "its patience is 0 or more"),
+        ({"alpha": float("nan")}, "alpha is a finite number"),
+        ({"lr": -1.0}, "a learning rate is 0 or more, got -1.0"),
+        ({"lr": float("nan")}, "a learning rate is 0 or more, got nan"),
         ({"guidance": 2.0, "lo": 2.0, "hi": 1.0}, "guidance needs lo < hi"),
     ):
         with pytest.raises(ValueError, match=sentence):

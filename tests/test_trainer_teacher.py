@@ -138,6 +138,7 @@ def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
         ({"schedule": "cosine"}, "a schedule is linear, constant, momentum-decay, compensation-only"),
         ({"curriculum": 0.0}, "a width above 0 that is finite"),
         ({"tau": float("nan")}, "0 <= tau <= 1"),
+        ({"lr": -1.0}, "a learning rate is 0 or more"),
     ],
 )
 def test_what_no_teacher_can_be(choices: dict, sentence: str) -> None:

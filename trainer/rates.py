@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-__all__ = ["Rates", "Schedule", "rates"]
+__all__ = ["Rates", "Schedule", "rates", "refuse_rate"]
 
 # linear: the rate falls to 0. constant: it stays. momentum-decay: MDLRC of arXiv 2404.07946, Adam's first momentum falls and
 # the rate with it, so that what an update adds in the long run stays the same. compensation-only: its control, the rate alone.
@@ -17,6 +17,12 @@ class Rates(NamedTuple):
 
     lr: float
     beta1: float
+
+
+def refuse_rate(lr: float) -> None:
+    """Raises ValueError for what is no learning rate."""
+    if not lr >= 0:  # also where it is not a number
+        raise ValueError(f"a learning rate is 0 or more, got {lr}")
 
 
 def rates(schedule: Schedule, step: int, steps: int, warmup: int) -> Rates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from fewstep.guidance import Guidance
 from fewstep.parametrisation import Edm, Flow, Parametrisation
 from fewstep.schedule import Grid, flow, uniform
 from fewstep.trainer.draws import refuse_parts
+from fewstep.trainer.rates import refuse_rate
 from fewstep.trainer.scores import Mode, Weights
 from fewstep.trainer.watch import refuse_precision
 
@@ -76,6 +78,9 @@ class SidConfig:
             raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
         refuse_parts(self.batch, self.accumulate)
         refuse_precision(self.precision)
+        refuse_rate(self.rate())
+        if not isfinite(self.alpha):
+            raise ValueError(f"SiD's alpha is a finite number, published 0.5 to 1.2, got {self.alpha}")
         Weights.of(self.mode, self.guidance)
         self.interval()
 

@@ -33,7 +33,7 @@ from fewstep.trainer.ema import average_into
 from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
-from fewstep.trainer.rates import Schedule, rates
+from fewstep.trainer.rates import Schedule, rates, refuse_rate
 from fewstep.trainer.shards import gathered, prepared, shard
 from fewstep.trainer.watch import Watch, accelerator_for, refuse_precision
 
@@ -90,6 +90,7 @@ class TeacherConfig:
             raise ValueError("training saves, and looks at its metric, every 1 update or more")
         refuse_parts(self.batch, self.accumulate)
         refuse_precision(self.precision)
+        refuse_rate(self.lr)
         if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         if self.kind == "flow" and self.tau != 1:

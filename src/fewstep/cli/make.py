@@ -155,8 +155,10 @@ def distill(
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
     iterations: Annotated[int, typer.Option(help="Updates of the generator.")] = 800,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="6e-4, or 3e-4 for several steps")] = None,
-    alpha: Annotated[float, typer.Option(help="SiD's alpha.")] = 1.0,
+    lr: Annotated[
+        float | None, typer.Option(callback=finite, help="Learning rate.", show_default="6e-4, or 3e-4 for several steps")
+    ] = None,
+    alpha: Annotated[float, typer.Option(callback=finite, help="SiD's alpha.")] = 1.0,
     guidance: Annotated[float, typer.Option(callback=finite, help="Weight the teacher is guided with; 1 is none.")] = 1.2,
     lo: Annotated[float, typer.Option(callback=finite, help="Guide it at noise levels above this ...")] = 0.0,
     hi: Annotated[float | None, typer.Option(help="... and up to this.", show_default="all that are higher")] = None,
