@@ -32,9 +32,9 @@ BOTH: dict[str, Choice] = {
     "constant rate": {"schedule": "constant"},
     "rate falls to 0": {"schedule": "linear"},
     "curriculum": {"schedule": "constant", "curriculum": 0.3},
-    "momentum decay": {"schedule": "momentum-decay"},
 }
 ALL: dict[str, Choice] = BOTH | {
+    "momentum decay": {"schedule": "momentum-decay"},
     "rate of the momentum decay": {"schedule": "compensation-only"},
     "curriculum and momentum decay": {"schedule": "momentum-decay", "curriculum": 0.3},
 }

@@ -242,6 +242,8 @@ def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Pat
         assert [point.step for point in found] == [10, 20]
         assert all(np.isfinite(point.value) for point in found)
     assert [(image.step, image.width, image.height) for image in events.Images("samples")] == [(10, 280, 56), (20, 280, 56)]
+    with pytest.raises(ValueError, match="is a file; choose another --log-to"):
+        distill(Bundle.load(done.root), "third", config, log=tmp_path / "log/student-000010.png")
 
 
 def test_the_command_distils_as_was_measured() -> None:

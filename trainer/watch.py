@@ -27,11 +27,16 @@ SHEET = 20  # images
 
 
 def accelerator_for(precision: str, log: Path | None) -> Accelerator:
-    """An Accelerator that tracks into the directory `log`, where there is one. Raises ImportError without tensorboard."""
+    """An Accelerator that tracks into the directory `log`, where there is one.
+
+    Raises ImportError without tensorboard, ValueError where log is a file.
+    """
     if log is None:
         return Accelerator(mixed_precision=precision, cpu=several_on_cpu())
     import tensorboard  # noqa: F401  (accelerate would go on without a word)
 
+    if log.is_file():
+        raise ValueError(f"curves and samples go into a directory, and {log} is a file; choose another --log-to")
     log.mkdir(parents=True, exist_ok=True)
     return Accelerator(mixed_precision=precision, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
 
