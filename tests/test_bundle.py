@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -161,6 +163,60 @@ def test_a_kill_between_the_two_renames_is_healed(bundle: Bundle) -> None:
     healed.verify()
     assert healed.manifest == bundle.manifest
     assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
+
+
+def test_processes_that_change_a_bundle_at_once_take_turns(bundle: Bundle) -> None:
+    code = (
+        "import sys; from fewstep.bundle import Bundle\n"
+        "bundle = Bundle.load(sys.argv[1])\n"  # loaded once: what others add meanwhile is to stay
+        "for i in range(8):\n"
+        "    with bundle.edit() as draft:\n"
+        "        name = f'note-{sys.argv[2]}-{i}'\n"
+        "        draft.new(name).write_text(name); draft.manifest.provenance[name] = i\n"
+    )
+    commands = [[sys.executable, "-c", code, bundle.root, str(n)] for n in range(4)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 4, said
+    assert any("waiting for another process" in lines for lines in said)
+    done = Bundle.load(bundle.root)
+    done.verify()
+    names = {f"note-{n}-{i}" for n in range(4) for i in range(8)}
+    assert names <= set(done.manifest.provenance)
+    assert names <= set(done.manifest.files)
+    assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
+
+
+def test_a_plan_that_another_process_changed_is_not_written_over(bundle: Bundle) -> None:
+    stale = Bundle.load(bundle.root)
+    with bundle.edit() as draft:
+        draft.manifest.plans["best"].solver = "another"
+    with pytest.raises(ValueError, match=r"the plan 'best' of a\.bundle was changed meanwhile"), stale.edit():
+        pass
+    assert Bundle.load(bundle.root).manifest.plans["best"].solver == "another"
+
+
+def test_of_two_that_make_one_bundle_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, errors, waits = tmp_path / "new.bundle", [], Event()
+    monkeypatch.setattr(logging.getLogger("fewstep.staging"), "warning", lambda *_: waits.set())
+
+    def second() -> None:
+        try:
+            with Draft.create(path, image=IMAGE, condition=CONDITION) as draft:
+                draft.manifest.provenance["by"] = "second"
+        except FileExistsError as error:
+            errors.append(str(error))
+
+    with Draft.create(path, image=IMAGE, condition=CONDITION) as draft:
+        draft.manifest.provenance["by"] = "first"
+        thread = Thread(target=second)
+        thread.start()
+        assert waits.wait(30)
+    thread.join()
+    assert len(errors) == 1
+    assert "exists already" in errors[0]
+    assert Bundle.load(path).manifest.provenance == {"by": "first"}
+    assert [p.name for p in tmp_path.iterdir()] == ["new.bundle"]
 
 
 def test_what_is_missing_is_named_with_what_there_is(bundle: Bundle) -> None:

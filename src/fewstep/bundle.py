@@ -85,6 +85,8 @@ class Bundle:
         recover(root)
         manifest_path = _inside(root, MANIFEST)
         if not manifest_path.is_file():
+            recover(root)  # another process was between its renames
+        if not manifest_path.is_file():
             raise FileNotFoundError(f"{path} is not a bundle: it has no {MANIFEST}; make one with: fewstep train")
         if manifest_path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"{manifest_path} is over {MAX_MANIFEST_BYTES >> 20} MiB, which no bundle needs")
@@ -187,17 +189,38 @@ class Bundle:
     def edit(self) -> Iterator[Draft]:
         """Change the bundle: a draft that replaces it when the block ends well, and vanishes when it does not.
 
-        Raises ValueError where files lie in it that the manifest does not know, for they would be lost.
+        One process at a time does so. What others added since this bundle was loaded stays.
+
+        Raises ValueError where files lie in it that the manifest does not know, for they would be lost, and where a network or
+        plan is another one than when it was loaded.
         """
-        self._refuse_strangers(self.root)
         with staged(self.root) as staging:
-            for name in self.manifest.files:
+            now = self._now()
+            now._refuse_strangers(self.root)
+            for name in now.manifest.files:
                 target = staging / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link(self.file(name), target)
-            draft = Draft(staging, self.manifest.model_copy(deep=True))
+                _link(now.file(name), target)
+            draft = Draft(staging, now.manifest.model_copy(deep=True))
             yield draft
-            draft.seal(self.manifest)
+            draft.seal(now.manifest)
+
+    def _now(self) -> Bundle:
+        """The bundle as it lies there now; what was checked and is the same counts as checked."""
+        now = Bundle.load(self.root)
+        was, files = self.manifest, now.manifest.files
+        now._checked = {name for name in self._checked if files.get(name) == was.files.get(name)}
+        for kind, before, after in (
+            ("network", was.networks, now.manifest.networks),
+            ("plan", was.plans, now.manifest.plans),
+        ):
+            for name, entry in before.items():
+                same = after.get(name) == entry and (kind == "plan" or self.network_digest(name) == now.network_digest(name))
+                if not same:
+                    raise ValueError(
+                        f"the {kind} {name!r} of {self.root.name} was changed meanwhile by another process; repeat the command"
+                    )
+        return now
 
 
 def _link(source: Path, target: Path) -> None:
@@ -242,6 +265,7 @@ class Draft:
         recover(root)
         check_new(root)
         with staged(root) as staging:
+            check_new(root)  # another process may have made it meanwhile
             draft = cls(staging, Manifest(name=root.name.removesuffix(".bundle"), image=image, condition=condition))
             yield draft
             draft.seal()
