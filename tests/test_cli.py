@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep import console
 from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
 from fewstep.console import say, table
@@ -157,6 +158,11 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["compare", "digits.bundle", "--data", "cifar"], "'cifar' is neither a known data set"),
         (["pick", "digits.bundle", "--calls", "4"], "the samplers of digits.bundle were not compared yet"),
         (["report", "digits.bundle"], "the samplers of digits.bundle were not compared yet"),
+        (["distill", "digits.bundle", "--name", "new", "--images", "5"], "--images counts real images, and none are read"),
+        (["distill", "digits.bundle", "--name", "new", "--patience", "2"], "patience counts looks at a metric"),
+        (["train", "--out", "new.bundle", "--network", "none.json"], "there is no none.json"),
+        (["train", "--out", "new.bundle", "--sigma-data", "0"], "the standard deviation of the data, is above 0"),
+        (["train", "--out", "new.bundle", "--resolution", "64"], "mnist5k has images of 28x28 as they are, not of 64"),
         (["tau", "--data", "mnist5k", "--runs", "1"], "needs 2 or more training runs"),
         (["export", "digits.bundle", "--solver", "euler"], "solver is one of ddim, heun, dpmpp_2m, spndm, ipndm, got 'euler'"),
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
@@ -188,6 +194,16 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], s
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
     assert sentence in refused(*arguments, cwd=here)
     assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def test_progress_counts_what_was_done_before(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PLAIN_EVERY_SECONDS", 0.0)
+    assert list(console.track(range(2, 5), "work")) == [2, 3, 4]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "work: goes on after 2 of 5"
+    assert lines[1].startswith("work: 3/5, ")
+    list(console.track(range(3), "new"))
+    assert "goes on" not in capsys.readouterr().err
 
 
 def test_labels_of_an_unknown_option_are_clicks_own_refusal() -> None:

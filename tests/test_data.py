@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fewstep.bundle import Bundle
-from fewstep.data import batches, images_like, open_images
+from fewstep.data import Images, batches, images_like, open_images
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +68,41 @@ def test_a_saved_data_set_and_parquet_read_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved[0], parquet[0])
     np.testing.assert_array_equal(saved[0][0].transpose(1, 2, 0), np.asarray(rows["image"][0]))
     assert saved[1].tolist() == parquet[1].tolist() == [0, 1] * 4
+
+
+def test_arrays_are_split_like_any_source() -> None:
+    pixels, labels = RNG.integers(0, 255, (20, 8, 6, 3), np.uint8), np.arange(20) % 2
+    images = Images.of(pixels, labels)
+    assert (images.image.shape, images.condition.classes, len(images)) == ((3, 8, 6), 2, 16)
+    np.testing.assert_array_equal(images[np.array([3])][0][0].transpose(1, 2, 0), pixels[images.index[3]])
+    assert len(Images.of(pixels, split="held-out")) == 4
+    for wrong in (pixels[0], pixels.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"pixels are \(N, H, W, C\) uint8"):
+            Images.of(wrong)
+    with pytest.raises(ValueError, match="images without a label"):
+        Images.of(pixels, labels[1:])
+
+
+def test_the_hash_tells_sources_apart(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data")
+    seen = [open_images(str(folder)).sha256, open_images(str(folder), "held-out").sha256]
+    assert seen[0] == seen[1]
+    assert open_images(str(folder), resolution=6).sha256 != seen[0]
+    (folder / "class1" / "3.png").write_bytes((folder / "class1" / "2.png").read_bytes())
+    assert open_images(str(folder)).sha256 != seen[0]
+    assert Images.of(np.zeros((5, 2, 2, 1), np.uint8)).sha256 != Images.of(np.ones((5, 2, 2, 1), np.uint8)).sha256
+
+
+def test_a_class_without_images_and_a_size_that_does_nothing_are_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "data")
+    assert open_images(str(folder)).names == ("class0", "class1")
+    with pytest.raises(ValueError, match="side of 1 pixel or more, got 0"):
+        open_images(str(folder), resolution=0)
+    with pytest.raises(ValueError, match="mnist5k has images of 28x28 as they are, not of 64"):
+        open_images("mnist5k", resolution=64)
+    (folder / "class00").mkdir()
+    with pytest.raises(ValueError, match="class00 holds no image, and every folder is a class"):
+        open_images(str(folder))
 
 
 def test_an_unknown_name_and_an_empty_folder_are_refused(tmp_path: Path) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fewstep.bundle import Draft
+from fewstep.data import open_images
 from fewstep.denoiser import save_network, unet
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.trainer import checkpoint
+from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 # Imports and runs once, then forks a process for every attempt and kills it at a random moment after it first saved; the last
 # attempt is left alone. `run` is defined by what is put before.
@@ -154,6 +160,40 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(damage: str, parts: checkpoi
         path.write_text("")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         checkpoint.load(path, parts, settings={})
+
+
+def test_two_processes_are_never_at_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.checkpoint"
+    with checkpoint.alone(path):
+        sentence = r"another process is at this run now \(a.checkpoint\); wait for its end"
+        with pytest.raises(ValueError, match=sentence), checkpoint.alone(path):
+            pass
+        with checkpoint.alone(tmp_path / "b.checkpoint"):
+            pass
+    with checkpoint.alone(path):  # free again
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    for name in ("cat/1", "cat/2", "dog/3", "dog/4"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), int(name[-1]), np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+    images, config = open_images(str(tmp_path / "photos")), TeacherConfig(steps=2, batch=2, channels=(8,), patch=1)
+    out = tmp_path / "a.bundle"
+
+    def stops(_steps: Sequence[int], _what: str) -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(out, images, replace(config, checkpoint_every=1), track=stops)
+    shutil.copy(tmp_path / "photos/dog/3.png", tmp_path / "photos/cat/1.png")
+    with pytest.raises(ValueError, match=r"of a run with other settings \(data_sha256 was"):
+        train_teacher(out, open_images(str(tmp_path / "photos")), config)
+    bundle = train_teacher(out, images, config)
+    assert bundle.manifest.provenance["teacher"]["classes"] == ["cat", "dog"]
+    assert "2 classes (0 cat, 1 dog)" in (out / "card.md").read_text()
 
 
 def test_what_was_saved_is_what_is_loaded(parts: checkpoint.Parts, tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_the_weights_that_were_best_are_kept_and_patience_ends_the_run(bundle_of
         return next(values)
 
     config = SidConfig(iterations=10, batch=4, validate_every=2, patience=2, lr=1e-3)
+    with pytest.raises(ValueError, match="patience counts looks at a metric, and there is none"):
+        distill(bundle_of("plain"), "student", config)
     done = distill(bundle_of("unet"), "student", config, validate=validate)
     assert len(seen) == 4  # twice without a better one
     assert done.manifest.provenance["student"]["metrics"] == [

@@ -7,6 +7,7 @@ checkpoints: a run may go on with another number of processes than it was stoppe
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,9 +26,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
+from fewstep.staging import claimed
 from fewstep.tensors import os_errors
 
-__all__ = ["FREE", "Parts", "Saved", "checkpoint_path", "load", "remove", "save"]
+__all__ = ["FREE", "Parts", "Saved", "alone", "checkpoint_path", "load", "remove", "save"]
 
 Parts: TypeAlias = Mapping[str, nn.Module | Optimizer]
 ABOUT = "run.json"
@@ -37,6 +39,17 @@ FREE = ("checkpoint_every", "shard")  # settings that may change when a run goes
 def checkpoint_path(bundle: Path, run: str) -> Path:
     """Where a run that will write into a bundle keeps its checkpoint: beside the bundle."""
     return bundle.with_name(f"{bundle.name}.{run}.checkpoint")
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """The right to a checkpoint, as long as a run goes on. Raises ValueError while another run has it."""
+    if int(os.environ.get("RANK", "0")):  # the first process of a run holds it for all
+        yield
+        return
+    busy = f"another process is at this run now ({path.name}); wait for its end, or choose another name"
+    with claimed(path.with_name(f".{path.name}.lock"), busy=busy):
+        yield
 
 
 def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
@@ -83,7 +96,7 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
     processes.wait_for_everyone()
     if not path.exists():
         return Saved()
-    way_out = "remove it to start anew, or repeat the command it belongs to"
+    way_out = "remove it to start anew"
     try:
         about = json.loads((path / ABOUT).read_text("utf-8"))
         step, found, state = int(about["step"]), about["settings"], about["state"]
@@ -94,7 +107,9 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
     wanted = json.loads(json.dumps(settings))
     if changed := sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)):
         differences = ", ".join(f"{k} was {found.get(k)} and is {wanted.get(k)}" for k in changed)
-        raise ValueError(f"{path} is of a run with other settings ({differences}); {way_out}")
+        raise ValueError(
+            f"{path} is of a run with other settings ({differences}); {way_out}, or repeat the command it belongs to"
+        )
     tensors = _tensors(parts)
     try:
         with _one_error():

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from fewstep.data import Images, Labels, classes, open_images, positions
+from fewstep.data import Images, Labels, classes, digest, open_images, positions
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
 from fewstep.processes import several_on_cpu
@@ -159,4 +159,7 @@ def open_latents(path: Path, *, embeddings: Condition | None = None) -> Latents:
         raise ValueError(f"{path} is not readable as latents ({' '.join(str(error).split())[:300]}); encode anew") from None
     index = positions(str(path), labels, "train")
     condition = embeddings or classes(labels)
-    return Latents(str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER)
+    sha256 = digest(about, rows.shape, np.asarray(labels))
+    return Latents(
+        str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, sha256=sha256
+    )

@@ -30,7 +30,7 @@ from fewstep.solvers import few_step
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader
 from fewstep.trainer.conditions import Conditions
-from fewstep.trainer.draws import Draws, accumulated
+from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Space, space_of
@@ -61,8 +61,9 @@ def distill(
 ) -> Bundle:
     """Distil `teacher` into the network and plan `name` of the bundle.
 
-    images: real ones, for the adversarial term. validate: a metric, lower is better, of the averaged generator and its plan;
-    the weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
+    Returns the bundle as it is then. images: real ones, for the adversarial term, from fewstep.trainer.batches.open_examples.
+    validate: a metric, lower is better, of the averaged generator and its plan, such as that of fewstep.decide.validate; the
+    weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
     provenance: what else the bundle and its card are to say of the network, such as its licence and validated_on.
     log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
@@ -73,7 +74,11 @@ def distill(
     Raises ValueError for a condition that cannot be drawn at random, images that are not the bundle's kind, or a run that does
     not stay finite.
     """
-    return _Run(bundle, name, config, teacher, images, validate, embeddings, provenance, log).go(track)
+    check_name(name)
+    if config.patience and validate is None:
+        raise ValueError("patience counts looks at a metric, and there is none; give images to --validate")
+    with checkpoint.alone(checkpoint.checkpoint_path(bundle.root, name)):
+        return _Run(bundle, name, config, teacher, images, validate, embeddings, provenance, log).go(track)
 
 
 class _Run:
@@ -91,7 +96,6 @@ class _Run:
         provenance: Mapping[str, Any] | None,
         log: Path | None,
     ) -> None:
-        check_name(name)
         if name in (teacher, config.start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
         _refuse_others(bundle, images)
@@ -99,6 +103,7 @@ class _Run:
         self.loader = Loader(images) if images else None
         self.provenance = dict(provenance or {})
         self.accelerator = accelerator_for(config.precision, log)
+        refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         self.conditions = Conditions(bundle.manifest.condition, embeddings, device)
         if images:
@@ -127,7 +132,8 @@ class _Run:
         self.settings |= {"lr": config.rate(), "teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"validated": validate is not None}
-        self.settings |= {"data": images.source, "images": len(images)} if images else {"data": None}
+        self.settings |= {"data": images.source if images else None}
+        self.settings |= {"data_sha256": images.sha256, "images": len(images)} if images else {}
         if config.checkpointing:
             for denoiser in (self.generator, self.fake.denoiser):
                 cast(Any, denoiser.net).enable_gradient_checkpointing()

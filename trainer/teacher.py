@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -91,6 +92,8 @@ class TeacherConfig:
         refuse_parts(self.batch, self.accumulate)
         refuse_precision(self.precision)
         refuse_rate(self.lr)
+        if not 0 < self.sigma_data < inf:
+            raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
         if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         if self.kind == "flow" and self.tau != 1:
@@ -126,15 +129,18 @@ def train_teacher(
 ) -> Bundle:
     """Train on images, or latents of some, and write a bundle with the network `teacher` and its 18-step Heun plan.
 
-    embeddings: of the prompts that the images' labels count, and of none, where the network takes some. validate: a metric of
-    the averaged weights and that plan, for the curve and the bundle's provenance. licence: of the images, in words, for the
-    bundle's card. log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
+    Returns the bundle, at `out` then. images: from fewstep.trainer.batches.open_examples or Images.of. embeddings: of
+    the prompts that the images' labels count, and of none, where the network takes some. validate: a metric of the averaged
+    weights and that plan, for the curve and the bundle's provenance. licence: of the images, in words, for the bundle's card.
+    log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
     Raises FileExistsError when the bundle exists, ValueError for a name it cannot have, when a checkpoint of other settings is
     in the way, or the network does not fit the images.
     """
-    return _Run(out, images, config, embeddings, validate, licence, log).go(track)
+    check_new(out)
+    with checkpoint.alone(checkpoint.checkpoint_path(out, "teacher")):
+        return _Run(out, images, config, embeddings, validate, licence, log).go(track)
 
 
 class _Run:
@@ -150,9 +156,9 @@ class _Run:
         licence: str | None,
         log: Path | None,
     ) -> None:
-        check_new(out)
         self.out, self.images, self.config, self.validate, self.licence = out, images, config, validate, licence
         self.accelerator = accelerator_for(config.precision, log)
+        refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         self.conditions, self.loader = Conditions(images.condition, embeddings, device), Loader(images)
         self.conditions.check(images)
@@ -164,7 +170,8 @@ class _Run:
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.parts: checkpoint.Parts = {"net": self.denoiser, "ema": self.ema, "optimizer": optimizer}
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-        self.settings |= {"data": images.source, "images": len(images)}
+        self.settings |= {"data": images.source, "data_sha256": images.sha256, "images": len(images)}
+        self.settings |= {"classes": list(images.names)} if images.names else {}
         self.settings |= {"prompts": self.conditions.count} if embeddings else {}
         self.saved = checkpoint.checkpoint_path(out, "teacher")
         self.start, state = checkpoint.load(self.saved, self.parts, settings=self.settings)
@@ -251,6 +258,11 @@ def _network(images: Images, config: TeacherConfig) -> Denoiser:
     """A fresh network for the images."""
     channels, height, width = images.state_shape
     state = ImageSpec(channels=channels, height=height, width=width)
+    if images.condition.kind == "embeddings" and config.network is None:
+        raise ValueError(
+            "a network that takes embeddings is not made by itself; give --network, a config.json of diffusers, of a "
+            "UNet2DConditionModel or an SD3Transformer2DModel"
+        )
     if config.network is not None:
         return fresh_network(
             config.network, state, images.condition, parametrisation=config.parametrisation(), patch=config.patch

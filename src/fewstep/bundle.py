@@ -75,6 +75,9 @@ class Bundle:
         self.manifest = manifest
         self._checked: set[str] = set()
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.root)!r})"
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bundle:
         """Open a bundle directory. Reads the manifest only; see `file` and `verify`.

@@ -28,23 +28,29 @@ def say(text: str) -> None:
 
 
 def track(steps: Sequence[int], what: str) -> Iterable[int]:
-    """A progress bar with elapsed and remaining time; lines every few seconds where stderr is no terminal."""
-    return _bar(steps, what) if sys.stderr.isatty() else _lines(steps, what)
+    """A progress bar with elapsed and remaining time; lines every few seconds where stderr is no terminal.
+
+    Where steps begin later than at 0, those before them count as done.
+    """
+    before = steps.start if isinstance(steps, range) and steps.step == 1 else 0
+    if before:
+        say(f"{what}: goes on after {before} of {before + len(steps)}")
+    return _bar(steps, what, before) if sys.stderr.isatty() else _lines(steps, what, before)
 
 
-def _bar(steps: Sequence[int], what: str) -> Iterable[int]:
+def _bar(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_out) as progress:
-        yield from progress.track(steps, description=f"{what:<24}")
+        yield from progress.track(steps, total=before + len(steps), completed=before, description=f"{what:<24}")
 
 
-def _lines(steps: Sequence[int], what: str) -> Iterable[int]:
+def _lines(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
     start = shown = time.monotonic()
     for done, step in enumerate(steps):
         now = time.monotonic()
         if done and now - shown >= PLAIN_EVERY_SECONDS:
             left = (now - start) / done * (len(steps) - done)
-            say(f"{what}: {done}/{len(steps)}, {clock(left)} left")
+            say(f"{what}: {before + done}/{before + len(steps)}, {clock(left)} left")
             shown = now
         yield step
     say(f"{what}: done in {clock(time.monotonic() - start)}")

@@ -6,8 +6,9 @@ data here, so the split into training and held-out images exists once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -36,7 +37,8 @@ class Rows(Protocol):
 class Images:
     """A split of a data set. Pixels are decoded when asked for, labels (N,) are in memory (all 0 without classes).
 
-    Where the condition is embeddings, labels are the rows of the images' prompts.
+    Where the condition is embeddings, labels are the rows of the images' prompts. sha256: of what the source holds, so that a
+    run goes on with the images it began with; names, the classes' where the source has some.
     """
 
     source: str
@@ -45,6 +47,22 @@ class Images:
     rows: Rows
     index: Labels
     labels: Labels
+    sha256: str = field(default="", kw_only=True)
+    names: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    def of(cls, pixels: Bytes, labels: Labels | None = None, *, source: str = "arrays", split: Split = "train") -> Images:
+        """A split of pixels (N, H, W, C) uint8 in memory, with labels (N,), whole numbers from 0, or none.
+
+        source: what the bundle and its card are to call them. Raises ValueError for arrays of other shapes or types.
+        """
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels are (N, H, W, C) uint8, got {pixels.shape} {pixels.dtype}")
+        labels = checked_labels(source, len(pixels), labels)
+        index = positions(source, labels, split)
+        _, height, width, channels = pixels.shape
+        spec = ImageSpec(channels=channels, height=height, width=width)
+        return cls(source, spec, classes(labels), pixels, index, labels[index], sha256=digest(pixels, labels))
 
     def __len__(self) -> int:
         return self.index.size
@@ -91,20 +109,27 @@ def open_images(
     condition of a network that takes prompts, whose rows the labels are then.
     Raises ValueError or FileNotFoundError with what to do.
     """
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"images are resized to a side of 1 pixel or more, got {resolution}")
     if source == "mnist5k":
-        pixels, labels = _mnist5k()
-        rows: Rows = pixels
+        found = Images.of(*_mnist5k(), source=source, split=split)
+        if resolution not in (None, found.image.height):
+            raise ValueError(f"mnist5k has images of 28x28 as they are, not of {resolution}; those of a folder are resized")
     elif Path(source).is_dir():
-        rows, labels = _open_directory(Path(source), resolution)
-        pixels = rows[np.arange(1)]
+        found = _open_directory(Path(source), split, resolution)
     else:
         raise FileNotFoundError(
             f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
         )
-    index = positions(source, labels, split)
-    _, height, width, channels = pixels.shape
-    spec = ImageSpec(channels=channels, height=height, width=width)
-    return Images(source, spec, embeddings or classes(labels), rows, index, labels[index])
+    return replace(found, condition=embeddings) if embeddings else found
+
+
+def digest(*parts: object) -> str:
+    """One hash of arrays and of whatever else says what it is."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return found.hexdigest()
 
 
 def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
@@ -191,16 +216,20 @@ class Square:
         return ImageSpec(channels=1 if self.mode == "L" else 3, height=self.side, width=self.side)
 
 
-def _open_directory(path: Path, resolution: int | None) -> tuple[Rows, Labels]:
+def _open_directory(path: Path, split: Split, resolution: int | None) -> Images:
     data = _read(path)
     from datasets import Image
 
     column = next((name for name, feature in data.features.items() if isinstance(feature, Image)), None)
     if column is None:
         raise ValueError(f"{path} has no image column, it has {list(data.features)}; store images as datasets.Image")
-    _refuse_broken(path, data.cast_column(column, Image(decode=False)), column)
+    seen = _refuse_broken(path, data.cast_column(column, Image(decode=False)), column)
     label = next((name for name in LABELS if name in data.features), None)
-    return _Decoded(data, column, resolution), checked_labels(str(path), len(data), data[label] if label else None)
+    labels = checked_labels(str(path), len(data), data[label] if label else None)
+    rows, index = _Decoded(data, column, resolution), positions(str(path), labels, split)
+    found = Images(str(path), rows.square.spec, classes(labels), rows, index, labels[index])
+    names = tuple(getattr(data.features.get(label), "names", ()))
+    return replace(found, sha256=digest(rows.square, labels, seen), names=names)
 
 
 def checked_labels(source: str, count: int, column: Any) -> Labels:
@@ -222,6 +251,9 @@ def _read(path: Path) -> Any:
     datasets.disable_progress_bars()
     if not any(p.is_file() for p in path.rglob("*")):
         raise ValueError(f"{path} is empty; put images into it (one subfolder per class), or a data set")
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not any(p.is_file() for p in folder.rglob("*")):
+            raise ValueError(f"{folder} holds no image, and every folder is a class; put some into it, or remove it")
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(str(path))
@@ -238,17 +270,21 @@ def _read(path: Path) -> Any:
     return data
 
 
-def _refuse_broken(path: Path, encoded: Any, column: str) -> None:
-    """Decode every image once and name the first that cannot be."""
+def _refuse_broken(path: Path, encoded: Any, column: str) -> str:
+    """Decode every image once and name the first that cannot be. Gives the hash of all files."""
     import io
 
     from PIL import Image, UnidentifiedImageError
 
+    seen = hashlib.sha256()
     for i, row in enumerate(encoded):
         item = row[column]
         try:
-            with Image.open(io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]) as image:
+            content = item["bytes"] or Path(item["path"]).read_bytes()
+            seen.update(hashlib.sha256(content).digest())
+            with Image.open(io.BytesIO(content)) as image:
                 image.load()
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             name = item["path"] or f"image {i} of {path}"
             raise ValueError(f"{name} is not a readable image ({error}); repair or remove it") from None
+    return seen.hexdigest()

@@ -112,7 +112,7 @@ def unet(
     if image.height % divisor or image.width % divisor:
         raise ValueError(
             f"{image.height}x{image.width} images do not divide by {divisor} (patch {patch}, {len(channels)} levels); "
-            "resize them or choose fewer levels"
+            f"resize them, with --resolution {max(image.height // divisor, 1) * divisor}, or choose fewer levels"
         )
     net = network_class("UNet2DModel")(
         sample_size=(image.height // patch, image.width // patch),

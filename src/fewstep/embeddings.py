@@ -50,8 +50,8 @@ def checked_embeddings(condition: Condition, embeddings: Mapping[str, Tensor] | 
     wanted = {spec.name: spec.shape for spec in (*condition.inputs(), *condition.null_inputs())}
     if given.keys() != wanted.keys():
         raise ValueError(
-            f"images of this bundle are made from embeddings, which cannot be drawn at random; give {sorted(wanted)}, "
-            f"got {sorted(given) or 'none'}"
+            f"images of this bundle are made from embeddings, which cannot be drawn at random; give the tensors "
+            f"{', '.join(sorted(wanted))}, got {', '.join(sorted(given)) or 'none'}"
         )
     for name, shape in wanted.items():
         if tuple(given[name].shape[1:]) != shape or not len(given[name]):

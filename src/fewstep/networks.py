@@ -120,8 +120,8 @@ def check_fit(net: Any, state: tuple[int, int, int], condition: Condition, *, pa
     for key, (found, wanted) in (facts | family.facts(net.config, condition, time_ids)).items():
         if found != wanted:
             raise ValueError(
-                f"this {name} has {key} {found}, the bundle needs {wanted}; "
-                "choose a network made for it or change the bundle's image and condition"
+                f"this {name} has {key} {found}, the bundle needs {wanted}, with states {state} and patch {patch}; "
+                "set it so, choose a network made for it, or change image, condition or patch"
             )
 
 

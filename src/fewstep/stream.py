@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.data import LABELS, Bytes, Images, Square, checked_labels, classes, positions
+from fewstep.data import LABELS, Bytes, Images, Square, checked_labels, classes, digest, positions
 from fewstep.manifest import Condition
 
 __all__ = ["Stream", "is_url", "open_stream"]
@@ -180,7 +180,8 @@ def open_stream(source: str, *, resolution: int | None = None, embeddings: Condi
     labels = checked_labels(source, count, np.concatenate(numbers) if numbers else None)
     index = positions(source, labels, "train")
     rows = RowGroups(files, groups, column, resolution)
-    return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index])
+    sha256 = digest(rows.square, labels, [(group, files.size(group.file)) for group in groups])
+    return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], sha256=sha256)
 
 
 def _footers(files: Any, names: Sequence[str]) -> tuple[list[Group], str, list[npt.NDArray[Any]]]:

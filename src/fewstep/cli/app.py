@@ -191,6 +191,8 @@ def main() -> None:
             text = (
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
             )
+        if type(error) is FileNotFoundError and error.filename:
+            text = f"there is no {error.filename}"
         if isinstance(error, PermissionError):
             text = f"no permission ({error.filename or text}); choose another place, or ask for it"
         if isinstance(error, ImportError):

@@ -38,7 +38,7 @@ def train(
     embeddings: Embeddings = None,
     steps: Annotated[int, typer.Option(help="Updates of the network.")] = 2000,
     batch: Annotated[int, typer.Option(help="Images per update, over all processes.")] = 32,
-    lr: Annotated[float, typer.Option(callback=finite, help="Peak learning rate; it falls to 0 over the run.")] = 3e-3,
+    lr: Annotated[float, typer.Option(callback=finite, help="Peak learning rate; --schedule says how it falls.")] = 3e-3,
     tau: Annotated[
         float | None,
         typer.Option(help="Lskip: weight of the plain loss; 1 switches Lskip off.", show_default="0.99; 1 for a flow"),
@@ -177,7 +177,7 @@ def distill(
     data: Annotated[
         str | None, typer.Option(help="Real images for an adversarial term, as for train.", show_default="none is read")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
+    images: Annotated[int | None, typer.Option(min=1, help="How many of them.", show_default="200")] = None,
     validate: Annotated[
         str | None, typer.Option(help="Images that judge the run: the best weights are kept.", show_default="the last are")
     ] = None,
@@ -230,10 +230,12 @@ def distill(
     steps = steps or (loaded.plan(plan).rows if plan else 1)
     config = SidConfig(steps=steps, lr=lr, **chosen)
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
+    if images and not data:
+        raise ValueError("--images counts real images, and none are read; give some to --data")
     if data:
         made = loaded.manifest
         size = None if is_latents(Path(data)) else made.image.height
-        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images)
+        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images or 200)
     if validate:
         from fewstep.decide.validate import validator
 
@@ -241,5 +243,9 @@ def distill(
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}
-    distill(loaded, name, config, log=log, track=track, **extras)
-    finish({"bundle": str(bundle), "plan": name}, as_json, f"fewstep export {bundle} --plan {name}")
+    looks = distill(loaded, name, config, log=log, track=track, **extras).manifest.provenance[name]["metrics"]
+    result: dict[str, Any] = {"bundle": str(bundle), "plan": name, "metrics": looks}
+    if looks:
+        best = min(looks, key=lambda look: look["value"])
+        say(f"kept the weights of update {best['iteration']}, at distance {best['value']:.3g}, of {len(looks)} looks")
+    finish(result, as_json, f"fewstep export {bundle} --plan {name}")
