@@ -23,7 +23,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from dataclasses import replace
 import numpy as np
+import pytest
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.data import Images
 from fewstep.trainer import checkpoint
@@ -39,12 +41,15 @@ if stopping:
         save(*arguments, **settings)
         sys.exit(0)
     checkpoint.save = save_and_stop
-for name, _, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
+for name, processes, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
     images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
         np.random.default_rng(seed).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
     parts = {"accumulate": accumulate, "checkpointing": accumulate != 1, "shard": shard}
     config = TeacherConfig(steps=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, precision="no",
         checkpoint_every=3 if stopping else 200, **parts)
+    if processes == 2 and not stopping:
+        with pytest.raises(ValueError, match="5 images do not come apart into"):
+            train_teacher(Path(sys.argv[1], "uneven.bundle"), images, replace(config, batch=5, accumulate=1))
     bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
     config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5, precision="no", **parts)
     distill(bundle, "sid2", config, images=images)
