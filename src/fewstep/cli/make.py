@@ -199,6 +199,11 @@ def distill(
 
     Reads no image, unless --data or --validate names some.
     """
+    loaded, some, metric = Bundle.load(bundle), None, None
+    steps = steps or (loaded.plan(plan).rows if plan else 1)
+    name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
+    if images and not data:
+        raise ValueError("--images counts real images, and none are read; give some to --data")
     from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
     from fewstep.trainer.batches import open_examples
@@ -226,12 +231,7 @@ def distill(
         "shard": shard,
         "checkpoint_every": save_every,
     }
-    loaded, some, metric = Bundle.load(bundle), None, None
-    steps = steps or (loaded.plan(plan).rows if plan else 1)
     config = SidConfig(steps=steps, lr=lr, **chosen)
-    name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
-    if images and not data:
-        raise ValueError("--images counts real images, and none are read; give some to --data")
     if data:
         made = loaded.manifest
         size = None if is_latents(Path(data)) else made.image.height
