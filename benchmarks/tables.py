@@ -216,10 +216,10 @@ def curriculum() -> str:
     """How soon a run comes to where uniform sampling ends, and where it ends itself."""
     found = result("curriculum")
     rows = [
-        [name, score(row["frechet"], 2), score(row["least"], 2), ", ".join(str(at or "never") for at in found["reached"][name])]
+        [name, score(row["frechet"], 2), ", ".join(str(at or "never") for at in found["reached"][name])]
         for name, row in found["rows"].items()
     ]
-    return markdown(["", "Frechet distance at the end", "least on the way", "updates to the aim, by run"], rows)
+    return markdown(["", "Frechet distance at the end", "updates to the aim, by run"], rows)
 
 
 def score(row: dict[str, float | None], digits: int) -> str:
