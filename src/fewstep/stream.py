@@ -170,7 +170,8 @@ def open_stream(source: str, *, resolution: int | None = None, embeddings: Condi
 
     try:
         files, root = url_to_fs(source)
-        names = sorted(name for name in files.find(root) if name.endswith(".parquet"))
+        sizes = {name: about["size"] for name, about in files.find(root, detail=True).items() if name.endswith(".parquet")}
+        names = sorted(sizes)
         if not names:
             raise ValueError("there is no parquet file in it")
         groups, column, numbers = _footers(files, names)
@@ -180,7 +181,7 @@ def open_stream(source: str, *, resolution: int | None = None, embeddings: Condi
     labels = checked_labels(source, count, np.concatenate(numbers) if numbers else None)
     index = positions(source, labels, "train")
     rows = RowGroups(files, groups, column, resolution)
-    sha256 = digest(rows.square, labels, [(group, files.size(group.file)) for group in groups])
+    sha256 = digest(rows.square, labels, groups, [sizes[name] for name in names])
     return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], sha256=sha256)
 
 
