@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,12 @@ def test_a_stream_has_the_training_images_of_its_directory(tmp_path: Path) -> No
     assert stream.labels.tolist() == images.labels.tolist()
     every = np.arange(len(stream))
     assert np.array_equal(stream[every][0], images[every][0])
-    assert open_stream(f"file://{root}", resolution=4).image.shape == (3, 4, 4)
+    smaller = open_stream(f"file://{root}", resolution=4)
+    assert smaller.image.shape == (3, 4, 4)
+    shutil.copy(_parquet(tmp_path / "other", group=9) / "a.parquet", tmp_path / "data" / "a.parquet")
+    known = [stream.sha256, smaller.sha256, open_stream(f"file://{root}").sha256]
+    assert len(set(known)) == 3
+    assert open_stream(f"file://{root}").sha256 == known[-1]
 
 
 def test_a_stream_comes_from_any_file_system(tmp_path: Path) -> None:
