@@ -75,7 +75,7 @@ def main(data: str, folder: Path) -> None:
             config = TeacherConfig(steps=UPDATES, tau=1.0, seed=seed, validate_every=EVERY, **choice)
             bundle = Bundle.load(path) if path.exists() else train_teacher(path, images, config, validate=look)
             curve = [point["value"] for point in bundle.manifest.provenance["teacher"]["metrics"]]
-            runs.add(name, seed, {"frechet": curve[-1], "least": min(curve), "curve": curve})
+            runs.add(name, seed, {"frechet": curve[-1], "curve": curve})
         aims = {kind: mean(run["curve"][-1] for run in runs.scores[f"{kind}, constant rate"].values()) for kind in KINDS}
         runs.about["reached"] = {
             name: [first(run["curve"], aims[name.split(",")[0]]) for run in found.values()]

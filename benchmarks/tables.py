@@ -50,7 +50,7 @@ def digits() -> str:
     for name, title in SAMPLERS.items():
         row = found["samplers"][name]
         scores = spread(row["frechet"], 2), spread(row["accuracy"], 3)
-        rows.append([title, str(row["nfe"]), *scores, f"{row['latency_ms']['mean']:.1f}"])
+        rows.append([title, str(row["nfe"]), *scores, f"{row['latency_ms']['median']:.1f}"])
     real = found["real_against_real"]
     rows.append(["real training images", "", spread(real["frechet"], 2), spread(real["accuracy"], 3), ""])
     return markdown(["sampler", "network calls", "Frechet distance", "class accuracy", "ms per image"], rows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.calibration.metrics import Features
-from fewstep.data import Images, batches
+from fewstep.data import Images, batches, digest
 from fewstep.progress import Track, silent
 from fewstep.tensors import save_tensors
 
@@ -63,7 +63,7 @@ def classifier(
     """
     if images.condition.kind != "labels":
         raise ValueError(f"{images.source} has no classes, so no classifier can be trained on it; use one folder per class")
-    settings = asdict(config) | {"source": images.source, "images": len(images), "labels": _digest(images)}
+    settings = asdict(config) | {"source": images.source, "images": digest(images.sha256, images.index, images.labels)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.safetensors"
     with torch.random.fork_rng():
@@ -76,10 +76,6 @@ def classifier(
             cache.mkdir(parents=True, exist_ok=True)
             save_tensors(path, model.state_dict())
     return model.eval()
-
-
-def _digest(images: Images) -> str:
-    return hashlib.sha256(images.labels.tobytes()).hexdigest()
 
 
 def _train(model: Classifier, images: Images, config: ClassifierConfig, track: Track) -> None:

@@ -20,6 +20,7 @@ from fewstep.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.parametrisation import Edm
 from fewstep.schedule import karras
 from fewstep.solvers import dpmpp_2m
+from fewstep.staging import claimed
 
 IMAGE, CONDITION = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
 PLAN = dpmpp_2m(karras(5, 0.002, 80.0), Guidance(2.0, 0.3, 5.0))
@@ -185,6 +186,21 @@ def test_processes_that_change_a_bundle_at_once_take_turns(bundle: Bundle) -> No
     assert names <= set(done.manifest.provenance)
     assert names <= set(done.manifest.files)
     assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
+
+
+def test_who_reads_between_the_two_renames_waits_for_the_writer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, found = Event(), []
+    monkeypatch.setattr(logging.getLogger("fewstep.staging"), "warning", lambda *_: waits.set())
+    old = bundle.root.with_name(".a.bundle.old")
+    thread = Thread(target=lambda: found.append(Bundle.load(bundle.root)))
+    with claimed(bundle.root.with_name(".a.bundle.lock")):
+        os.rename(bundle.root, old)
+        thread.start()
+        assert waits.wait(30)
+        assert old.is_dir()
+        os.rename(old, bundle.root)
+    thread.join()
+    assert [read.manifest for read in found] == [bundle.manifest]
 
 
 def test_a_plan_that_another_process_changed_is_not_written_over(bundle: Bundle) -> None:

@@ -124,6 +124,13 @@ def test_the_classifier_learns_real_digits_is_cached_and_sees_noise(tmp_path: Pa
     assert judge.score(held_out[np.arange(250)][0], swapped).accuracy < 0.3
 
 
+def test_a_classifier_of_other_images_is_another(tmp_path: Path) -> None:
+    labels, config = np.arange(20) % 2, ClassifierConfig(epochs=1)
+    for times, level in enumerate((0, 0, 9)):
+        classifier(Images.of(np.full((20, 8, 8, 1), level, np.uint8), labels), tmp_path, config)
+        assert len(list(tmp_path.iterdir())) == 1 + times // 2
+
+
 def test_images_without_classes_have_no_classifier(tmp_path: Path) -> None:
     images = Images(
         "flat",

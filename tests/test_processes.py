@@ -52,6 +52,9 @@ for name, processes, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
             train_teacher(Path(sys.argv[1], "uneven.bundle"), images, replace(config, batch=5, accumulate=1))
     bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
     config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5, precision="no", **parts)
+    if processes == 2 and not stopping:
+        with pytest.raises(ValueError, match="5 images do not come apart into"):
+            distill(bundle, "uneven", replace(config, batch=5, accumulate=1), images=images)
     distill(bundle, "sid2", config, images=images)
 """
 

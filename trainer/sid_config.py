@@ -26,14 +26,13 @@ class SidConfig:
     """Settings of a distillation; the defaults brought generators of digits to their teacher (benchmarks/sid.py).
 
     steps is K, the network calls per image; iterations are updates of G (and of F). lr: None is 6e-4, half that for several
-    steps.
-    mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided
-    images in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every step's output,
-    drawn uniformly, or the final one alone. start: the network that G starts as. plan: a sampler of the bundle that G walks,
-    such as a fitted table, instead of few steps with noise drawn anew; what it ends in alone is matched. warmup,
-    adversarial_from: shares of the run in which only F learns, and after which real images join. validate_every, patience:
-    iterations between two looks at a metric, and looks without a better one that end the run (0: none does). accumulate,
-    checkpointing, shard: as for a teacher.
+    steps. mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes
+    guided images in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every
+    step's output, drawn uniformly, or the final one alone. start: the network that G starts as. plan: a sampler of the
+    bundle that G walks, such as a fitted table, instead of few steps with noise drawn anew; what it ends in alone is
+    matched. warmup, adversarial_from: shares of the run in which only F learns, and after which real images join.
+    validate_every, patience: iterations between two looks at a metric, and looks without a better one that end the run (0:
+    none does). accumulate, checkpointing, shard: as for a teacher.
     """
 
     steps: int = 1

@@ -251,15 +251,13 @@ def _read(path: Path) -> Any:
     datasets.disable_progress_bars()
     if not any(p.is_file() for p in path.rglob("*")):
         raise ValueError(f"{path} is empty; put images into it (one subfolder per class), or a data set")
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if not any(p.is_file() for p in folder.rglob("*")):
-            raise ValueError(f"{folder} holds no image, and every folder is a class; put some into it, or remove it")
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(str(path))
         elif parquet := sorted(str(p) for p in path.rglob("*.parquet")):
             data = datasets.load_dataset("parquet", data_files=parquet, split="train")
         else:
+            _refuse_empty_class(path)
             data = datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
     except (DatasetGenerationError, FileNotFoundError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as images: {str(error).splitlines()[0]}") from None
@@ -268,6 +266,12 @@ def _read(path: Path) -> Any:
     if not len(data):
         raise ValueError(f"{path} holds no images; put images into it (one subfolder per class), or a data set")
     return data
+
+
+def _refuse_empty_class(path: Path) -> None:
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not any(p.is_file() for p in folder.rglob("*")):
+            raise ValueError(f"its folder {folder.name} is a class without images; put some into it, or remove it")
 
 
 def _refuse_broken(path: Path, encoded: Any, column: str) -> str:
