@@ -21,6 +21,8 @@ from fewstep.data import open_images
 from fewstep.denoiser import save_network, unet
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.trainer import checkpoint
+from fewstep.trainer.sid import distill
+from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 # Imports and runs once, then forks a process for every attempt and kills it at a random moment after it first saved; the last
@@ -191,7 +193,12 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "photos/dog/3.png", tmp_path / "photos/cat/1.png")
     with pytest.raises(ValueError, match=r"of a run with other settings \(data_sha256 was"):
         train_teacher(out, open_images(str(tmp_path / "photos")), config)
+    busy = pytest.raises(ValueError, match="another process is at this run now")
+    with checkpoint.alone(checkpoint.checkpoint_path(out, "teacher")), busy:
+        train_teacher(out, images, config)
     bundle = train_teacher(out, images, config)
+    with checkpoint.alone(checkpoint.checkpoint_path(out, "student")), busy:
+        distill(bundle, "student", SidConfig(iterations=1, batch=2))
     assert bundle.manifest.provenance["teacher"]["classes"] == ["cat", "dog"]
     assert "2 classes (0 cat, 1 dog)" in (out / "card.md").read_text()
 
