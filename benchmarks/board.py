@@ -84,13 +84,12 @@ class Board:
             if found and enough(found["frechet"][0]):
                 break
             images = made[i] if made else self.images(make, seed)
-            scores = asdict(self.judge.score(images, self.judge.labels))
+            scores = self.judge.score(images, self.judge.labels).numbers()
             if reference:
                 scores |= asdict(self.judge.pair(images, reference[i]))
             for key, value in scores.items():
                 found.setdefault(key, []).append(value)
-        kept = {key: values for key, values in found.items() if key != "n" and values[0] is not None}
-        row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in kept.items()}
+        row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in found.items()}
         self.rows[name] = row | more
         self.write()
         print(f"{name:36} {row['frechet']['mean']:8.2f} ± {row['frechet']['std'] or float('nan'):.2f}", flush=True)

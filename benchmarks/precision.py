@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -67,7 +66,7 @@ def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
     result: dict[str, Any] = {}
     made = {name: [images(generator, judge, seed) for seed in SEEDS] for name, generator in generators.items()}
     for name, sets in made.items():
-        scores = [asdict(judge.score(s.transpose(0, 3, 1, 2), judge.labels)) for s in sets]
+        scores = [judge.score(s.transpose(0, 3, 1, 2), judge.labels).numbers() for s in sets]
         result[name] = {key: spread([score[key] for score in scores]) for key in ("frechet", "accuracy")}
         if name != "fp32":
             errors = [np.square((a.astype(float) - b) / 255).mean() for a, b in zip(sets, made["fp32"], strict=True)]

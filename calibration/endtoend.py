@@ -17,6 +17,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from fewstep.calibration.cache import tensors_digest
+from fewstep.calibration.features import PixelStatistics
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
@@ -118,7 +119,11 @@ class Real(NamedTuple):
 
     @classmethod
     def of(cls, images: Images, *models: Features) -> Real:
-        """About REAL of them. Judge on others, in other networks than these: see fewstep.calibration.features.FITTING."""
+        """About REAL of them, in these networks and in plain pixels, so that no fit buys features with brightness.
+
+        Judge on others, in other networks than these: see fewstep.calibration.features.FITTING.
+        """
+        models = (*models, PixelStatistics())
         some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])
         with torch.no_grad():
             return cls(images.source, models, [torch.cat([model(part) for part in torch.split(some, 250)]) for model in models])
@@ -136,7 +141,7 @@ class Energy:
     """Energy distance between features of what was made and those of real images; targets are not read.
 
     2 E|f - r| - E|f - f'|, the part of it that depends on what was made, in units of E|r - r'|. Szekely and Rizzo 2013. Summed
-    over networks: one alone has weaknesses of its own, which a fit finds.
+    over networks: one alone has weaknesses of its own, which a fit finds; plain pixels are one of them.
     """
 
     def __init__(self, real: Real, teacher: Teacher) -> None:

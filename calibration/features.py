@@ -1,4 +1,4 @@
-"""Networks whose features metrics measure in: a classifier, an EfficientNet-Lite, or Inception from the user."""
+"""What metrics and fits measure in: features of a classifier, EfficientNet-Lite or, from the user, Inception; plain pixels."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.nn import functional
 from fewstep.calibration.cache import default_folder
 from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.metrics import Features, Judge
+from fewstep.calibration.pixels import SIZE, statistics
 from fewstep.data import Images
 from fewstep.progress import Track, silent
 
-__all__ = ["FITTING", "EfficientNet", "Inception", "feature_network", "trial_judge"]
+__all__ = ["FITTING", "EfficientNet", "Inception", "PixelStatistics", "feature_network", "trial_judge"]
 
 FITTING = 1  # seed of another network than the one that judges: nothing is judged by the features it was chosen in
 
@@ -75,6 +76,17 @@ class Inception(Features):
         """(B, 2048)."""
         features: Tensor = self.net(images.expand(-1, 3, -1, -1))
         return features
+
+
+class PixelStatistics(Features):
+    """No network: what pixels add up to, see fewstep.calibration.pixels."""
+
+    num_features = SIZE
+    head = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, SIZE)."""
+        return statistics(images)
 
 
 def feature_network(name: str, images: Images, *, seed: int = 0, track: Track = silent) -> Features:

@@ -1,10 +1,11 @@
-"""How good images are, in the features of a network: distances to held-out real images, coverage of them, class accuracy."""
+"""How good images are: in the features of a network, distances to held-out real ones, coverage of them, class accuracy; and in
+their plain pixels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from math import log10
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
+from fewstep.calibration.pixels import departures, statistics
 from fewstep.data import Images, batches
 
 __all__ = ["Features", "Judge", "Pair", "Score", "coverage", "frechet", "kernel", "spread"]
@@ -42,6 +44,7 @@ class Score:
     frechet, kernel: distances, lower is better (Heusel et al. 2017; Binkowski et al. 2018, times 1000). precision, recall:
     share of images near a real one and the reverse (Kynkaanniemi et al. 2019). density, coverage: the same with less weight on
     outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where the network knows no classes.
+    pixels: how far brightness, contrast and so on are off, by name, see fewstep.calibration.pixels.departures.
     """
 
     frechet: float
@@ -51,7 +54,15 @@ class Score:
     density: float
     coverage: float
     accuracy: float | None
+    pixels: Mapping[str, float]
     n: int
+
+    def numbers(self) -> dict[str, float]:
+        """All that were measured, by name; those of pixels as "pixels.NAME"."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("pixels", "n")}
+        return {name: value for name, value in plain.items() if value is not None} | {
+            f"pixels.{name}": value for name, value in self.pixels.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ class Judge:
         if self.n <= NEIGHBOURS:
             raise ValueError(f"judging needs more than {NEIGHBOURS} images, got {self.n}; take more of them")
         self.labels = held_out.labels
-        self.real = torch.cat([self.features(pixels) for pixels, _ in batches(held_out, CHUNK)])
+        parts = [(self.features(images), statistics(torch.tensor(images))) for images, _ in batches(held_out, CHUNK)]
+        self.real, self.pixels = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def features(self, images: Bytes) -> Tensor:
         """(n, num_features) of images (n, C, H, W) uint8."""
@@ -89,8 +101,14 @@ class Judge:
         if len(images) != self.n or len(labels) != self.n:
             raise ValueError(f"the distance compares equal numbers of images, {self.n} held-out ones, got {len(images)}")
         made = self.features(images)
+        pixels = torch.cat([statistics(torch.tensor(images[i : i + CHUNK])) for i in range(0, self.n, CHUNK)])
         return Score(
-            frechet(self.real, made), kernel(self.real, made), *coverage(self.real, made), self._accuracy(made, labels), self.n
+            frechet(self.real, made),
+            kernel(self.real, made),
+            *coverage(self.real, made),
+            self._accuracy(made, labels),
+            departures(self.pixels, pixels),
+            self.n,
         )
 
     def distance(self, images: Bytes) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from fewstep.calibration import endtoend
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import Classifier
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, fit_table
+from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
+from fewstep.data import Images
 from fewstep.guidance import Guidance
 from fewstep.parametrisation import Edm, Eps, Flow
 from fewstep.solvers import ddim, dpmpp_2m, heun
@@ -132,6 +135,28 @@ def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
     for other in (0.3, 3.0):
         assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
     assert loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) + 1, real) > same
+
+
+def test_no_fit_toward_real_images_buys_features_with_brightness() -> None:
+    """Features that see shapes alone are as near for images that are burnt out; the loss of a fit is not."""
+
+    class Shapes(Features):
+        num_features, head = 64, None
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = images.float().flatten(1)
+            return ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)).unflatten(1, (8, 8)).flatten(1)
+
+    pixels = np.random.default_rng(0).integers(60, 120, (100, 8, 8, 1), np.uint8)
+    teacher: Any = SimpleNamespace(bytes=lambda states: states)
+    real = Real.of(Images.of(pixels, split="all"), Shapes())
+    others = torch.tensor(np.random.default_rng(1).integers(60, 120, (100, 1, 8, 8))).float()
+    blind = Real(real.data, real.models[:1], real.features[:1])
+    for burnt in (others * 2, others * 1.5 + 40, others * 0.4):
+        assert float(Energy(blind, teacher)(burnt, None)) == pytest.approx(
+            float(Energy(blind, teacher)(others, None)), abs=1e-4
+        )
+        assert float(Energy(real, teacher)(burnt, None)) > float(Energy(real, teacher)(others, None)) + 0.5
 
 
 def test_several_networks_count_alike_whatever_their_scale() -> None:

@@ -28,8 +28,11 @@ from fewstep.runtime import Generator
 from fewstep.solvers import ddim
 
 
-def judged(frechet: float, ms: float, calls: int = 4, *, std: float = 0.1, accuracy: float | None = 0.9) -> Judged:
+def judged(
+    frechet: float, ms: float, calls: int = 4, *, std: float = 0.1, accuracy: float | None = 0.9, bright: float = 0.5
+) -> Judged:
     scores = {"frechet": Spread(mean=frechet, std=std), "psnr_db": Spread(mean=20, std=0)}
+    scores |= {f"pixels.{name}": Spread(mean=value, std=0.1) for name, value in {"contrast": 0.2, "bright": bright}.items()}
     if accuracy is not None:
         scores["accuracy"] = Spread(mean=accuracy, std=0.01)
     speed = {"p50_ms": ms, "p99_ms": 2 * ms, "images_per_second": 1000 / ms}
@@ -62,6 +65,28 @@ def test_the_choice_holds_every_limit(limits: Limits, plan: str | None) -> None:
             chosen(limits, **ROWS)
     else:
         assert chosen(limits, **ROWS) == plan
+
+
+def test_a_sampler_that_burnt_out_is_not_chosen_however_small_its_distance() -> None:
+    rows = ROWS | {"burnt": judged(0.1, 1, 1, bright=3.0)}
+    assert rows["burnt"].farthest == ("bright", pytest.approx(3.1))
+    assert chosen(Limits(calls=40), **rows) == "good"
+    assert chosen(Limits(calls=40, pixels=4), **rows) == "burnt"
+    with pytest.raises(ValueError, match=r"none of 1 samplers.*nearest is burnt \(pixels off in bright by 3.1 over 1.5\)"):
+        chosen(Limits(calls=40), burnt=rows["burnt"])
+
+
+def test_pick_says_what_it_left_out(digits: Bundle, folder: Path) -> None:
+    found = compare(digits, CompareConfig(str(folder), seeds=2, seconds=0.01))
+    best = min(found.plans, key=lambda name: found.plans[name].frechet.mean)
+    other = next(name for name in found.plans if name != best)
+    found.plans[best].scores["pixels.bright"] = Spread(mean=9.0, std=0.5)
+    found.plans[other].scores.update({name: Spread(mean=0.1, std=0) for name in found.plans[other].scores if "pixels" in name})
+    with Bundle.load(digits.root).edit() as draft:
+        draft.new(FILE).write_text(found.model_dump_json())
+    done = fewstep("pick", digits.root, "--calls", 40)
+    assert f"left out {best}: its pixels are off in bright by 9.50" in " ".join((done.stdout + done.stderr).split())
+    assert Bundle.load(digits.root).manifest.default == other
 
 
 def test_a_choice_needs_a_limit_that_is_a_number() -> None:
@@ -107,8 +132,8 @@ def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) 
     for first in (0, 30):
         images = Generator.open(digits.root, plan="sid1")(judge.labels, seeds=range(first, first + 30))
         wanted.append(judge.score(images.transpose(0, 3, 1, 2), judge.labels))
-    for name in ("frechet", "recall", "accuracy"):
-        values = [getattr(score, name) for score in wanted]
+    for name in ("frechet", "recall", "accuracy", "pixels.bright", "pixels.detail"):
+        values = [score.numbers()[name] for score in wanted]
         assert found.plans["sid1"].scores[name].mean == pytest.approx(np.mean(values), rel=1e-6)
         assert found.plans["sid1"].scores[name].std == pytest.approx(np.std(values, ddof=1), rel=1e-6)
     with patch.object(comparing, "make", side_effect=AssertionError("it is in the cache")):
@@ -191,7 +216,9 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
     assert "<script>alert(1)</script>" in page.text
     assert all(name in page.text for name in ("sid1", "sid2", "guided3", "fit3", "real training images"))
     assert page.tags.count("svg") == 2 + 2 + 1  # quality twice, the fit's levels and weights, the interval
-    assert page.tags.count("img") == 4 + 3  # four samplers; the two-step generator came without its network
+    assert page.tags.count("img") == 1 + 4 + 3  # real ones; four samplers; the two-step generator came without its network
+    assert f"held-out images of {folder}" in page.text
+    assert "pixels off" in page.text
     if CHROMIUM:
         with browser() as tab:
             tab.open(out.as_uri())

@@ -12,7 +12,7 @@ from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
 from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of
 from fewstep.console import say, table, track
-from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, Spread, decimals, pick, read
+from fewstep.decide.comparison import FARTHEST, Candidate, Comparison, Judged, Limits, Spread, decimals, farthest, pick, read
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
@@ -61,11 +61,11 @@ def show(found: Comparison) -> None:
     rows = []
     for name, judged in found.plans.items():
         speed = f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"
-        rows.append((name, str(judged.nfe), *_quality(judged), _likeness(found, name), *speed))
+        rows.append((name, str(judged.nfe), *_quality(judged), _off(judged.farthest), _likeness(found, name), *speed))
     distance, recall = found.real["frechet"], found.real["recall"]
     real = f"{distance:.{decimals(distance)}f}", f"{recall:.3f}"
-    rows.append(("real training images", "", *real, "", "", "", ""))
-    head = ["plan", "calls", "Frechet", "recall", "accuracy", "PSNR dB", "p50 ms", "images/s"]
+    rows.append(("real training images", "", *real, "", _off(farthest(found.real)), "", "", ""))
+    head = ["plan", "calls", "Frechet", "recall", "accuracy", "pixels off", "PSNR dB", "p50 ms", "images/s"]
     table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
 
 
@@ -73,6 +73,11 @@ def _quality(judged: Judged) -> tuple[str, str, str]:
     """Frechet distance, recall, class accuracy."""
     recall, accuracy = (judged.scores.get(key) for key in ("recall", "accuracy"))
     return str(judged.frechet), f"{recall.mean:.3f}" if recall else "", _share(accuracy)
+
+
+def _off(farthest: tuple[str, float]) -> str:
+    """What pixels are farthest off in."""
+    return f"{farthest[0]} {farthest[1]:.2f}"
 
 
 def _share(score: Spread | None) -> str:
@@ -93,13 +98,16 @@ def pick_sampler(
     accuracy: Annotated[float | None, typer.Option(help="Class accuracy at least.", show_default=False)] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds for one image at most, p50.", show_default=False)] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
+    pixels: Annotated[
+        float, typer.Option(help="How far brightness, contrast, detail may be from real images', in deviations of those.")
+    ] = FARTHEST,
     price: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the sampler to ship and make it the default: the fastest that is good enough, or the best that is fast enough."""
-    limits = Limits(frechet, accuracy, ms, calls)
+    limits = Limits(frechet, accuracy, ms, calls, pixels)
     loaded = [Bundle.load(path) for path in bundles]
     compared = [read(bundle) for bundle in loaded]
     for other in compared[1:]:
@@ -119,6 +127,10 @@ def pick_sampler(
     with chosen.bundle.edit() as draft:
         draft.manifest.default = chosen.plan
     table("what to ship, and beside what", ["", *columns], _side_by_side(list(columns.values()), price))
+    for left in candidates:
+        statistic, off = left.judged.farthest
+        if off > limits.pixels:
+            say(f"left out {left.plan}: its pixels are off in {statistic} by {off:.2f} deviations of real images; look at them")
     judged = chosen.judged
     for line in WATCH:
         say("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, frechet=judged.frechet))
@@ -140,6 +152,7 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
         "Frechet distance": [str(c.judged.frechet) for c in columns],
         "recall, the share of real images that are near one made": [_quality(c.judged)[1] for c in columns],
         "class accuracy": [_quality(c.judged)[2] for c in columns],
+        "pixels are farthest off in, deviations of real images": [_off(c.judged.farthest) for c in columns],
         "p50, p99 ms": [f"{c.judged.p50_ms:.2f}, {c.judged.p99_ms:.2f}" for c in columns],
         "images per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
         "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],

@@ -15,6 +15,7 @@ from fewstep.bundle import Bundle
 from fewstep.calibration.cache import Cache, default_folder
 from fewstep.calibration.features import feature_network
 from fewstep.calibration.metrics import Judge
+from fewstep.calibration.pixels import NAMES
 from fewstep.data import images_like
 from fewstep.decide.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.machine import described
@@ -75,7 +76,7 @@ def compare(
     judge = Judge(feature_network(config.features, train, track=track), held_out)
     generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
     digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
-    settings = asdict(config) | {"machine": described() | {"date": None}, "reference_sha256": digests[first]}
+    settings = asdict(config) | {"pixels": NAMES, "machine": described() | {"date": None}, "reference_sha256": digests[first]}
 
     @cache
     def reference(seed: int) -> npt.NDArray[np.uint8]:
@@ -90,7 +91,9 @@ def compare(
             scores: dict[str, list[float]] = {}
             for seed in range(config.seeds):
                 images = make(generator, judge.labels, seed * judge.n, embeddings, track=track)
-                for key, value in (_scored(judge, images) | asdict(judge.pair(images, reference(seed)))).items():
+                for key, value in (
+                    judge.score(images, judge.labels).numbers() | asdict(judge.pair(images, reference(seed)))
+                ).items():
                     scores.setdefault(key, []).append(value)
             measured = {"scores": {key: {"mean": mean(values), "std": stdev(values)} for key, values in scores.items()}}
             kept.write(measured := measured | _timed(generator, config.seconds, track))
@@ -104,7 +107,7 @@ def compare(
         thin=config.thin,
         reference=first,
         machine=described(),
-        real={key: value for key, value in asdict(judge.floor(train, seed=0)).items() if value is not None},
+        real=judge.floor(train, seed=0).numbers(),
         plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
     )
     with bundle.edit() as draft:
@@ -141,11 +144,6 @@ def make(
         wanted = some if generator.condition.kind == "labels" else None
         chunks.append(generator(wanted, seeds=range(first + starts[i], first + starts[i] + len(some)), embeddings=given))
     return np.ascontiguousarray(np.concatenate(chunks).transpose(0, 3, 1, 2))
-
-
-def _scored(judge: Judge, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    scores = asdict(judge.score(images, judge.labels))
-    return {key: value for key, value in scores.items() if key != "n" and value is not None}
 
 
 def _timed(generator: Generator, seconds: float, track: Track) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
+from operator import itemgetter
 from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
@@ -15,9 +16,24 @@ from fewstep.bundle import Bundle
 from fewstep.manifest import Manifest
 from fewstep.spec import Precision, Strict
 
-__all__ = ["FILE", "Candidate", "Comparison", "Judged", "Limits", "Spread", "decimals", "digest", "pick", "read"]
+__all__ = [
+    "FARTHEST",
+    "FILE",
+    "Candidate",
+    "Comparison",
+    "Judged",
+    "Limits",
+    "Spread",
+    "decimals",
+    "digest",
+    "farthest",
+    "pick",
+    "read",
+]
 
 FILE = "comparison.json"
+PIXELS = "pixels."  # before the names of their statistics, among scores
+FARTHEST = 1.5  # deviations of real images; samplers of digits that look right stay below 1
 
 
 def decimals(distance: float) -> int:
@@ -35,10 +51,19 @@ class Spread(Strict):
         return f"{self.mean:.{decimals(self.mean)}f} ± {self.std:.{decimals(self.mean)}f}"
 
 
+def farthest(scores: Mapping[str, float]) -> tuple[str, float]:
+    """Of scores, the statistic of pixels that is farthest from real images', in deviations of those: its name, how far.
+
+    See fewstep.calibration.pixels.
+    """
+    found = {name.removeprefix(PIXELS): value for name, value in scores.items() if name.startswith(PIXELS)}
+    return max(found.items(), key=itemgetter(1))
+
+
 class Judged(Strict):
     """One plan as it ran here. sha256: of what it was then, see `digest`.
 
-    scores: those of fewstep.calibration.metrics.Score, and of Pair against the reference plan's images of equal noise.
+    scores: the numbers of fewstep.calibration.metrics.Score, and of Pair against the reference plan's images of equal noise.
     """
 
     graph: str
@@ -54,6 +79,11 @@ class Judged(Strict):
     @property
     def frechet(self) -> Spread:
         return self.scores["frechet"]
+
+    @property
+    def farthest(self) -> tuple[str, float]:
+        """What its pixels are farthest off in, and how far, its spread included."""
+        return farthest({name: score.mean + score.std for name, score in self.scores.items()})
 
 
 class Comparison(Strict):
@@ -77,16 +107,21 @@ class Comparison(Strict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a sampler must hold; None is no limit. frechet and ms: at most, calls: at most, accuracy: at least."""
+    """What a sampler must hold; None is no limit. frechet and ms: at most, calls: at most, accuracy: at least.
+
+    pixels: how far its farthest statistic of pixels may be from real images', in deviations of those. A good distance must not
+    have been bought with brightness, so there always is such a limit.
+    """
 
     frechet: float | None = None
     accuracy: float | None = None
     ms: float | None = None
     calls: int | None = None
+    pixels: float = FARTHEST
 
     def __post_init__(self) -> None:
         given = [getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None]
-        if not given:
+        if len(given) == 1:
             raise ValueError("a choice needs a limit: a Frechet distance, a class accuracy, milliseconds or network calls")
         if wrong := [value for value in given if not 0 < value < inf]:
             raise ValueError(f"a limit is a number above 0, got {wrong[0]}")
@@ -98,11 +133,12 @@ class Limits:
 
         Quality counts with its spread against it.
         """
-        scores = judged.scores
+        scores, (statistic, far) = judged.scores, judged.farthest
         found = [
             ("Frechet distance with its spread", scores["frechet"].mean + scores["frechet"].std, self.frechet),
             ("p50 ms", judged.p50_ms, self.ms),
             ("network calls", judged.nfe, self.calls),
+            (f"pixels off in {statistic} by", far, self.pixels),
         ]
         words = {
             f"{name} {value:.4g} over {limit:g}": value / limit

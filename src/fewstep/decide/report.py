@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from fewstep.bundle import Bundle
 from fewstep.calibration.methods import METHODS
 from fewstep.calibration.teacher import Teacher
+from fewstep.data import images_like
 from fewstep.decide import charts
-from fewstep.decide.comparison import Comparison, Judged, read
+from fewstep.decide.comparison import FARTHEST, Comparison, Judged, farthest, read
 from fewstep.guidance import Guidance, guided
 from fewstep.picture import grid, refuse_path
 from fewstep.plan import Plan, trajectory
@@ -46,7 +48,7 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     names = sorted(comparison.plans, key=lambda name: -comparison.plans[name].nfe)
     parts = [_sampler(bundle, comparison, names[i]) for i in track(range(len(names)), "draw samplers")]
     sections = {
-        "samples": "".join(parts),
+        "samples": _real(bundle, comparison) + "".join(parts),
         "table": _table(bundle, comparison, names),
         "by_calls": charts.quality(comparison, "nfe", "network calls for an image"),
         "by_ms": charts.quality(comparison, "p50_ms", f"ms for an image, p50, {_backends(comparison)}"),
@@ -68,6 +70,21 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     os.replace(temporary, out)
 
 
+def _real(bundle: Bundle, comparison: Comparison) -> str:
+    """A row of held-out images, the classes in turn. No bundle holds them, so they are looked for where they were."""
+    caption = f"<b>real</b> held-out images of {escape(comparison.data)}"
+    try:
+        held_out = images_like(bundle, comparison.data, "held-out")
+    except (OSError, ValueError) as error:
+        return _figure("", f"{caption}, which are not here: {escape(str(error))}")
+    seen: dict[int, list[int]] = {}
+    for place, label in enumerate(held_out.labels.tolist()):
+        seen.setdefault(label, []).append(place)
+    turns = [place for turn in zip_longest(*(seen[label] for label in sorted(seen))) for place in turn if place is not None]
+    images, _ = held_out[np.array(turns[:SHOWN])]
+    return _figure(_image(images.transpose(0, 2, 3, 1), f"{len(images)} real images"), caption)
+
+
 def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
     judged = comparison.plans[name]
     generator = Generator(bundle, plan=name, graph=judged.graph)
@@ -82,7 +99,17 @@ def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
 
 
 def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
-    head = ["plan", "network calls", "Frechet distance", "class accuracy", "recall", "PSNR, dB", "p50 ms", "images per second"]
+    head = [
+        "plan",
+        "network calls",
+        "Frechet distance",
+        "class accuracy",
+        "recall",
+        "pixels off",
+        "PSNR, dB",
+        "p50 ms",
+        "images per second",
+    ]
     lines = ["".join(f"<th>{title}</th>" for title in head)]
     for name in names:
         judged = comparison.plans[name]
@@ -91,6 +118,7 @@ def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
         ]
         if name == comparison.reference:
             scores[-1] = "reference"
+        scores.insert(-1, _off(judged.farthest))
         numbers = [str(judged.nfe), *scores, f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"]
         ships = " class=ships" if name == bundle.manifest.default else ""
         lines.append(f"<th scope=row{ships}>{escape(name)}</th>" + "".join(f"<td>{number}</td>" for number in numbers))
@@ -98,10 +126,14 @@ def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
         f"{comparison.real[key]:.{digits}f}" if key in comparison.real else ""
         for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3))
     ]
-    lines.append(
-        "<th scope=row>real training images</th><td></td>" + "".join(f"<td>{cell}</td>" for cell in [*real, "", "", ""])
-    )
+    cells = ["", *real, _off(farthest(comparison.real)), "", "", ""]
+    lines.append("<th scope=row>real training images</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _off(found: tuple[str, float]) -> str:
+    statistic, off = found
+    return f"{statistic} {off:.2f}" + (" (too far)" if off > FARTHEST else "")
 
 
 def _score(judged: Judged, key: str, digits: int) -> str:
