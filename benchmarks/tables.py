@@ -130,6 +130,21 @@ def transfer() -> str:
     return markdown(["table", "network calls", "Frechet distance", "PSNR, dB"], rows)
 
 
+def brightness() -> str:
+    found = result("brightness")
+    shown = "dark", "bright", "contrast", "detail"
+    rows = []
+    for name, row in found["rows"].items():
+        off = (spread(row[f"pixels.{statistic}"], 2) for statistic in shown)
+        rows.append(
+            [name, spread(row["frechet"], 1), *off, f"{100 * row['white']['mean']:.1f} ± {100 * row['white']['std']:.1f}"]
+        )
+    rows.append(["real images", "", *[""] * len(shown), f"{100 * found['real_white']:.1f}"])
+    return markdown(
+        ["sampler", "Frechet distance", *(f"{name}, off by" for name in shown), "% of pixels at 250 or above"], rows
+    )
+
+
 def fit_cost() -> str:
     found = result("fit_cost")
     rows = [
@@ -376,6 +391,7 @@ def soak() -> str:
 OVERHEAD = ("overhead_us", "overhead_over_seeded_us")
 OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
 PLAIN = (
+    brightness,
     digits,
     latency,
     precision,
