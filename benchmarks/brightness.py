@@ -1,10 +1,10 @@
 """Whether a fit toward real images buys features with brightness: python benchmarks/brightness.py weak.bundle folder
 
-The teacher of the bundle was trained for a few minutes on the folder, so its images are poor: that is where it happens. Tables of
-4 calls are fitted toward training images in the features of a classifier alone, and with statistics of pixels beside them, as
-`fewstep calibrate --data` does; three fits of each. Writes benchmarks/results/brightness.json: distance to held-out images in
-another classifier, how far statistics of pixels are off, and the share of pixels at 250 or above. Measured on the emoji of npm's
-emoji-datasource-google in grey on black, 32x32, a folder for each category, and a teacher of `fewstep train --steps 700`.
+The teacher of the bundle was trained for a few minutes on the folder, so its images are poor: that is where it happens. Tables
+of 4 calls are fitted toward training images in the features of a classifier alone, and with statistics of pixels beside them,
+as `fewstep calibrate --data` does; three fits of each. Writes benchmarks/results/brightness.json: distance to held-out images
+in another classifier, how far statistics of pixels are off, the share of pixels at 250 or above. Measured on the emoji of
+npm's emoji-datasource-google in grey on black, 32x32, a folder for each category; a teacher of `fewstep train --steps 700`.
 """
 
 from __future__ import annotations
