@@ -21,7 +21,7 @@ from fewstep.guidance import guided
 from fewstep.manifest import Precision, RangesEntry
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
-from fewstep.ranges import Interval, LayerRanges, Ranges
+from fewstep.ranges import LARGEST_WEIGHT, Interval, LayerRanges, Ranges
 
 __all__ = ["MIN_PSNR_DB", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
 
@@ -217,23 +217,22 @@ def _round(x: Tensor, precision: Precision, interval: Interval) -> Tensor:
         scale = max(high - low, 1e-12) / 255
         zero = round(-low / scale)
         return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
-    return _symmetric(x, torch.tensor(max(-low, high, 1e-12)), precision)
+    return _symmetric(x, torch.tensor(max(-low, high, 1e-12)), precision, 448 if precision == "fp8" else 127)
 
 
 def _round_weight(weight: Tensor, precision: Precision) -> Tensor:
-    """A weight through a precision and back, a scale for each output channel in eight bits."""
+    """A weight through a precision and back, a scale for each output channel in eight bits (seven for CPUs)."""
     if precision in ("fp16", "bf16"):
         return _round(weight, precision, (0.0, 0.0))
     largest = weight.flatten(1).abs().amax(1).clamp(min=1e-12)
-    return _symmetric(weight, largest.reshape(-1, *[1] * (weight.ndim - 1)), precision)
+    return _symmetric(weight, largest.reshape(-1, *[1] * (weight.ndim - 1)), precision, LARGEST_WEIGHT[precision])
 
 
-def _symmetric(x: Tensor, largest: Tensor, precision: Precision) -> Tensor:
-    if precision == "fp8":
-        scale = largest / torch.finfo(torch.float8_e4m3fn).max
-        return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
-    scale = largest / 127
-    return (x / scale).round().clamp(-127, 127) * scale
+def _symmetric(x: Tensor, largest: Tensor, precision: Precision, code: float) -> Tensor:
+    """x through codes from -code to code, which stand for -largest to largest."""
+    scale = largest / code
+    codes = (x / scale).clamp(-code, code)
+    return (codes.to(torch.float8_e4m3fn).to(x.dtype) if precision == "fp8" else codes.round()) * scale
 
 
 def _refuse_overflow(ranges: Ranges, precision: Precision) -> None:

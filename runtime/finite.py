@@ -30,11 +30,14 @@ def where_it_ended(bundle: Bundle, graph: GraphEntry, inputs: Mapping[str, Array
         return "the inputs are not finite already"
     if graph.layout != "unrolled" or graph.plan is None:
         return "a loop does not show its rows; export it with --layout unrolled to see which"
-    check_files(bundle, graph)  # an engine ran: the weights beside its graph have not been looked at yet
     rows = bundle.plan(graph.plan).rows
     names = [f"state_{k + 1}" for k in range(rows)]
-    model = with_outputs(bundle.file(graph.file).read_bytes(), names)
-    session = open_session(model, repr(graph.file), folder=bundle.file(graph.file).parent)
+    try:
+        check_files(bundle, graph)  # an engine ran: the weights beside its graph have not been looked at yet
+        model = with_outputs(bundle.file(graph.file).read_bytes(), names)
+        session = open_session(model, repr(graph.file), folder=bundle.file(graph.file).parent)
+    except (ValueError, OSError) as error:
+        return f"in which row cannot be looked up: {error}"
     for row, state in enumerate(session.run(names, dict(inputs))):
         if not np.isfinite(state).all():
             return f"from row {row + 1} of {rows} on"

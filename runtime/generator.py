@@ -79,10 +79,10 @@ class Generator:
     ) -> None:
         """The bundle's default plan unless one is named, on the fastest backend that holds unless one is named.
 
-        graph: one of the bundle by name. precision: fp16 on a GPU and fp32 on a CPU unless said. threads: of the CPU.
-        buckets: the batch sizes that warm_up prepares, where the engine takes them; a larger batch is made in parts.
-        on_nan: where a number in a sample is not finite, raise, make the batch again in fp32, or do not look. cuda_graphs:
-        capture one for every bucket, on a GPU.
+        graph: one of the bundle by name. precision: fp16 on a GPU and fp32 on a CPU unless said. threads: of the CPU; unless
+        said one for each core that may be used, until warm_up has measured. buckets: the batch sizes that warm_up prepares,
+        where the engine takes them; a larger batch is made in parts. on_nan: where a sample is not finite, raise, make it again
+        in fp32 (that graph is opened at once, too), or do not look. cuda_graphs: capture one for every bucket, on a GPU.
 
         Raises ValueError when there is no such plan, graph or backend.
         """
@@ -93,8 +93,7 @@ class Generator:
         if on_nan not in get_args(OnNan):
             raise ValueError(f"on_nan is {', '.join(get_args(OnNan))}, got {on_nan!r}")
         plan = _plan(bundle, plan, graph)
-        self._wanted = Wanted(plan, graph, cast("Precision | None", precision), backend, threads, cuda_graphs)
-        chosen = climb(bundle, self._wanted)
+        chosen = climb(bundle, Wanted(plan, graph, cast("Precision | None", precision), backend, threads, cuda_graphs))
         self.bundle, self.on_nan = bundle, on_nan
         self.buckets = tuple(size for size in buckets if chosen.program.takes(size))
         if not self.buckets:
@@ -104,10 +103,12 @@ class Generator:
         self.image, self.condition = bundle.manifest.image, bundle.manifest.condition
         self.plan = bundle.plan(plan)
         self.graph, self.precision = chosen.graph, chosen.precision
-        self.backend, self.reason = chosen.backend, chosen.reason
+        self.backend, self._why = chosen.backend, chosen.reason
         self.rescued = 0  # batches that were made again in fp32
         self._pool = Pool(chosen.program)
-        self._fp32: Generator | None = None
+        # Opened now: when a number stops being finite, the bundle on disk may be another.
+        rescue = on_nan == "fp32" and chosen.precision != "fp32"
+        self._fp32 = Generator(bundle, plan=plan, precision="fp32", threads=threads, buckets=buckets) if rescue else None
         self._embeddings = self._embedding_shapes()
 
     @classmethod
@@ -198,7 +199,14 @@ class Generator:
         return self.prepare(labels, seeds=range(batch), embeddings=zeros)
 
     def warm_up(self) -> dict[int, float]:
-        """Run every bucket once; the seconds that each first call took, by batch size."""
+        """Run every bucket, and measure how many threads are best for it; the seconds of each first call, by batch size."""
+        seconds = self._run_all()
+        if self._pool.program.prepare(seconds):
+            self._pool = Pool(self._pool.program)
+            self._run_all()
+        return seconds
+
+    def _run_all(self) -> dict[int, float]:
         seconds = {}
         for bucket in self.buckets:
             begin = time.perf_counter()
@@ -206,6 +214,11 @@ class Generator:
                 binding.run()
             seconds[bucket] = time.perf_counter() - begin
         return seconds
+
+    @property
+    def reason(self) -> str:
+        """Why this backend and not a faster one, and how many threads it runs with on a CPU."""
+        return "; ".join(filter(None, (self._why, self._pool.program.about)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -228,14 +241,11 @@ class Generator:
 
     def _rescue(self, binding: Binding, count: int) -> None:
         """The batch once more in fp32, into the binding's images, where that was asked for."""
-        if self.on_nan == "raise" or self.precision == "fp32":
+        if self._fp32 is None:
             entry = self.bundle.manifest.graphs[self.graph]
             inputs = {name: array[:count] for name, array in binding.inputs.items()}
             found = where_it_ended(self.bundle, entry, inputs)
             raise NotFiniteError(f"{self.graph} on {self.backend} made numbers that are not finite ({found})")
-        if self._fp32 is None:
-            plan, threads = self._wanted.plan, self._wanted.threads
-            self._fp32 = Generator(self.bundle, plan=plan, precision="fp32", threads=threads, buckets=self.buckets)
         again = self._fp32._pool
         bucket = count if again.program.exact else len(binding.inputs["noise"])
         with again.borrow(bucket) as other:

@@ -44,6 +44,16 @@ class Walker:
         self.inputs = {"noise": Tensor(state.dtype, (None, plan.draws, *state.shape[1:])), **condition}
         self.outputs = finish.outputs
 
+    @property
+    def about(self) -> str:
+        """See Program.about."""
+        return self.step.about
+
+    def prepare(self, first_s: Mapping[int, float], /) -> bool:
+        """See Program.prepare."""
+        each = {batch: seconds / self.plan.nfe for batch, seconds in first_s.items()}
+        return any([self.step.prepare(each), self.finish.prepare(each)])
+
     def takes(self, batch: int) -> bool:
         """See Program.takes."""
         return self.step.takes(batch) and self.finish.takes(batch)

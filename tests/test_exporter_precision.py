@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,35 @@ def test_weights_are_symmetric_eight_bits_with_a_scale_for_each_output(
         ]
         assert min(errors) <= 0.51 * scale.max() + 1e-3 * np.abs(weight).max()
         assert not constants[f"{layer}.zero"].any()
+
+
+def _cannot_saturate(constants: dict[str, np.ndarray]) -> int:
+    """Two products of unsigned eight bits with a layer's weights fit 16 signed bits, whichever two: the number of layers."""
+    names = [name for name in constants if name.endswith(".int8")]
+    for name in names:
+        largest = np.sort(np.abs(constants[name].astype(int)), axis=None)[-2:].sum()
+        assert 255 * largest <= np.iinfo(np.int16).max, name
+    return len(names)
+
+
+@pytest.mark.parametrize("layout", [unroll, loop])
+def test_no_sum_of_two_products_saturates_where_a_processor_adds_them_in_16_bits(
+    layout: Any, denoiser: Denoiser, inputs: Inputs
+) -> None:
+    """Weights as hard as can be: all of one size, so that every code is the largest there is."""
+    hard = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        for weight in hard.net.parameters():
+            weight.copy_(0.1 * torch.sign(weight))
+    network = with_weights(trace_network(hard, MANIFEST, "fp32"), hard, MANIFEST)
+    ranges = collect(hard, PLAN, inputs, name="ddim3")
+    constants = _constants(layout(network, PLAN, IMAGE, layers=_layers("int8", ranges)))
+    assert _cannot_saturate(constants) > 10
+
+
+def test_the_shipped_graph_does_not_saturate_either(digits: Bundle) -> None:
+    model = onnx.load(digits.file(digits.manifest.graphs["sid1.int8"].file))
+    assert _cannot_saturate({i.name: numpy_helper.to_array(i) for i in model.graph.initializer}) > 10
 
 
 def test_only_the_form_for_cpus_has_zero_points_and_quantised_outputs(traces: dict[str, Any], ranges: Ranges) -> None:

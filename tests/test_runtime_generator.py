@@ -77,7 +77,7 @@ def test_without_labels_the_images_have_no_class(generator: Generator) -> None:
 def test_the_default_plan_is_the_one_step_generator_in_fp32_on_a_cpu() -> None:
     generator = Generator.open(BUNDLE, backend="cpu")
     assert (generator.graph, generator.plan.nfe, generator.backend) == ("sid1.fp32", 1, "cpu")
-    assert generator.reason == "you asked for it"
+    assert generator.reason.startswith("you asked for it; threads: ")
 
 
 def test_the_backend_is_chosen_with_a_reason() -> None:
@@ -212,6 +212,33 @@ def test_a_sample_that_is_not_finite_is_made_again_in_fp32_where_that_was_asked_
         labels, seeds = list(range(batch)), list(range(batch))
         np.testing.assert_array_equal(generator(labels, seeds=seeds), exact(labels, seeds=seeds))
     assert generator.rescued == 2
+
+
+def test_what_makes_a_batch_again_is_opened_with_the_generator_or_it_is_refused(digits: Bundle) -> None:
+    """The bundle on disk may be another, or gone, when a number stops being finite."""
+    broken = overflowing(digits, "fp16")
+    generator = Generator(broken, plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
+    expected = Generator(broken, plan="sid2", precision="fp32", backend="cpu")([3], seeds=[0])
+    path = broken.file(broken.manifest.graphs["sid2.fp32"].file)
+    content = path.read_bytes()
+    path.unlink()
+    np.testing.assert_array_equal(generator([3], seeds=[0]), expected)
+    with pytest.raises(ValueError, match=r"sid2\.fp32\.onnx"):
+        Generator(broken, plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
+    path.write_bytes(content)
+    with broken.edit() as draft:
+        draft.remove(broken.manifest.graphs["sid2.fp32"].file)
+        del draft.manifest.graphs["sid2.fp32"]
+    with pytest.raises(ValueError, match=r"no fp32 graph of the plan 'sid2' .*fewstep export .*--precision fp32"):
+        Generator(Bundle.load(broken.root), plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
+
+
+def test_a_bundle_that_was_changed_since_does_not_hide_what_happened(digits: Bundle) -> None:
+    broken = overflowing(digits, "fp16")
+    generator = Generator(broken, plan="sid2", precision="fp16", backend="cpu")
+    broken.file(broken.manifest.graphs["sid2.fp16"].file).unlink()
+    with pytest.raises(NotFiniteError, match=r"not finite \(in which row cannot be looked up: .*sid2.fp16.onnx"):
+        generator([3], seeds=[0])
 
 
 def test_memory_is_flat_over_ten_thousand_calls(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Eight bits are quantise and dequantise nodes around convolutions and linear layers. Activation scales belong to a row of the
 plan, because every row of an unrolled plan has nodes of its own and ranges differ between noise levels; a Loop runs all rows
-through the same nodes and takes the widest. Weights have a scale for each output channel.
+through the same nodes and takes the widest. Weights have a scale for each output channel; for CPUs they have 7 bits, so that
+no kernel cuts a sum off (see fewstep.ranges).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import onnx_ir as ir
 from fewstep.exporter.graph.layer import Layer
 from fewstep.exporter.graph.writer import Writer
 from fewstep.manifest import Precision
-from fewstep.ranges import Interval, Ranges
+from fewstep.ranges import LARGEST_WEIGHT, Interval, Ranges
 
 __all__ = ["EIGHT_BITS", "LayerPrecision"]
 
 EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-fp16", "fp8")  # precisions that need ranges
 EightBit: TypeAlias = Literal["int8", "fp8"]
 CODES: dict[EightBit, type[np.generic]] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
-LARGEST: dict[EightBit, float] = {"int8": 127.0, "fp8": 448.0}  # integers kept symmetric; float8 E4M3
+LARGEST_INPUT: dict[EightBit, float] = {"int8": 127.0, "fp8": 448.0}  # where it has no zero point
 Array = npt.NDArray[Any]
 Inputs: TypeAlias = list[ir.Value | None]
 
@@ -68,7 +69,8 @@ class LayerPrecision:
         ranges, dtype = self.ranges.layers[layer.name], layer.dtype.numpy()
         array = layer.tensor(1).numpy().astype(np.float32)
         axis = array.ndim - 1 if layer.node.op_type == "MatMul" else 0  # Conv and Gemm keep outputs first
-        scales = np.maximum(np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis)), 1e-12) / self._largest
+        largest = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis))
+        scales = np.maximum(largest, 1e-12) / self._largest_weight
         interval = _widest(ranges.input, row)
         quantised: Inputs = [self._activation(writer, inputs[0], interval, dtype)]
         quantised.append(self._weight(writer, layer.name, array, scales, axis, dtype))
@@ -79,8 +81,8 @@ class LayerPrecision:
         return self._activation(writer, output, _widest(ranges.output, row), dtype) if self.for_cpu else output
 
     @property
-    def _largest(self) -> float:
-        return LARGEST[self.kind or "int8"]
+    def _largest_weight(self) -> float:
+        return LARGEST_WEIGHT["fp8" if self.kind == "fp8" else "int8" if self.for_cpu else "int8-fp16"]
 
     @property
     def _code(self) -> type[np.generic]:
@@ -92,7 +94,7 @@ class LayerPrecision:
         if self.for_cpu:
             scale = max(high - low, 1e-12) / 255
             return scale, round(-low / scale)
-        return max(-low, high, 1e-12) / self._largest, 0
+        return max(-low, high, 1e-12) / LARGEST_INPUT[self.kind or "int8"], 0
 
     def _activation(self, writer: Writer, x: ir.Value, interval: Interval, dtype: np.dtype[np.generic]) -> ir.Value:
         """x through eight bits and back, once for all layers that read it with one interval."""
@@ -110,7 +112,7 @@ class LayerPrecision:
     ) -> ir.Value:
         scales = scales.astype(dtype)
         shaped = scales.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
-        codes = np.clip(array / shaped, -self._largest, self._largest)
+        codes = np.clip(array / shaped, -self._largest_weight, self._largest_weight)
         codes = (codes.round() if self.kind == "int8" else codes).astype(self._code)
         return writer.op(
             "DequantizeLinear",

@@ -56,6 +56,10 @@ class Program(Protocol):
     exact: bool
 
     @property
+    def about(self) -> str:
+        """How it runs here and why so, in words; "" where there is nothing to choose."""
+
+    @property
     def inputs(self) -> Mapping[str, Tensor]:
         """By name."""
 
@@ -68,6 +72,12 @@ class Program(Protocol):
 
     def bind(self, batch: int) -> Binding:
         """New buffers for a batch size."""
+
+    def prepare(self, first_s: Mapping[int, float], /) -> bool:
+        """Measure how it runs fastest; whether bindings that are made from now on run in another way than those before.
+
+        first_s: seconds of the first call of each batch size.
+        """
 
 
 def buffers(tensors: Mapping[str, Tensor], batch: int) -> dict[str, Array]:

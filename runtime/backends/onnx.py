@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers
+from fewstep.runtime.threads import Sessions
 from fewstep.sessions import CPU, ERRORS, open_session, reason_of
 
 __all__ = ["CUDA", "TENSORRT", "OnnxProgram"]
@@ -21,10 +22,10 @@ PLAIN_LAUNCH = "-1"  # ONNX Runtime's gpu_graph_annotation_id that neither captu
 
 
 class OnnxProgram:
-    """A graph in a session of its own.
+    """A graph in a session of its own; on the CPU in two where small batches are faster with fewer threads than large ones.
 
-    provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, all cores unless said.
-    cuda_graphs: capture a graph for each binding where the provider is CUDA.
+    provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, one for each core that may be used unless
+    said. cuda_graphs: capture a graph for each binding where the provider is CUDA.
 
     Raises ValueError for a file that is no graph ONNX Runtime takes.
     """
@@ -33,13 +34,27 @@ class OnnxProgram:
         self, model: Path | bytes, name: str, *, provider: str = CPU, threads: int | None = None, cuda_graphs: bool = False
     ) -> None:
         options: dict[str, str] = {"enable_cuda_graph": "1"} if cuda_graphs and provider == CUDA else {}
-        self.session = open_session(model, name, providers=_providers(provider, options), threads=threads)
-        self.gpu = provider in self.session.get_providers() and provider != CPU
+        providers = _providers(provider, options)
+        self._sessions = Sessions(lambda n: open_session(model, name, providers=providers, threads=n), threads)
+        session = self._sessions.at(1)
+        self.gpu = provider in session.get_providers() and provider != CPU
         self.concurrent = self.exact = not self.gpu
         self.captures = bool(options) and self.gpu
-        self.inputs = {given.name: _tensor(given) for given in self.session.get_inputs()}
-        self.outputs = {made.name: _tensor(made) for made in self.session.get_outputs()}
+        self.inputs = {given.name: _tensor(given) for given in session.get_inputs()}
+        self.outputs = {made.name: _tensor(made) for made in session.get_outputs()}
         self._graph_ids = count(1)
+
+    @property
+    def about(self) -> str:
+        """See Program.about."""
+        return "" if self.gpu else self._sessions.about
+
+    def prepare(self, first_s: Mapping[int, float], /) -> bool:
+        """See Program.prepare."""
+        return not self.gpu and self._sessions.choose(first_s, self._run_in)
+
+    def _run_in(self, session: ort.InferenceSession, batch: int) -> Callable[[], None]:
+        return OnnxBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch)).run
 
     def takes(self, batch: int) -> bool:
         """See Program.takes."""
@@ -47,10 +62,11 @@ class OnnxProgram:
 
     def bind(self, batch: int) -> OnnxBinding | OnnxGpuBinding:
         """See Program.bind."""
+        session = self._sessions.at(batch)
         if not self.gpu:
-            return OnnxBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+            return OnnxBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch))
         graph = str(next(self._graph_ids)) if self.captures else PLAIN_LAUNCH
-        return OnnxGpuBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch), graph)
+        return OnnxGpuBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch), graph)
 
 
 class OnnxBinding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ class EngineProgram:
     """
 
     concurrent = exact = False
+    about = ""
 
     def __init__(
         self,
@@ -62,6 +63,10 @@ class EngineProgram:
         for name, address in (inputs.device | outs.device).items():
             context.set_tensor_address(name, address)
         return EngineBinding(context, self.stream, inputs, outs)
+
+    def prepare(self, _: Mapping[int, float], /) -> bool:
+        """See Program.prepare. What there was to choose was chosen when the engine was built."""
+        return False
 
     def _profile(self, batch: int) -> int | None:
         return next((i for i, (low, _, high) in enumerate(self._profiles) if low <= batch <= high), None)

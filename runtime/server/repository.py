@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fewstep.bundle import Bundle
 from fewstep.manifest import NAME
@@ -15,6 +15,7 @@ from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.ladder import graphs_of
+from fewstep.runtime.trial import try_out
 
 __all__ = ["LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
 
@@ -155,17 +156,17 @@ class Repository:
         plans = options.plans or tuple(plan for plan in bundle.manifest.plans if graphs_of(bundle, plan))
         if not plans:
             raise ValueError(f"{model.path} has no graphs to serve; write them with: fewstep export {model.path}")
-        buckets = buckets_to(options.max_batch)
+        choices: dict[str, Any] = {
+            "precision": options.precision,
+            "backend": options.backend,
+            "threads": options.threads,
+            "buckets": buckets_to(options.max_batch),
+        }
+        if model.current:  # others are served meanwhile: what may never end must not begin in this process
+            try_out(model.path, plans, choices)
         batchers, first = {}, {}
         for plan in plans:
-            generator = Generator(
-                bundle,
-                plan=plan,
-                precision=options.precision,
-                backend=options.backend,
-                threads=options.threads,
-                buckets=buckets,
-            )
+            generator = Generator(bundle, plan=plan, **choices)
             first[plan] = max(generator.warm_up().values()) * 1e3
             batchers[plan] = Batcher(
                 generator, max_request=options.max_request, wait_ms=options.wait_ms, max_waiting=options.max_waiting

@@ -8,9 +8,12 @@ from pydantic import Field, PositiveInt
 
 from fewstep.spec import Precision, Strict
 
-__all__ = ["Interval", "LayerRanges", "Ranges"]
+__all__ = ["LARGEST_WEIGHT", "Interval", "LayerRanges", "Ranges"]
 
 Interval: TypeAlias = tuple[float, float]
+# Codes of weights are symmetric. In int8, the form for CPUs, they have 7 bits: x86 without VNNI adds two products with unsigned
+# activations in 16 bits and cuts the sum off; 2 * 255 * 64 = 32,640 still fits. float8 E4M3 ends at 448.
+LARGEST_WEIGHT: dict[Precision, float] = {"int8": 64.0, "int8-fp16": 127.0, "fp8": 448.0}
 
 
 class LayerRanges(Strict):

@@ -25,7 +25,9 @@ def serve(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="Precision of the graphs.", show_default="by backend")] = None,
     backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest here")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="what is fastest")
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images in a request.")] = 64,
     wait_ms: Annotated[
@@ -58,7 +60,7 @@ def bench(
     plan: Annotated[list[str] | None, typer.Option(help="A plan; repeat for more.", show_default="the default")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision of the graph.", show_default="by backend")] = None,
     backend: Annotated[list[str] | None, typer.Option(help="A backend; repeat for more.", show_default="all here")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="what is fastest")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,2,4,8",
     seconds: Annotated[float, typer.Option(callback=finite, min=0.01, help="How long each batch size runs.")] = 3.0,
     plot: Annotated[Path | None, typer.Option(help="A PNG of the latencies.", show_default="none")] = None,
@@ -92,7 +94,9 @@ def bench(
                     raise
                 say(f"left out: {error}")
                 continue
-            results[f"{generator.graph} on {where}"] = measure(generator, seconds=seconds, track=track)
+            title = f"{generator.graph} on {where}"
+            results[title] = measure(generator, seconds=seconds, track=track)
+            say(f"{title}: {generator.reason}")
     head = ["batch", "first ms", "p50 ms", "p90 ms", "p99 ms", "images/s", "memory"]
     for title, rows in results.items():
         cells = [

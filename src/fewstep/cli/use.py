@@ -25,6 +25,7 @@ def generate(
     precision: Annotated[str | None, typer.Option(help="Precision of the graph.", show_default="by backend")] = None,
     backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest here")] = None,
     graph: Annotated[str | None, typer.Option(help="A graph of the bundle.", show_default="by plan and precision")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="one for each core")] = None,
     scale: Annotated[int, typer.Option(min=1, max=64, help="Enlarge each pixel.")] = 4,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +35,7 @@ def generate(
     from fewstep.picture import refuse_path, save_grid
     from fewstep.runtime import Generator
 
-    generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend)
+    generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend, threads=threads)
     classes = generator.condition.classes
     wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
     refuse_path(out, ".png")
