@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from fewstep.data import Images, Labels, classes, digest, open_images, positions
+from fewstep.data import Images, Labels, classes, described, digest, open_images, positions
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
 from fewstep.processes import several_on_cpu
@@ -31,11 +32,13 @@ ABOUT, LATENTS, LABELS_FILE, AUTOENCODER = "about.json", "latents.npy", "labels.
 
 
 class About(Strict):
-    """What the latents are of."""
+    """What the latents are of: the names of its classes, and what was said of the images when they were encoded."""
 
     source: str
     image: ImageSpec
     latent: LatentSpec
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,19 @@ def encode_images(
     *,
     resolution: int | None = None,
     batch: int = 16,
+    told: Callable[[Images], Images] = lambda images: images,
     track: Track = silent,
 ) -> Path:
     """Encode all images of a source that `open_images` knows and write the directory `out`, beside it first.
 
-    autoencoder: a directory that diffusers saved. Every process encodes its share. Latents are kept in float16, the arithmetic
-    is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder that fewstep does not drive or images it
+    autoencoder: a directory that diffusers saved. told: shows people the notes of the images. Every process encodes its
+    share. Latents are kept in float16, the arithmetic is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder that fewstep does not drive or images it
     does not take.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     processes = PartialState(cpu=several_on_cpu())
-    images = open_images(source, "all", resolution=resolution)
+    images = told(open_images(source, "all", resolution=resolution))
     model = _autoencoder(autoencoder)
     latent, new = latent_spec(model, images.image), out.with_name(f"{out.name}.new")
     model.requires_grad_(False).eval().to(processes.device)
@@ -102,7 +106,7 @@ def encode_images(
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(source=source, image=images.image, latent=latent)
+        about = About(source=source, image=images.image, latent=latent, names=images.names, notes=images.notes)
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()
@@ -159,7 +163,9 @@ def open_latents(path: Path, *, embeddings: Condition | None = None) -> Latents:
         raise ValueError(f"{path} is not readable as latents ({' '.join(str(error).split())[:300]}); encode anew") from None
     index = positions(str(path), labels, "train")
     condition = embeddings or classes(labels)
-    sha256 = digest(about, rows.shape, np.asarray(labels))
-    return Latents(
-        str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, sha256=sha256
-    )
+    known: dict[str, Any] = {
+        "sha256": digest(about, rows.shape, np.asarray(labels)),
+        "names": about.names,
+        "notes": about.notes or (described(str(path), labels, about.names),),
+    }
+    return Latents(str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, **known)

@@ -17,6 +17,7 @@ import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle, check_writable
 from fewstep.console import SPEAKS, say
+from fewstep.data import Images
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
@@ -38,6 +39,7 @@ __all__ = [
     "precisions",
     "size",
     "solver_of",
+    "told",
     "whole_numbers",
 ]
 
@@ -113,6 +115,13 @@ def guidance_of(weight: float | None, lo: float, hi: float) -> Guidance | None:
     if weight is None and (lo, hi) != (0.0, inf):
         raise ValueError("--lo and --hi need a --weight")
     return None if weight is None else Guidance(weight, lo, hi)
+
+
+def told(images: Images) -> Images:
+    """The same images, once it is said what was found and what becomes of them."""
+    for line in images.notes:
+        say(line)
+    return images
 
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of, told
 from fewstep.console import say, table, track
 from fewstep.decide.comparison import Candidate, Comparison, Judged, Limits, Spread, decimals, pick, read
 
@@ -190,7 +190,7 @@ def tau(
 
     chosen_solver = solver_of(solver)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
-    images = open_images(data)
+    images = told(open_images(data))
     judge = trial_judge(images, samples, features=features, track=track)
     found = search_tau(out, images, config, chosen_solver, judge, track=track)
     chosen = best_tau(found)

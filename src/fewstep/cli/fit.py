@@ -26,6 +26,7 @@ from fewstep.cli.app import (
     guidance_of,
     precisions,
     solver_of,
+    told,
 )
 from fewstep.console import say, table, track
 from fewstep.guidance import PLAIN
@@ -90,7 +91,7 @@ def calibrate(
         config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
         real = None
         if data:
-            images = images_like(loaded, data)
+            images = told(images_like(loaded, data))
             real = Real.of(
                 images, *(feature_network(of, images, seed=FITTING, track=track) for of in features or ["classifier"])
             )
@@ -138,7 +139,7 @@ def interval(
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
     loaded = Bundle.load(bundle)
-    images = images_like(loaded, data)
+    images = told(images_like(loaded, data))
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     judge = trial_judge(images, samples, features=features, track=track)
     given = read_embeddings(embeddings) if embeddings else None
