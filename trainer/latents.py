@@ -23,7 +23,7 @@ from fewstep.data import Images, Labels, classes, described, digest, open_images
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
 from fewstep.processes import several_on_cpu
-from fewstep.progress import Track, silent
+from fewstep.progress import Track, silent, unsaid
 from fewstep.spec import Strict
 
 __all__ = ["Latents", "encode_images", "is_latents", "open_latents"]
@@ -72,19 +72,19 @@ def encode_images(
     *,
     resolution: int | None = None,
     batch: int = 16,
-    told: Callable[[Images], Images] = lambda images: images,
+    note: Callable[[str], None] = unsaid,
     track: Track = silent,
 ) -> Path:
     """Encode all images of a source that `open_images` knows and write the directory `out`, beside it first.
 
-    autoencoder: a directory that diffusers saved. told: shows people the notes of the images. Every process encodes its
-    share. Latents are kept in float16, the arithmetic is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder that fewstep does not drive or images it
-    does not take.
+    autoencoder: a directory that diffusers saved. note: called with lines about the images. Every process encodes its share.
+    Latents are kept in float16, the arithmetic is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder
+    that fewstep does not drive or images it does not take.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     processes = PartialState(cpu=several_on_cpu())
-    images = told(open_images(source, "all", resolution=resolution))
+    images = open_images(source, "all", resolution=resolution)
     model = _autoencoder(autoencoder)
     latent, new = latent_spec(model, images.image), out.with_name(f"{out.name}.new")
     model.requires_grad_(False).eval().to(processes.device)
@@ -96,6 +96,8 @@ def encode_images(
         np.lib.format.open_memmap(new / LATENTS, "w+", np.float16, shape)
     processes.wait_for_everyone()
     rows = np.lib.format.open_memmap(new / LATENTS, "r+")
+    for line in images.notes:
+        note(line)
     starts = range(processes.process_index * batch, len(images), processes.num_processes * batch)
     for start in track(starts, "encode"):
         at = np.arange(start, min(start + batch, len(images)))

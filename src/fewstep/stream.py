@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.data.decode import VERSION, Facts, Square, decode
-from fewstep.data.images import Bytes, Images, checked_labels, classes, described, digest, positions
+from fewstep.data.images import Bytes, Images, checked_labels, classes, described, digest, names_of, positions
 from fewstep.data.listing import shown
 from fewstep.data.survey import loss_of
 from fewstep.data.tables import Columns, is_parquet, label_values
@@ -195,7 +195,7 @@ def open_stream(source: str, *, resolution: int | None = None, embeddings: Condi
     rows = RowGroups(files, groups, columns.image, resolution)
     about: dict[str, Any] = {
         "sha256": digest(VERSION, rows.square, labels, groups, [sizes[name] for name in names]),
-        "names": called,
+        "names": names_of(labels, called),
         "notes": (described(source, labels, called), *_notes(rows.square, len(sizes) - len(names)), *columns.notes()),
     }
     return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], **about)

@@ -114,7 +114,7 @@ def _traits(image: Any, raw: str) -> Traits:
     if getattr(image, "is_animated", False):
         found |= Traits.FRAMES
     profile = image.info.get("icc_profile") or b""
-    if profile and b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile:
+    if profile and image.mode != "CMYK" and b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile:
         found |= Traits.PROFILE
     return found
 

@@ -144,8 +144,7 @@ def positions(source: str, labels: Labels, split: Split) -> Labels:
 def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = ()) -> tuple[Labels, tuple[str, ...]]:
     """A column of labels as numbers, and names that go with them: those given, or the words that a column is of, as they sort.
 
-    None is a column of 0. Names of classes beyond the last one that has images are left out, and all of them where there are no
-    two classes. Raises ValueError where an image has no label.
+    None is a column of 0. Raises ValueError where an image has no label, or one beyond the names.
     """
     labels = np.zeros(count, np.int64) if column is None else np.asarray(column)
     if labels.dtype.kind in "OUT" and labels.size and all(isinstance(word, str) for word in labels.tolist()):
@@ -164,21 +163,25 @@ def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = 
         raise ValueError(f"{source} has an image of the class {last}, of {len(names) or MAX_SIZE} that there may be")
     if bad := next((name for name in names if not name or not name.isprintable()), None):
         raise ValueError(f"{source} has a class {shown(bad)!r}, a name that cannot be printed; give it another")
-    return labels.astype(np.int64), tuple(names[: last + 1]) if last else ()
+    return labels.astype(np.int64), tuple(names)
+
+
+def names_of(labels: Labels, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes up to the last one that has images; none where there are no two."""
+    last = int(labels.max())
+    return tuple(names[: last + 1]) if last else ()
 
 
 def described(source: str, labels: Labels, names: Sequence[str]) -> str:
-    """How many images there are, and of which classes."""
-    numbers, counts = np.unique(labels, return_counts=True)
-    if numbers[-1] == 0:
-        return f"{source}: {len(labels)} images"
-    few, many = counts.min(), counts.max()
-    if len(numbers) > LISTED:
-        said = f"{few} of each" if few == many else f"{few} to {many} of each"
+    """How many images there are, of which classes, and which classes have none."""
+    counts = dict(zip(*(found.tolist() for found in np.unique(labels, return_counts=True)), strict=True))
+    last = max(counts)
+    missing = [n for n in range(max(len(names), last + 1)) if n not in counts]
+    called = [f"{n} {name}" for n, name in enumerate(names)] or [str(n) for n in range(last + 1)]
+    if len(counts) > LISTED:
+        said = f"{min(counts.values())} to {max(counts.values())} of each"
     else:
-        called = [f" {names[number]}" if names else "" for number in numbers]
-        said = ", ".join(f"{n}{name} ({count})" for n, name, count in zip(numbers, called, counts, strict=True))
-    empty = int(numbers[-1]) + 1 - len(numbers)
-    return f"{source}: {len(labels)} images in {len(numbers)} classes: {said}" + (
-        f"; {empty} numbers between have none" if empty else ""
-    )
+        said = ", ".join(f"{called[n]} ({count})" for n, count in counts.items())
+    text = f"{source}: {len(labels)} images" + (f" in {len(counts)} classes: {said}" if last else "")
+    more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+    return text + (f"; none of {', '.join(called[n] for n in missing[:LISTED])}{more}" if missing else "")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fewstep.bundle import Bundle
 from fewstep.data.decode import SUFFIXES, VERSION
-from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, positions
+from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, names_of, positions
 from fewstep.data.listing import in_folders, listed, shown, unread
 from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, survey
 from fewstep.data.tables import SAVED, open_table
@@ -127,16 +128,9 @@ def _of(
     index = positions(source, labels, split)
     seen = survey(source, encoded)
     square = square_of(seen, resolution)
-    about = digest(VERSION, square, labels, seen["sha256"].tobytes())
-    said = (described(source, labels, names), *losses(seen, square, resolution), *notes)
-    return Images(
-        source,
-        square.spec,
-        classes(labels),
-        Decoded(encoded, square),
-        index,
-        labels[index],
-        sha256=about,
-        names=names,
-        notes=said,
-    )
+    about: dict[str, Any] = {
+        "sha256": digest(VERSION, square, labels, seen["sha256"].tobytes()),
+        "names": names_of(labels, names),
+        "notes": (described(source, labels, names), *losses(seen, square, resolution), *notes),
+    }
+    return Images(source, square.spec, classes(labels), Decoded(encoded, square), index, labels[index], **about)

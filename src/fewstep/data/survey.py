@@ -148,7 +148,7 @@ def losses(rows: npt.NDArray[np.void], square: Square, resolution: int | None) -
         counts.update(dict.fromkeys(_lost(Facts(*facts), square), count))
     sides = {min(width, height) for width, height, _ in alike}
     asked = "" if resolution or len(sides) == 1 else ", the smallest one's side (--resolution chooses another)"
-    said = ", ".join(f"{count} {text}" for text, count in sorted(counts.items()))
+    said = "; ".join(f"{count} {text}" for text, count in sorted(counts.items()))
     copies = len(rows) - len(set(rows["sha256"].tolist()))
     lines = [f"they become {square.side}x{square.side}{asked}: {said}"] if said else []
     return (*lines, *([f"{copies} are byte for byte copies of others"] if copies else []))
