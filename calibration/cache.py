@@ -13,15 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fewstep import __version__
+from fewstep.caches import default_folder
 
 __all__ = ["Cache", "default_folder", "tensors_digest"]
-
-
-def default_folder() -> Path:
-    """$FEWSTEP_CACHE, or fewstep in $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("FEWSTEP_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fewstep")
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import torch
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from fewstep.data import Images, Labels, classes, digest, open_images, positions
+from fewstep.data import Images, Labels, classes, described, digest, open_images, positions
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
 from fewstep.processes import several_on_cpu
-from fewstep.progress import Track, silent
+from fewstep.progress import Track, silent, unsaid
 from fewstep.spec import Strict
 
 __all__ = ["Latents", "encode_images", "is_latents", "open_latents"]
@@ -31,11 +32,13 @@ ABOUT, LATENTS, LABELS_FILE, AUTOENCODER = "about.json", "latents.npy", "labels.
 
 
 class About(Strict):
-    """What the latents are of."""
+    """What the latents are of: the names of its classes, and what was said of the images when they were encoded."""
 
     source: str
     image: ImageSpec
     latent: LatentSpec
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,14 @@ def encode_images(
     *,
     resolution: int | None = None,
     batch: int = 16,
+    note: Callable[[str], None] = unsaid,
     track: Track = silent,
 ) -> Path:
     """Encode all images of a source that `open_images` knows and write the directory `out`, beside it first.
 
-    autoencoder: a directory that diffusers saved. Every process encodes its share. Latents are kept in float16, the arithmetic
-    is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder that fewstep does not drive or images it
-    does not take.
+    autoencoder: a directory that diffusers saved. note: called with lines about the images. Every process encodes its share.
+    Latents are kept in float16, the arithmetic is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder
+    that fewstep does not drive or images it does not take.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
@@ -92,6 +96,8 @@ def encode_images(
         np.lib.format.open_memmap(new / LATENTS, "w+", np.float16, shape)
     processes.wait_for_everyone()
     rows = np.lib.format.open_memmap(new / LATENTS, "r+")
+    for line in images.notes:
+        note(line)
     starts = range(processes.process_index * batch, len(images), processes.num_processes * batch)
     for start in track(starts, "encode"):
         at = np.arange(start, min(start + batch, len(images)))
@@ -102,7 +108,7 @@ def encode_images(
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(source=source, image=images.image, latent=latent)
+        about = About(source=source, image=images.image, latent=latent, names=images.names, notes=images.notes)
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()
@@ -159,7 +165,9 @@ def open_latents(path: Path, *, embeddings: Condition | None = None) -> Latents:
         raise ValueError(f"{path} is not readable as latents ({' '.join(str(error).split())[:300]}); encode anew") from None
     index = positions(str(path), labels, "train")
     condition = embeddings or classes(labels)
-    sha256 = digest(about, rows.shape, np.asarray(labels))
-    return Latents(
-        str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, sha256=sha256
-    )
+    known: dict[str, Any] = {
+        "sha256": digest(about, rows.shape, np.asarray(labels)),
+        "names": about.names,
+        "notes": about.notes or (described(str(path), labels, about.names),),
+    }
+    return Latents(str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, **known)

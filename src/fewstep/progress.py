@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Meter", "Report", "Track", "silent", "unseen"]
+__all__ = ["Meter", "Report", "Track", "silent", "unsaid", "unseen"]
 
 Track: TypeAlias = Callable[[Sequence[int], str], Iterable[int]]
 Report: TypeAlias = Callable[[float, str], None]
@@ -20,6 +20,10 @@ Meter: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 def silent(steps: Sequence[int], what: str) -> Iterable[int]:  # noqa: ARG001
     """The Track that shows nothing."""
     return steps
+
+
+def unsaid(line: str) -> None:
+    """Where lines for people go that nobody is to read."""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ one. What is kept in memory is a few row groups for each place in the batch.
 
 from __future__ import annotations
 
-import io
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.data import LABELS, Bytes, Images, Square, checked_labels, classes, digest, positions
+from fewstep.data.decode import VERSION, Facts, Square, decode
+from fewstep.data.images import Bytes, Images, checked_labels, classes, described, digest, names_of, positions
+from fewstep.data.listing import shown
+from fewstep.data.survey import loss_of
+from fewstep.data.tables import Columns, is_parquet, label_values
 from fewstep.manifest import Condition
 
 __all__ = ["Stream", "is_url", "open_stream"]
@@ -45,12 +49,21 @@ class RowGroups:
         self.files, self.groups, self.column = files, groups, column
         self.begins = [group.begin for group in groups]
         self.pool, self.lock = ThreadPoolExecutor(READERS, "fewstep-stream"), Lock()
-        self.read: OrderedDict[int, Future[list[bytes]]] = OrderedDict()
+        self.read: OrderedDict[int, Future[list[bytes | None]]] = OrderedDict()
         self.kept = 2
-        self.square = Square.of(self._decoded(0), resolution)
+        self.told: set[str] = set()
+        first = self._decoded(0)[1]
+        self.square = Square.of(first, resolution)
 
     def __getitem__(self, index: npt.NDArray[np.int64]) -> Bytes:
-        return np.stack([self.square.pixels(self._decoded(int(row))) for row in index])
+        return np.stack([self._pixels(int(row)) for row in index])
+
+    def _pixels(self, row: int) -> Bytes:
+        picture, facts = self._decoded(row)
+        if (loss := loss_of(facts, self.square)) and loss not in self.told:
+            self.told.add(loss)
+            logging.getLogger(__name__).warning("%s is %s; others that are so too are not named", self._name(row), loss)
+        return self.square.pixels(picture)
 
     def group_of(self, row: int) -> int:
         """Which group a row is in."""
@@ -62,7 +75,7 @@ class RowGroups:
         for group in groups:
             self._group(group)
 
-    def _group(self, group: int) -> Future[list[bytes]]:
+    def _group(self, group: int) -> Future[list[bytes | None]]:
         with self.lock:
             if group not in self.read:
                 self.read[group] = self.pool.submit(self._load, self.groups[group])
@@ -71,27 +84,26 @@ class RowGroups:
                 self.read.popitem(last=False)
             return self.read[group]
 
-    def _load(self, group: Group) -> list[bytes]:
+    def _load(self, group: Group) -> list[bytes | None]:
         import pyarrow.parquet
 
         with self.files.open(group.file, "rb") as file:
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=True).read_row_group(group.number, columns=[self.column])
-        return [item["bytes"] for item in table[self.column].to_pylist()]
+        return [(item or {}).get("bytes") for item in table[self.column].to_pylist()]
 
-    def _decoded(self, row: int) -> Any:
-        from PIL import Image, UnidentifiedImageError
-
+    def _decoded(self, row: int) -> tuple[Any, Facts]:
         number = self.group_of(row)
-        group = self.groups[number]
-        encoded = self._group(number).result()[row - group.begin]
         try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                image.load()
-                return image
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"image {row - group.begin} of row group {group.number} of {group.file} is not readable ({error})"
-            ) from None
+            encoded = self._group(number).result()[row - self.groups[number].begin]
+            if encoded is None:
+                raise ValueError("it has no bytes of its own, and a stream opens no other files")
+            return decode(encoded)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self._name(row)} is not readable ({' '.join(str(error).split())})") from None
+
+    def _name(self, row: int) -> str:
+        group = self.groups[self.group_of(row)]
+        return f"image {row - group.begin} of row group {group.number} of {shown(group.file)}"
 
 
 @dataclass(frozen=True)
@@ -162,50 +174,60 @@ def is_url(source: str) -> bool:
 def open_stream(source: str, *, resolution: int | None = None, embeddings: Condition | None = None) -> Stream:
     """The training images of all parquet files below a URL, split as `open_images` splits a directory of them.
 
-    Reads the files' footers, their labels and one image; others that are broken are found when it is their turn.
-    resolution, embeddings: as for `open_images`. Raises ValueError or OSError for what cannot be read.
+    Reads the files' footers, their labels and one image, whose size and mode all get; others that are broken are found when it
+    is their turn. resolution, embeddings: as for `open_images`. Raises ValueError or OSError for what cannot be read.
     """
     import pyarrow
     from fsspec.core import url_to_fs
 
     try:
         files, root = url_to_fs(source)
-        sizes = {name: about["size"] for name, about in files.find(root, detail=True).items() if name.endswith(".parquet")}
-        names = sorted(sizes)
+        sizes = {name: about["size"] for name, about in files.find(root, detail=True).items()}
+        names = sorted(name for name in sizes if is_parquet(name.removeprefix(root) or name))
         if not names:
             raise ValueError("there is no parquet file in it")
-        groups, column, numbers = _footers(files, names)
+        groups, columns, values = _footers(files, names)
     except (ImportError, pyarrow.ArrowException, ValueError) as error:
         raise ValueError(f"{source} cannot be streamed: {' '.join(str(error).split())}") from None
     count = groups[-1].begin + groups[-1].rows
-    labels = checked_labels(source, count, np.concatenate(numbers) if numbers else None)
+    labels, called = checked_labels(source, count, label_values(values) if values else None, columns.names)
     index = positions(source, labels, "train")
-    rows = RowGroups(files, groups, column, resolution)
-    sha256 = digest(rows.square, labels, groups, [sizes[name] for name in names])
-    return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], sha256=sha256)
+    rows = RowGroups(files, groups, columns.image, resolution)
+    about: dict[str, Any] = {
+        "sha256": digest(VERSION, rows.square, labels, groups, [sizes[name] for name in names]),
+        "names": names_of(labels, called),
+        "notes": (described(source, labels, called), *_notes(rows.square, len(sizes) - len(names)), *columns.notes()),
+    }
+    return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], **about)
 
 
-def _footers(files: Any, names: Sequence[str]) -> tuple[list[Group], str, list[npt.NDArray[Any]]]:
-    """All row groups, the column of images, and the labels of every file that has some."""
-    import pyarrow
+def _notes(square: Square, others: int) -> tuple[str, ...]:
+    """What a stream cannot know beforehand, and what of it is not read."""
+    known = f"they become {square.side}x{square.side} in {'color' if square.mode == 'RGB' else 'grey'}, as the first of them is"
+    later = "no other was looked at yet: what they lose, and which cannot be read, is said when it is their turn"
+    return f"{known}; {later}", *([f"not read: {others} files that are no parquet"] if others else [])
+
+
+def _footers(files: Any, names: Sequence[str]) -> tuple[list[Group], Columns, list[Any]]:
+    """All row groups, the columns, the same in all files, and the labels of every file where there are some."""
     import pyarrow.parquet
 
     groups: list[Group] = []
-    labels: list[npt.NDArray[Any]] = []
-    begin, image = 0, ""
+    labels: list[Any] = []
+    begin, first = 0, None
     for name in names:
         with files.open(name, "rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)
-            schema = parquet.schema_arrow
-            image = next((field.name for field in schema if pyarrow.types.is_struct(field.type)), "")
-            if not image or schema.field(image).type.get_field_index("bytes") < 0:
-                raise ValueError(f"{name} has no image column, it has {schema.names}; store images as datasets.Image")
+            columns = Columns.of(name, parquet.schema_arrow)
+            first = first or columns
+            if columns[:3] != first[:3]:
+                raise ValueError(f"{name} has other columns or classes than {names[0]}; stream them one by one")
             for number in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(number).num_rows
                 groups.append(Group(name, number, begin, rows))
                 begin += rows
-            if label := next((column for column in LABELS if column in schema.names), None):
-                labels.append(parquet.read(columns=[label])[label].to_numpy())
-    if not begin:
+            if columns.label:
+                labels.append(parquet.read(columns=[columns.label])[columns.label])
+    if not begin or first is None:
         raise ValueError("its files hold no images")
-    return [group for group in groups if group.rows], image, labels
+    return [group for group in groups if group.rows], first, labels

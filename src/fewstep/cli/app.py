@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -16,10 +16,12 @@ import typer
 import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle, check_writable
-from fewstep.console import SPEAKS, say
+from fewstep.console import SPEAKS, say, track
+from fewstep.data import Images
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
+from fewstep.progress import Track
 from fewstep.schedule import Grid
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "precisions",
     "size",
     "solver_of",
+    "telling",
     "whole_numbers",
 ]
 
@@ -113,6 +116,18 @@ def guidance_of(weight: float | None, lo: float, hi: float) -> Guidance | None:
     if weight is None and (lo, hi) != (0.0, inf):
         raise ValueError("--lo and --hi need a --weight")
     return None if weight is None else Guidance(weight, lo, hi)
+
+
+def telling(images: Images | None) -> Track:
+    """A track that first says what was found and what becomes of the images, where some are read: as work begins."""
+    notes = iter(images.notes if images else ())
+
+    def told(steps: Sequence[int], what: str) -> Iterable[int]:
+        for line in notes:
+            say(line)
+        return track(steps, what)
+
+    return told
 
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of, telling
 from fewstep.console import say, table, track
 from fewstep.decide.comparison import FARTHEST, Candidate, Comparison, Judged, Limits, Spread, decimals, farthest, pick, read
 
@@ -204,8 +204,9 @@ def tau(
     chosen_solver = solver_of(solver)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
     images = open_images(data)
-    judge = trial_judge(images, samples, features=features, track=track)
-    found = search_tau(out, images, config, chosen_solver, judge, track=track)
+    following = telling(images)
+    judge = trial_judge(images, samples, features=features, track=following)
+    found = search_tau(out, images, config, chosen_solver, judge, track=following)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
     table(f"Frechet distance, {steps} steps of {solver}, over {runs} training runs", ["tau", "distance"], rows)

@@ -26,6 +26,7 @@ from fewstep.cli.app import (
     guidance_of,
     precisions,
     solver_of,
+    telling,
 )
 from fewstep.console import say, table, track
 from fewstep.guidance import PLAIN
@@ -88,13 +89,13 @@ def calibrate(
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
         config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
-        real = None
-        if data:
-            images = images_like(loaded, data)
+        real, images = None, images_like(loaded, data) if data else None
+        following = telling(images)
+        if images:
             real = Real.of(
-                images, *(feature_network(of, images, seed=FITTING, track=track) for of in features or ["classifier"])
+                images, *(feature_network(of, images, seed=FITTING, track=following) for of in features or ["classifier"])
             )
-        _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=track)
+        _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=following)
         table(
             "on noise that was not fitted",
             ["", "loss"],
@@ -140,9 +141,11 @@ def interval(
     loaded = Bundle.load(bundle)
     images = images_like(loaded, data)
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
-    judge = trial_judge(images, samples, features=features, track=track)
+    following = telling(images)
+    judge = trial_judge(images, samples, features=features, track=following)
     given = read_embeddings(embeddings) if embeddings else None
-    done, tried = calibrate_interval(loaded, config, chosen, judge, name=name, network=network, embeddings=given, track=track)
+    fixed: dict[str, Any] = {"name": name, "network": network, "embeddings": given}
+    done, tried = calibrate_interval(loaded, config, chosen, judge, **fixed, track=following)
     rows = [(str(t.nfe), f"{t.value:.2f}", *(_guided(t.steps) if t.steps.weight != 1 else ("", "none"))) for t in pareto(tried)]
     table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
     plan = done.plan(name)

