@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.bundle import Bundle
+from fewstep.extras import install
 from fewstep.manifest import Condition, ImageSpec
 
 __all__ = ["Images", "batches", "images_like", "open_images"]
@@ -245,7 +246,7 @@ def _read(path: Path) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError("reading a directory needs datasets; install it with: pip install 'fewstep[train]'") from None
+        raise ValueError(f"reading a directory needs datasets; {install('train')}") from None
     from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
