@@ -42,12 +42,14 @@ def photos(path: Path) -> None:
 
 
 def bucket(path: Path) -> None:
-    """The photos as parquet files, as `datasets` writes them."""
+    """Such photos in a parquet file, as `datasets` writes it."""
     import datasets
 
-    photos(path / "as-files")
-    datasets.load_dataset("imagefolder", data_dir=str(path / "as-files"), split="train").to_parquet(path / "a.parquet")
-    shutil.rmtree(path / "as-files")
+    path.mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = [Image.fromarray(RNG.integers(0, 255, (32, 40, 3), np.uint8)) for _ in range(50)]
+    made = {"image": images, "label": [i % 10 for i in range(50)]}
+    datasets.Dataset.from_dict(made, features=features).to_parquet(path / "a.parquet", batch_size=10)
 
 
 def config(path: Path, **more: Any) -> None:

@@ -149,6 +149,10 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
+        if not ended.code and "torch" in sys.modules:
+            from fewstep.processes import leave
+
+            leave()
         if ended.code == INTERRUPTED and SPEAKS:
             say("fewstep: stopped; bundles are as they were, and train, distill, calibrate, interval, compare or tau go on")
         raise
