@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fewstep.bundle import Bundle
+from fewstep.extras import install
 from fewstep.machine import Machine
 
 __all__ = ["Finding", "Surroundings", "examine", "here", "try_backends"]
@@ -65,13 +66,13 @@ def examine(around: Surroundings) -> Iterator[Finding]:
 def _onnx_runtime(around: Surroundings) -> Finding:
     found = [f"{name} {around.packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in around.packages]
     if not found:
-        return Finding("bad", "ONNX Runtime", "not installed", "pip install 'fewstep[cpu]', or 'fewstep[gpu]' for NVIDIA GPUs")
+        return Finding("bad", "ONNX Runtime", "not installed", f"{install('cpu')}, or gpu in place of cpu for NVIDIA GPUs")
     if len(found) == 2:
         return Finding(
             "bad",
             "ONNX Runtime",
             f"{' and '.join(found)} overwrite each other's files",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'fewstep[gpu]'",
+            f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install('gpu')}",
         )
     return Finding("ok", "ONNX Runtime", found[0])
 
@@ -86,7 +87,7 @@ def _providers(around: Surroundings) -> Iterator[Finding]:
     if around.machine.sm is None:
         return
     if "CUDAExecutionProvider" not in around.providers:
-        yield Finding("bad", "CUDA", "this ONNX Runtime has no CUDA provider", "pip install 'fewstep[gpu]'")
+        yield Finding("bad", "CUDA", "this ONNX Runtime has no CUDA provider", install("gpu"))
     for provider in around.providers:
         if provider in around.unloadable:
             fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', or put these libraries on LD_LIBRARY_PATH"
@@ -103,7 +104,7 @@ def _tensorrt(around: Surroundings) -> Iterator[Finding]:
     if around.machine.sm is None:
         return
     if not found:
-        yield Finding("note", "TensorRT", "not installed; engines in bundles cannot run", "pip install 'fewstep[rtx]'")
+        yield Finding("note", "TensorRT", "not installed; engines in bundles cannot run", install("rtx"))
     elif not any(name in around.packages for name in ("cuda-python", "cuda-bindings")):
         yield Finding("bad", "cuda-python", "not installed; engines need it to run", "pip install cuda-python")
 

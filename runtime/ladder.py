@@ -14,6 +14,7 @@ import onnxruntime as ort
 from fewstep.bundle import Bundle
 from fewstep.engines import unfit
 from fewstep.external import check_files
+from fewstep.extras import install
 from fewstep.machine import this_machine
 from fewstep.manifest import EngineKey, GraphEntry, Precision
 from fewstep.runtime.backends.base import Program
@@ -127,7 +128,7 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
     """The plan's graph in ONNX Runtime."""
     provider = PROVIDERS[backend]
     if provider not in ort.get_available_providers():
-        raise ValueError(f"this ONNX Runtime has no {provider} (pip install 'fewstep[gpu]' brings one)")
+        raise ValueError(f"this ONNX Runtime has no {provider}; one comes with the extra gpu, {install('gpu')}")
     found = [p for p in (ON_CPU if backend == "cpu" else ON_GPU) if p in graphs] or sorted(graphs)
     precision = wanted.precision or found[0]
     name = graphs[precision]

@@ -20,6 +20,7 @@ from fewstep import console
 from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
 from fewstep.console import say, table
+from fewstep.extras import install
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
@@ -272,14 +273,20 @@ def test_times_are_finite(option: tuple[str, ...], value: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
-    [("torch", ["export"], "export"), ("onnxruntime", ["generate"], "cpu"), ("onnx_ir", ["export"], "export")],
+    [
+        ("torch", ["export"], "export"),
+        ("torch", ["train", "--data"], "train"),
+        ("torch", ["calibrate"], "calibrate"),
+        ("onnxruntime", ["generate"], "cpu"),
+        ("onnx_ir", ["export"], "export"),
+    ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, arguments: list[str], extra: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from fewstep.cli import main; main()"
     command = [sys.executable, "-c", code, *arguments, "examples/digits.bundle"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip() == f"fewstep: this needs {package}, which is not installed; pip install 'fewstep[{extra}]'"
+    assert done.stderr.strip() == f"fewstep: this needs {package}, which is not installed; {install(extra)}"
 
 
 def test_a_column_with_nothing_in_it_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,8 +297,8 @@ def test_a_column_with_nothing_in_it_is_not_shown(capsys: pytest.CaptureFixture[
 
 
 def test_brackets_in_tables_and_sentences_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    table("found", ["what", "fix"], [("nothing", "pip install 'fewstep[gpu]'")])
-    say("or 'fewstep[cpu]'")
+    table("found", ["what", "fix"], [("nothing", install("gpu"))])
+    say(install("cpu"))
     shown = capsys.readouterr().err
-    assert "fewstep[gpu]" in shown
-    assert "fewstep[cpu]" in shown
+    assert install("gpu") in shown
+    assert install("cpu") in shown

@@ -1,57 +1,324 @@
-"""Code in the documentation runs as it stands."""
+"""Every command and Python block of the pages runs to its end, in order, as a reader types it, and so does every `next:`.
+
+A line that is new on a page is run without being named here. What is made smaller, and what is not run, stands in these tables.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import given
 import numpy as np
 import pytest
 from conftest import ROOT
-from diffusers import UNet2DConditionModel
+from pages import Block, blocks, following
+from ports import free_port
+from test_cli import fewstep
+from typer.main import get_command
 
 from fewstep.bundle import Bundle
-from fewstep.data import Images
+from fewstep.cli.app import app
 from fewstep.denoiser import load_network
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Options that are added to a command that begins so: the last one given counts. {port} is a free one.
+SMALLER = {
+    "fewstep train": "--steps 2 --batch 4",
+    "fewstep train --data few": "--network tiny.json",
+    "fewstep distill": "--iterations 2 --batch 4",
+    "fewstep calibrate": "--samples 4 --iterations 2 --batch 4 --fine 2",
+    "fewstep interval": "--steps 2 --samples 10",
+    "fewstep compare": "--seeds 2 --thin 3 --seconds 0.01",
+    "fewstep tau": "--updates 1 --runs 2 --value 0.9 --value 1 --steps 2 --samples 10",
+    "fewstep consistency": "--samples 4",
+    "fewstep quantise": "--samples 4",
+    "fewstep bench": "--seconds 0.01 --batch 1",
+    "fewstep build digits.bundle": "--batch 2",
+    "fewstep serve": "--max-batch 4 --port {port}",
+    "python -m http.server": "{port}",
+    "accelerate launch --module fewstep.cli train": "--steps 2 --batch 4",
+    "torchrun --nproc-per-node 2 --module fewstep.cli distill": "--iterations 2 --batch 4",
+}
+# Words of commands and code that others take the place of.
+INSTEAD = {
+    "mnist5k": "few",  # 150 of its images: a classifier is trained on them in seconds
+    "s3://bucket": "file://{here}/bucket",  # the same files, in what every machine has
+    "--steps 10 --guidance": "--steps 2 --guidance",
+    "--nproc-per-node 8": "--nproc-per-node 2",
+    "--frechet 3": "--frechet 1e9",  # what was trained for two updates ...
+    "--ms 10": "--ms 1e4",  # ... or runs beside other work holds no tighter limit
+    "--ms 20": "--ms 1e4",
+    "steps=6000": "steps=1, batch=2",
+    "SidConfig(steps=1)": "SidConfig(steps=1, iterations=1, batch=2)",
+    "npm install --ignore-scripts": "ln -s {node_modules} node_modules",
+    "8008": "{port}",
+    "localhost:8000": "localhost:{port}",
+}
+# What is not run here, and why.
+NOT_RUN = {
+    "make demo": "test_demo.py runs it",
+    "make test": "this is it",
+    "pip install": "test_extras.py holds what is named against pyproject.toml, test_wheel.py installs it",
+    "npm install onnxruntime-web": "test_exporter_edge_web.py takes the one that .ci/run installs",
+    "pkg-config": "of a library that the tests take from the package onnxruntime",
+    "tritonserver": "test_runtime_deploy.py starts it where it is",
+    "serve run": "test_runtime_deploy.py runs it with two replicas, of which one is killed",
+}
+# Blocks that are nothing to type, by their first words.
+NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     the core", "containers:")
+# What answers for long: started, asked until it is ready, used by the commands after it, and ended by SIGTERM with this code.
+SERVERS = {"fewstep serve": ("/v2/health/ready", 0), "python -m http.server": ("/", -15), "python service.py": (None, -15)}
+
+# What a reader has, made when it is first named and not there.
+GIVEN: dict[str, Callable[[Path], None]] = {
+    "digits.bundle": given.copy_of(ROOT / "examples" / "digits.bundle"),
+    "examples": given.examples,
+    "few": given.few,
+    "photos": given.photos,
+    "bucket": lambda path: given.bucket(path / "photos"),
+    "config.json": given.shown("training.md"),
+    "tiny.json": partial(given.config, sample_size=14, in_channels=4, out_channels=4, num_class_embeds=11),
+    "latents.json": partial(given.config, sample_size=8, in_channels=4, out_channels=4, num_class_embeds=11),
+    "prompts.json": given.prompts_network,
+    "prompts.safetensors": given.prompts,
+    "vae": given.autoencoder,
+    "pipeline": given.pipeline,
+    "edm-imagenet-64x64-cond-adm.pkl": given.edm,
+    "ORT": given.onnx_runtime,
+    **dict.fromkeys(["a.bundle", "b.bundle", "plain.bundle", "lskip.bundle"], given.copy_of("digits.bundle")),
+}
+# Bundles that are trained teachers alone: the shipped one has what these pages fit.
+TRAINED = {"calibration.md": ["digits.bundle", "tuned.bundle"]}
+NAMES: dict[str, Callable[[], Any]] = {
+    "unet": given.text_unet,
+    "pixels": lambda: np.random.default_rng(0).integers(0, 255, (50, 32, 32, 3), np.uint8),
+    "labels": lambda: np.arange(50) % 10,
+}
+# What a page's commands need beside Python: a page runs without those that a machine lacks, and the test skips at its end.
+NEEDS = {"g++": ("g++", "FEWSTEP_ORT_INCLUDE"), "./embed": ("g++", "FEWSTEP_ORT_INCLUDE"), "nc": ("nc", None)}
+NEEDS |= dict.fromkeys(["node", "npm"], ("node", "FEWSTEP_ORT_NODE"))
+
+# Options on the pages that are of other programs.
+FOREIGN = {"--help", "--include_ops_by_config", "--ignore-scripts", "--cflags", "--libs", "--nproc-per-node", "--module"}
+
+_followed: set[tuple[str, str]] = set()
 
 
-def test_the_page_on_exporting_makes_a_bundle_of_ones_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), flags=re.DOTALL)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=1024,
-        attention_head_dim=4,
-    )
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/export.md", "exec"), {"unet": unet})
-    bundle = Bundle.load("mine.bundle")
+class Walk:
+    """A reader in a directory, who types what a page shows."""
+
+    def __init__(self, here: Path, page: str) -> None:
+        self.here, self.names, self.lacking = here, dict[str, Any](), list[str]()
+        self.port, self.server = free_port(), None
+        self.has = GIVEN | dict.fromkeys(TRAINED.get(page, []), self.train)
+        here.mkdir()
+
+    def train(self, path: Path) -> None:
+        """The teacher that the README's first command trains."""
+        self.run(f"fewstep train --data mnist5k --out {path.name}", path.parent)
+
+    def block(self, block: Block) -> None:
+        assert block.kind in ("sh", "python", "json"), f"blocks in {block.kind} are not run"
+        if block.kind == "python":
+            self.python(block)
+        elif block.kind == "sh" and not block.text.startswith(NO_COMMANDS):
+            at = self.here
+            for command in block.commands:
+                at = self.run(command, at)
+
+    def python(self, block: Block) -> None:
+        code = self.instead(block.text)
+        self.provide(re.findall(r'"([^"\s]+)"', code), self.here)
+        self.names |= {
+            name: make() for name, make in NAMES.items() if re.search(rf"\b{name}\b", code) and name not in self.names
+        }
+        with contextlib.chdir(self.here):
+            exec(compile("\n" * block.line + code, "the page", "exec"), self.names)
+
+    def run(self, command: str, at: Path) -> Path:
+        """Run one command in a directory; the directory after it."""
+        command = self.smaller(command)
+        words = shlex.split(command)
+        if command.startswith(tuple(NOT_RUN)) or self.lacks(words):
+            return at
+        self.provide([w for w, before in zip(words[1:], words, strict=False) if before not in ("--out", "-o", ">")], at)
+        if words[0] == "cd":
+            return at / words[1]
+        if command.startswith(tuple(SERVERS)):
+            self.serve(command, at)
+        elif words[0] == "fewstep":
+            done = fewstep(*words[1:], cwd=at)
+            self.follow(words[1], done.stdout + done.stderr, at)
+        else:
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command], cwd=at, env=environment(), capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+        return at
+
+    def follow(self, verb: str, said: str, at: Path) -> None:
+        """What a verb names as next, in a copy of the directory, once for each pair of verbs."""
+        for command in following(said):
+            pair = verb, " ".join(command.split()[:2])
+            if pair not in _followed:
+                _followed.add(pair)
+                copy = shutil.copytree(at, at.with_name(f"{at.name}-next"))
+                self.run(command, copy)
+                self.stop()
+                shutil.rmtree(copy)
+
+    def smaller(self, command: str) -> str:
+        command = self.instead(" ".join(command.split()))
+        added = [options for begin, options in SMALLER.items() if command.startswith(begin)]
+        return self.filled(" ".join([command, *added]))
+
+    def instead(self, text: str) -> str:
+        for words, others in INSTEAD.items():
+            text = re.sub(rf"(?<![\w.]){re.escape(words)}(?![\w.])", lambda _, others=others: others, text)
+        return self.filled(text)
+
+    def filled(self, text: str) -> str:
+        modules = Path(os.environ.get("FEWSTEP_ORT_NODE", "")).resolve().parent
+        for name, value in {"here": self.here, "port": self.port, "node_modules": modules}.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        return text
+
+    def provide(self, words: list[str], at: Path) -> None:
+        """Make what a reader has, where it is named and not there."""
+        for word in words:
+            path = at
+            for part in Path(word.removeprefix("file://")).parts:
+                path /= part
+                if part in self.has and not path.exists():
+                    self.has[part](path)
+
+    def lacks(self, words: list[str]) -> bool:
+        lacking = [word for word in words if word in NEEDS and not is_here(*NEEDS[word])]
+        self.lacking += lacking
+        return bool(lacking)
+
+    def serve(self, command: str, at: Path) -> None:
+        self.stop()
+        (path, code) = next(server for begin, server in SERVERS.items() if command.startswith(begin))
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=at, env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        self.server = process, code
+        until_ready(process, self.port, path)
+
+    def stop(self) -> None:
+        """End the server that runs, as a supervisor does."""
+        if self.server:
+            process, code = self.server
+            self.server = None
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == code, said
+
+
+def environment() -> dict[str, str]:
+    """Commands of this environment first."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def is_here(program: str, variable: str | None) -> bool:
+    return bool(shutil.which(program) and (variable is None or os.environ.get(variable)))
+
+
+def until_ready(process: subprocess.Popen[str], port: int, path: str | None) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if path is None:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            else:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
+            return
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def own_network(here: Path) -> None:
+    """The page on exporting made a bundle of one's own network, and a graph of one's own plan."""
+    bundle = Bundle.load(here / "mine.bundle")
     bundle.verify()
     assert bundle.plan("dpmpp8").rows == 8
     assert load_network(bundle, "teacher").parametrisation.kind == "v"
+    assert "euler12.fp32" in Bundle.load(here / "digits.bundle").manifest.graphs
 
 
-def test_the_page_on_training_trains_and_distils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "training.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    code = code.replace("steps=6000", "steps=1, batch=2").replace("steps=1))", "steps=1, iterations=1, batch=2))")
-    pixels, labels = np.random.default_rng(0).integers(0, 255, (50, 32, 32, 3), np.uint8), np.arange(50) % 10
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/training.md", "exec"), {"pixels": pixels, "labels": labels})
-    assert Bundle.load("photos.bundle").manifest.default == "sid1"
-    (config,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
-    choice = TeacherConfig(steps=1, batch=2, patch=1, network=json.loads(config))
-    bundle = train_teacher(Path("own.bundle"), Images.of(pixels, labels), choice)
-    assert load_network(bundle, "teacher").patch == 1
+def own_images(here: Path) -> None:
+    """The page on training trained by its own configuration, and distilled."""
+    assert load_network(Bundle.load(here / "photos.bundle"), "teacher").patch == 1
+    assert Bundle.load(here / "own.bundle").manifest.default == "sid1"
+
+
+TRUTHS: dict[str, Callable[[Path], None]] = {"export.md": own_network, "training.md": own_images}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
+    walk = Walk(tmp_path / "fresh", page.name)
+    try:
+        for block in blocks(page):
+            try:
+                walk.block(block)
+            except BaseException as error:
+                error.add_note(f"{page.name}, block at line {block.line}")
+                raise
+    finally:
+        walk.stop()
+    if page.name in TRUTHS:
+        TRUTHS[page.name](walk.here)
+    if walk.lacking:
+        pytest.skip(f"not run, for want of what .ci/run brings: {', '.join(dict.fromkeys(walk.lacking))}")
+
+
+def test_what_is_not_run_is_on_the_pages() -> None:
+    found = [block for page in PAGES for block in blocks(page) if block.kind == "sh"]
+    typed = [" ".join(command.split()) for block in found for command in block.commands]
+    for begin in NOT_RUN:
+        assert any(command.startswith(begin) for command in typed), begin
+    for begin in NO_COMMANDS:
+        assert sum(block.text.startswith(begin) for block in found) == 1, begin
+
+
+def test_options_that_pages_name_exist() -> None:
+    there = set(options(get_command(app))) | FOREIGN
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", page.read_text("utf-8"))))
+        assert named <= there, f"{page.name} names {named - there}"
+
+
+def options(command: Any) -> Iterator[str]:
+    """Of a command of click and those below it."""
+    for parameter in command.params:
+        yield from (*parameter.opts, *parameter.secondary_opts)
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in [ROOT / "CONTRIBUTING.md", *PAGES]:
+        for target, _, section in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", page.read_text("utf-8")):
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name} links to {target}"
+            titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE) if section else []
+            anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert not section or section in anchors, f"{page.name} links to {target}#{section}"

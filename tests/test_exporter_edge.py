@@ -26,9 +26,7 @@ from fewstep.schedule import karras
 from fewstep.solvers import ddim
 
 EXAMPLE = Bundle.load(Path(__file__).parent.parent / "examples" / "digits.bundle")
-needs_openvino = pytest.mark.skipif(
-    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed: pip install 'fewstep[openvino]'"
-)
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino")
 
 LOOP = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -268,6 +266,6 @@ def test_the_command_refuses_with_one_sentence(arguments: list[str], sentence: s
 
 def test_without_openvino_its_target_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ValueError, match=r"needs OpenVINO; install it with: pip install 'fewstep\[openvino\]'"):
+    with pytest.raises(ValueError, match=r'needs OpenVINO; .*pip install "\.\[openvino\]"'):
         package(EXAMPLE, tmp_path / "out", ["openvino"])
     assert not list(tmp_path.iterdir())

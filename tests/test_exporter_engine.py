@@ -19,7 +19,7 @@ from fewstep.exporter.engine.flavour import Flavour
 from fewstep.machine import Machine, this_machine
 from fewstep.manifest import EngineKey
 
-pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")
+pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
 SMALL = Settings(targets=("89",), batch=(4,))
 
 

@@ -24,7 +24,7 @@ from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.engine.worker import Request
 from fewstep.progress import Report
 
-trt = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
 
 
 def _build(stopped: threading.Event, said: list[dict[str, object]]) -> object:

@@ -15,7 +15,7 @@ from small_graphs import loop, products, quantised, two_convolutions
 from fewstep.exporter.engine.phases import Phases
 from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
 
-trt = pytest.importorskip("tensorrt_rtx", reason="needs pip install 'fewstep[rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
 LOGGER = trt.Logger(trt.Logger.ERROR)
 
 

@@ -23,12 +23,12 @@ GPU = {"onnxruntime-gpu": "1.31.1"}
 @pytest.mark.parametrize(
     ("around", "verdict", "found", "fix"),
     [
-        (Surroundings({}, WITHOUT_GPU, (), {}), "bad", "not installed", "pip install 'fewstep[cpu]'"),
+        (Surroundings({}, WITHOUT_GPU, (), {}), "bad", "not installed", 'pip install ".[cpu]"'),
         (Surroundings(BOTH, WITHOUT_GPU, (), {}), "bad", "overwrite each other's files", "pip uninstall -y onnxruntime"),
-        (Surroundings({"onnxruntime": "1.31.1"}, WITH_GPU, (), {}), "bad", "no CUDA provider", "pip install 'fewstep[gpu]'"),
+        (Surroundings({"onnxruntime": "1.31.1"}, WITH_GPU, (), {}), "bad", "no CUDA provider", 'pip install ".[gpu]"'),
         (Surroundings(GPU, WITH_GPU, CUDA, {CUDA[0]: "libcudnn.so.9: no"}), "bad", "libcudnn.so.9", "onnxruntime-gpu[cuda"),
         (Surroundings(GPU | {"tensorrt-rtx": "1"}, WITH_GPU, CUDA, {}), "bad", "engines need it", "pip install cuda-python"),
-        (Surroundings(GPU, WITH_GPU, CUDA, {}), "note", "engines in bundles cannot run", "fewstep[rtx]"),
+        (Surroundings(GPU, WITH_GPU, CUDA, {}), "note", "engines in bundles cannot run", '".[rtx]"'),
         (Surroundings(GPU | {"nvidia-a-cu12": "1", "nvidia-b-cu13": "1"}, WITH_GPU, CUDA, {}), "note", "two majors", "keep"),
     ],
 )

@@ -20,7 +20,7 @@ from fewstep.trainer.edm_weights import load_edm_weights
 ADM = json.loads((Path(__file__).parent / "adm_of_edm.json").read_text("utf-8"))
 
 
-def _drawn() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def drawn() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Weights, and states with a standard deviation of 1, (2, 3, 8, 8)."""
     rng = np.random.default_rng(0)
     weights = {key: torch.tensor(rng.standard_normal(shape, np.float32) * 0.05) for key, shape in ADM["shapes"].items()}
@@ -29,7 +29,7 @@ def _drawn() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_edms_own_numbers(suffix: str, tmp_path: Path) -> None:
-    weights, x = _drawn()
+    weights, x = drawn()
     path = tmp_path / f"adm{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
     fewstep("import", path, "--out", "adm.bundle", cwd=tmp_path)
@@ -43,7 +43,7 @@ def test_edms_own_numbers(suffix: str, tmp_path: Path) -> None:
 
 
 def test_an_unconditional_network_has_no_condition(tmp_path: Path) -> None:
-    weights, _ = _drawn()
+    weights, _ = drawn()
     del weights["model.map_label.weight"]
     save_file(weights, tmp_path / "adm.safetensors")
     denoiser, condition = load_edm_weights(tmp_path / "adm.safetensors")
@@ -59,7 +59,7 @@ class Trap:
 
 
 def test_what_is_no_state_dict_of_an_adm_network(tmp_path: Path) -> None:
-    weights, _ = _drawn()
+    weights, _ = drawn()
     (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": Trap()}))
     assert "which reading would execute" in refused("import", "edm.pkl", cwd=tmp_path)
     torch.save({"step": 3, "ema": weights}, tmp_path / "nested.pt")

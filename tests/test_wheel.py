@@ -35,4 +35,4 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     )
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path)
     command = subprocess.run([tmp_path / "venv" / "bin" / "fewstep"], capture_output=True, text=True, check=False)
-    assert "pip install 'fewstep[cli]'" in command.stderr
+    assert 'pip install ".[cli]"' in command.stderr

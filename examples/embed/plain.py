@@ -2,7 +2,7 @@
 
     python plain.py digits.bundle 3,1,4 digits.pgm --seed 7
 
-Needs fewstep[cpu] and nothing else: numpy and ONNX Runtime.
+Needs fewstep's extra cpu and nothing else: numpy and ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.bundle import Bundle
 from fewstep.exporter.edge.probe import Probe, probe
 from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
+from fewstep.extras import install
 from fewstep.manifest import GraphEntry
 
 __all__ = ["write_openvino"]
@@ -48,7 +49,7 @@ def _load() -> Any:
     try:
         import openvino
     except ImportError:
-        raise ValueError("the target openvino needs OpenVINO; install it with: pip install 'fewstep[openvino]'") from None
+        raise ValueError(f"the target openvino needs OpenVINO; {install('openvino')}") from None
     return openvino
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.exporter.engine.facts import graphs_in
+from fewstep.extras import install
 
 __all__ = ["Deviation", "Part", "Report", "graph_parts", "installed", "zipped"]
 
@@ -102,7 +103,7 @@ def graph_parts(target: str, name: str, path: Path, *, data: Path | None = None,
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise ValueError(f"measuring a graph needs {error.name}; install it with: pip install 'fewstep[export]'") from None
+        raise ValueError(f"measuring a graph needs {error.name}; {install('export')}") from None
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:

@@ -5,6 +5,7 @@ The tests have TensorRT-RTX confirm what it can without a GPU; the rest is NVIDI
 from __future__ import annotations
 
 from fewstep.exporter.engine.cases import Case, Finding, Row
+from fewstep.extras import install
 
 __all__ = ["ROWS", "explain"]
 
@@ -14,7 +15,7 @@ ROWS = (
         "stops",
         lambda c: c.flavour.version is None and c.flavour.extra,
         "{flavour} or polygraphy, which drives it, is missing here",
-        "install it with: pip install 'fewstep[{found}]'",
+        install("{found}"),
     ),
     Row(
         "too-old",

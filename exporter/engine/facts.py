@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewstep.bundle import Bundle
+from fewstep.extras import install
 from fewstep.manifest import GraphEntry, Layout, Precision
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _load(bundle: Bundle, name: str, entry: GraphEntry) -> list[onnx.ModelProto]
     try:
         import onnx
     except ImportError:
-        raise ValueError("building engines needs onnx; install it with: pip install 'fewstep[rtx]'") from None
+        raise ValueError(f"building engines needs onnx; {install('rtx')}") from None
     paths = {path: bundle.file(path) for path in entry.paths}
     try:
         return [onnx.load(paths[path], load_external_data=False) for path in (entry.file, entry.finish) if path]

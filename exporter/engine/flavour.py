@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewstep.engines import LARGEST_BATCH, load_tensorrt
+from fewstep.extras import install
 from fewstep.machine import Machine
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
@@ -89,6 +90,5 @@ def choose(name: FlavourName | None, machine: Machine) -> tuple[Flavour, str]:
     if rtx.version:
         return rtx, "it is installed and needs no GPU" if not machine.sm else "it is the one installed"
     raise ValueError(
-        "building engines needs TensorRT; install it with: pip install 'fewstep[rtx]' (or 'fewstep[tensorrt]' for "
-        "data-centre GPUs and Jetson)"
+        f"building engines needs TensorRT; {install('rtx')} (or tensorrt in place of rtx for data-centre GPUs and Jetson)"
     )

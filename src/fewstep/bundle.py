@@ -99,9 +99,7 @@ class Bundle:
             raise ValueError(f"{manifest_path} is not JSON ({error}); copy the bundle again from its source") from None
         schema = raw.get("schema") if isinstance(raw, dict) else None
         if not isinstance(schema, int) or schema > SCHEMA:
-            raise ValueError(
-                f"{path} has bundle schema {schema}, this fewstep reads up to {SCHEMA}; upgrade with: pip install -U fewstep"
-            )
+            raise ValueError(f"{path} has bundle schema {schema}, this fewstep reads up to {SCHEMA}; get a newer fewstep")
         try:
             manifest = Manifest.model_validate(raw)
         except ValidationError as error:

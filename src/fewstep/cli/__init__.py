@@ -2,10 +2,12 @@
 
 import sys
 
+from fewstep.extras import install
+
 try:
     import typer as _typer  # noqa: F401
 except ImportError:
-    sys.exit("fewstep: the command line needs typer, rich and Pillow; install them with: pip install 'fewstep[cli]'")
+    sys.exit(f"fewstep: the command line needs typer, rich and Pillow; {install('cli')}")
 
 # isort: off
 # Each registers its verbs, and --help shows them in this order.

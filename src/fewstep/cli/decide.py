@@ -213,7 +213,7 @@ def tau(
     if chosen == 1.0:
         say("no tau beats the plain loss by more than the spread")
     result = {"tau": chosen, "distances": {f"{tau:g}": spread.model_dump() for tau, spread in found.items()}}
-    finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g}")
+    finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g} --out tau{chosen:g}.bundle")
 
 
 @app.command(rich_help_panel="Decide what ships")

@@ -121,7 +121,7 @@ def encode(
     from fewstep.trainer.latents import encode_images
 
     encode_images(data, autoencoder, out, resolution=resolution, batch=batch, note=say, track=track)
-    finish({"latents": str(out)}, as_json, f"fewstep train --data {out} --sigma-data 1")
+    finish({"latents": str(out)}, as_json, f"fewstep train --data {out} --sigma-data 1 --out {out.name}.bundle")
 
 
 @app.command("import", rich_help_panel="Make a network")

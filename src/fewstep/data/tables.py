@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fewstep.data.listing import Found, shown
 from fewstep.data.survey import file_content
+from fewstep.extras import install
 
 __all__ = ["SAVED", "Columns", "Table", "is_parquet", "label_values", "open_table"]
 
@@ -121,7 +122,7 @@ def open_table(path: Path, found: Found) -> tuple[Table, Columns, Any, tuple[str
     try:
         import datasets
     except ImportError:
-        raise ValueError("reading a data set needs datasets; install it with: pip install 'fewstep[train]'") from None
+        raise ValueError(f"reading a data set needs datasets; {install('train')}") from None
     datasets.disable_progress_bars()
     files = sorted(path.joinpath(*parts) for parts in found.of((".parquet",)))
     try:
