@@ -214,20 +214,18 @@ def _footers(files: Any, names: Sequence[str]) -> tuple[list[Group], Columns, li
 
     groups: list[Group] = []
     labels: list[Any] = []
-    begin, first = 0, None
+    schemas: dict[str, Any] = {}
+    begin = 0
     for name in names:
         with files.open(name, "rb") as file:
             parquet = pyarrow.parquet.ParquetFile(file)
-            columns = Columns.of(name, parquet.schema_arrow)
-            first = first or columns
-            if columns[:3] != first[:3]:
-                raise ValueError(f"{name} has other columns or classes than {names[0]}; stream them one by one")
+            schemas[name] = parquet.schema_arrow
             for number in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(number).num_rows
                 groups.append(Group(name, number, begin, rows))
                 begin += rows
-            if columns.label:
-                labels.append(parquet.read(columns=[columns.label])[columns.label])
-    if not begin or first is None:
+            if label := Columns.of(name, schemas[name]).label:
+                labels.append(parquet.read(columns=[label])[label])
+    if not begin:
         raise ValueError("its files hold no images")
-    return [group for group in groups if group.rows], first, labels
+    return [group for group in groups if group.rows], Columns.common(schemas), labels

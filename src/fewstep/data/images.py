@@ -161,8 +161,8 @@ def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = 
     last = int(labels.max())
     if last >= MAX_SIZE or (names and last >= len(names)):
         raise ValueError(f"{source} has an image of the class {last}, of {len(names) or MAX_SIZE} that there may be")
-    if bad := next((name for name in names if not name or not name.isprintable()), None):
-        raise ValueError(f"{source} has a class {shown(bad)!r}, a name that cannot be printed; give it another")
+    if bad := [name for name in names if not name or not name.isprintable()]:
+        raise ValueError(f"{source} has a class {shown(bad[0])!r}, a name that cannot be printed; give it another")
     return labels.astype(np.int64), tuple(names)
 
 

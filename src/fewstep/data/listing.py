@@ -60,9 +60,9 @@ def listed(root: Path) -> Found:
         about = folder.stat()
         above |= {(about.st_dev, about.st_ino)}
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
+            for entry in entries:
                 _sort_in(entry, parts, above, found, waiting)
-    return found
+    return Found(sorted(found.files), sorted(found.folders), sorted(found.skipped))
 
 
 def _sort_in(entry: os.DirEntry[str], parts: Parts, above: frozenset[Node], found: Found, waiting: list[Waiting]) -> None:
@@ -87,7 +87,7 @@ def _sort_in(entry: os.DirEntry[str], parts: Parts, above: frozenset[Node], foun
 def in_folders(root: Path, found: Found) -> Photos:
     """The images of a folder: each of its own folders is a class, with all that lies below it; or there are no classes.
 
-    Raises ValueError where a class has no image, or it is not plain what the classes are.
+    Raises ValueError where a class has no image, or it is unclear which folders are the classes.
     """
     images = found.of(SUFFIXES)
     nested = [parts for parts in images if len(parts) > 1]
@@ -129,7 +129,7 @@ def _refuse_unclear(root: Path, found: Found, images: Sequence[Parts]) -> None:
         below = [parts for parts in images if parts[0] == name]
         if below:
             raise ValueError(
-                f"{root} is not plain: images lie in {shown('/'.join(below[0][:2]))}, and none in {shown(name)} itself; "
+                f"{root} is unclear: images lie in {shown('/'.join(below[0][:2]))}, and none in {shown(name)} itself; "
                 f"give the folder whose folders are the classes, or move the images into {shown(name)}"
             )
         others = _by_suffix([parts for parts in found.files if parts[0] == name])
@@ -154,7 +154,7 @@ def unread(found: Found, used: Sequence[Parts]) -> tuple[str, ...]:
 def _by_suffix(files: Sequence[Parts]) -> str:
     """3 .txt (such as a/1.txt), 1 .csv (such as metadata.csv)"""
     kinds: dict[str, list[Parts]] = {}
-    for parts in sorted(files):
+    for parts in files:
         kinds.setdefault(PurePath(parts[-1]).suffix.lower() or "without a suffix", []).append(parts)
     return ", ".join(f"{len(some)} {shown(kind)} (such as {shown('/'.join(some[0]))})" for kind, some in kinds.items())
 

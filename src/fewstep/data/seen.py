@@ -1,7 +1,7 @@
 """What is known of image files that were decoded before, so that they are not decoded again to be checked.
 
-One .npy for each source, in the cache folder; a row is known by the hash of the file's bytes, never by name or time, so a stale
-file, a damaged one, or one of another machine costs time and no more.
+One file for each source, in the cache folder: the hash of its rows, then the rows. A row is known by the hash of an image's
+bytes, never by name or time, so a cache that is old, damaged or of another machine costs time and no more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["ROW", "Seen"]
 ROW = np.dtype([("sha256", "V32"), ("width", "<u4"), ("height", "<u4"), ("traits", "<u4")])
 MAX_BYTES = 256 << 20  # of all sources together, six million images
 PREFIX = "images-"
+HASH = 32  # bytes
 
 
 class Seen:
@@ -34,7 +35,7 @@ class Seen:
 
         about = repr((str(Path(source).resolve()), VERSION, PIL.__version__))
         self.path = (
-            default_folder() / f"{PREFIX}{hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npy"
+            default_folder() / f"{PREFIX}{hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.rows"
         )
         self.rows = self._read()
         self.facts = dict(
@@ -42,11 +43,11 @@ class Seen:
         )
 
     def _read(self) -> npt.NDArray[np.void]:
-        with suppress(OSError, ValueError, EOFError):
-            found: npt.NDArray[np.void] = np.load(self.path, allow_pickle=False)
-            if found.dtype == ROW and found.ndim == 1:
+        with suppress(OSError, ValueError):
+            content = self.path.read_bytes()
+            if content[:HASH] == hashlib.sha256(content[HASH:]).digest():
                 os.utime(self.path)  # used last
-                return found
+                return np.frombuffer(content, ROW, offset=HASH)
         return np.empty(0, ROW)
 
     def keep(self, rows: npt.NDArray[np.void]) -> None:
@@ -55,14 +56,22 @@ class Seen:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=PREFIX, suffix=".new", delete=False) as beside:
-                np.save(beside, rows, allow_pickle=False)
-            os.replace(beside.name, self.path)
+            self._write(rows.tobytes())
             self._make_room()
         except OSError as error:
             logging.getLogger(__name__).warning(
                 "images are decoded anew each time they are opened, for lack of a cache: %s", error
             )
+
+    def _write(self, content: bytes) -> None:
+        descriptor, beside = tempfile.mkstemp(dir=self.path.parent, prefix=PREFIX, suffix=".new")
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(hashlib.sha256(content).digest() + content)
+            os.replace(beside, self.path)
+        except OSError:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
     def _make_room(self) -> None:
         kept = [(path.stat(), path) for path in self.path.parent.glob(f"{PREFIX}*")]

@@ -103,7 +103,8 @@ def _open_directory(path: Path, split: Split, resolution: int | None) -> Images:
         raise ValueError(f"{path} is empty; put images into it (one subfolder per class), or a data set")
     if tables or saved:
         table, columns, values, notes = open_table(path, found)
-        if loose := sorted({*photos} - table.named() if photos else ()):
+        named = table.named() if photos else set()
+        if loose := [parts for parts in photos if parts not in named]:
             raise ValueError(
                 f"{path} has the rows of a data set, and {len(loose)} image files that none of them names, such as "
                 f"{shown('/'.join(loose[0]))}; put one of both elsewhere"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -43,6 +43,16 @@ class Columns(NamedTuple):
         given = features.get(label or "", {}).get("names") or ()
         names = tuple(given) if all(isinstance(name, str) for name in given) else ()
         return cls(image, label, names, tuple(name for name in schema.names if name not in (image, label)))
+
+    @classmethod
+    def common(cls, schemas: Mapping[str, Any]) -> Columns:
+        """Those of several files by their names. Raises ValueError where two have others, or number other classes."""
+        found = {name: cls.of(name, schema) for name, schema in schemas.items()}
+        first = next(iter(found))
+        for name, columns in found.items():
+            if columns[:3] != found[first][:3]:
+                raise ValueError(f"{name} has other columns or classes than {first}; put them into directories of their own")
+        return found[first]
 
     def notes(self) -> tuple[str, ...]:
         """A line that names the columns that are not read."""
@@ -124,7 +134,7 @@ def open_table(path: Path, found: Found) -> tuple[Table, Columns, Any, tuple[str
     except ImportError:
         raise ValueError(f"reading a data set needs datasets; {install('train')}") from None
     datasets.disable_progress_bars()
-    files = sorted(path.joinpath(*parts) for parts in found.of((".parquet",)))
+    files = [path.joinpath(*parts) for parts in found.of((".parquet",))]
     try:
         saved = any((path / name).is_file() for name in SAVED)
         data = datasets.load_from_disk(str(path)) if saved else _parquet(datasets, files)
@@ -163,9 +173,11 @@ def _parquet(datasets: Any, files: Sequence[Path]) -> Any:
     import pyarrow.parquet
 
     about = [(str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns) for path in files for found in [path.stat()]]
-    name = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    data = datasets.load_dataset("parquet", name, data_files=[str(path) for path in files], split="train")
-    rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files)
+    known_as = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    footers = {str(path): pyarrow.parquet.read_metadata(path) for path in files}
+    Columns.common({name: footer.schema.to_arrow_schema() for name, footer in footers.items()})
+    data = datasets.load_dataset("parquet", known_as, data_files=list(footers), split="train")
+    rows = sum(footer.num_rows for footer in footers.values())
     if rows != len(data):
         raise ValueError(f"{rows} rows lie in its parquet files, and {len(data)} were read")
     return data
