@@ -36,6 +36,7 @@ class About(Strict):
     source: str
     image: ImageSpec
     latent: LatentSpec
+    names: tuple[str, ...] = ()  # of the classes, where the source has some
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def encode_images(
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(source=source, image=images.image, latent=latent)
+        about = About(source=source, image=images.image, latent=latent, names=images.names)
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()
@@ -160,6 +161,5 @@ def open_latents(path: Path, *, embeddings: Condition | None = None) -> Latents:
     index = positions(str(path), labels, "train")
     condition = embeddings or classes(labels)
     sha256 = digest(about, rows.shape, np.asarray(labels))
-    return Latents(
-        str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, sha256=sha256
-    )
+    parts = (rows, index, labels[index], about.latent, path / AUTOENCODER)
+    return Latents(str(path), about.image, condition, *parts, sha256=sha256, names=about.names)

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.bundle import Bundle
+from fewstep.labels import Classes
 from fewstep.manifest import Condition, ImageSpec
+from fewstep.spec import check_class_names
 
-__all__ = ["Images", "batches", "images_like", "open_images"]
+__all__ = ["Images", "batches", "images_like", "numbered_like", "open_images"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -49,6 +51,16 @@ class Images:
     labels: Labels
     sha256: str = field(default="", kw_only=True)
     names: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        """The condition has the classes' names, and a class for each of them, whatever opened the source."""
+        if self.names and self.condition.kind == "labels" and self.condition.names != self.names:
+            count = max(self.condition.classes, len(self.names))
+            try:
+                check_class_names(self.names, count)
+            except ValueError as error:
+                raise ValueError(f"{self.source}: {error}") from None
+            object.__setattr__(self, "condition", Condition(kind="labels", classes=count, names=self.names))
 
     @classmethod
     def of(cls, pixels: Bytes, labels: Labels | None = None, *, source: str = "arrays", split: Split = "train") -> Images:
@@ -135,18 +147,37 @@ def digest(*parts: object) -> str:
 def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
     """Open a source as `open_images` does, at the size of the images that a bundle makes.
 
-    Raises ValueError where it makes others all the same, or knows fewer classes.
+    Raises ValueError where it makes others all the same, or knows other classes.
     """
-    image, condition = bundle.manifest.image, bundle.manifest.condition
+    image = bundle.manifest.image
     found = open_images(source, split, resolution=image.height)
     if found.image.shape != image.shape:
         raise ValueError(
             f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
             "give images like those it was trained on"
         )
-    if condition.kind == "labels" and found.labels.max() >= condition.classes:
-        raise ValueError(f"{bundle.root.name} knows {condition.classes} classes, {source} has more of them")
-    return found
+    return numbered_like(bundle, found)
+
+
+def numbered_like(bundle: Bundle, images: Images) -> Images:
+    """Images whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
+
+    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for images of
+    a class that the bundle does not know.
+    """
+    condition = bundle.manifest.condition
+    if condition.kind != "labels":
+        return images
+    if images.condition.kind == "none" and not images.names:
+        raise ValueError(
+            f"{bundle.root.name} makes images of {condition.classes} classes, {images.source} has images without classes; "
+            "give it one subfolder per class"
+        )
+    try:
+        labels = Classes(condition).matched(images.labels, images.names)
+    except ValueError as error:
+        raise ValueError(f"{images.source} is not of the classes of {bundle.root.name}: {error}") from None
+    return replace(images, labels=labels, condition=condition, names=condition.names)
 
 
 def classes(labels: Labels) -> Condition:
