@@ -275,7 +275,9 @@ class Generator:
             return {"labels": np.full(batch, self.condition.classes)}
         values = np.asarray(labels)
         if values.shape != (batch,) or values.dtype.kind not in "iuU":
-            raise ValueError(f"labels are names or whole numbers, one per seed ({batch}), got {values.dtype} of {values.shape}")
+            raise ValueError(
+                f"labels are names or whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}"
+            )
         given = labels.tolist() if isinstance(labels, np.ndarray) else labels  # an array makes text of numbers beside names
         return {"labels": np.array([self.classes.number(label) for label in given])}
 

@@ -7,15 +7,25 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
+import onnxruntime as ort
 import pytest
+import torch
+from browser import CHROMIUM, browser, served
+from diffusers import AutoencoderKL, DDIMScheduler
 from fastapi.testclient import TestClient
 from PIL import Image
 from pydantic import ValidationError
+from small import small
 from test_cli import fewstep, refused
+from test_exporter_edge_web import DONE, ORT_WEB
+from test_runtime_serve import serving
 
 from fewstep.bundle import Bundle
 from fewstep.data import Images, images_like, numbered_like
+from fewstep.decide.compare import CompareConfig, compare
+from fewstep.decide.report import write_report
 from fewstep.exporter.edge.package import package
 from fewstep.labels import Classes, named
 from fewstep.manifest import Condition, PlanEntry
@@ -26,6 +36,7 @@ from fewstep.schedule import karras
 from fewstep.solvers import ddim
 from fewstep.spec import MAX_CLASS_NAME
 from fewstep.trainer.batches import open_examples
+from fewstep.trainer.latents import encode_images
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 
@@ -94,7 +105,7 @@ def test_names_that_read_as_numbers_of_other_classes_are_names_only() -> None:
     ],
 )
 def test_a_class_that_is_not_there_is_refused_with_what_is(given: int | str, sentence: str) -> None:
-    with pytest.raises(ValueError, match="^a label of this bundle is ") as refusal:
+    with pytest.raises(ValueError, match="a label of this bundle is") as refusal:
         Classes(condition("T-shirt", "coat")).number(given)
     assert str(refusal.value) == sentence
 
@@ -159,6 +170,8 @@ def test_images_are_asked_for_by_name(clothes: Path, tmp_path: Path) -> None:
     made = [generator(labels, seeds=[0, 1]) for labels in (["bag", 4], np.array(["bag", "t-shirt"]), np.array([2, 4]), [2, 4])]
     assert all((images == made[0]).all() for images in made)
     assert (made[0][0] != generator(["Trouser"], seeds=[0])[0]).any()
+    with pytest.raises(ValueError, match=r"or 0 to 4, got 1\.5$"):
+        generator(["bag", 1.5], seeds=[0, 1])  # type: ignore[list-item]
     for wrong in ("bag", [["bag"], ["bag"]], [2.0, 4.0], ["bag"]):
         with pytest.raises(ValueError, match="labels are names or whole numbers, one per seed"):
             generator(wrong, seeds=[0, 1])  # type: ignore[arg-type]
@@ -186,6 +199,8 @@ def test_what_ships_carries_the_names(clothes: Path, tmp_path: Path) -> None:
     package(Bundle.load(clothes), tmp_path / "package", ["web", "device"])
     facts = json.loads((tmp_path / "package" / "web" / "facts.json").read_text("utf-8"))
     assert facts["names"] == list(CLOTHES)
+    graph = ort.InferenceSession(tmp_path / "package" / "web" / "one.fp32.onnx")
+    assert graph.get_modelmeta().custom_metadata_map["fewstep.names"].split("\n") == list(CLOTHES)
     device = tmp_path / "package" / "device" / "clothes.bundle"
     assert Bundle.load(device).manifest.condition.names == CLOTHES
     triton = pytest.importorskip("fewstep.runtime.deploy.triton", reason="needs tritonclient")
@@ -201,9 +216,7 @@ def test_what_is_made_of_a_bundle_keeps_the_names_and_real_images_are_told_by_th
     """Folders under other capitals sort otherwise: bag comes first, and is not Trouser."""
     copy = Bundle.load(shutil.copytree(clothes, tmp_path / "clothes.bundle"))
     bundle = distill(copy, "free", SidConfig(iterations=1, batch=2))
-    with pytest.raises(
-        ValueError, match=r"others is not of the classes of .*: there are Trouser, .* trouser besides; call its"
-    ):
+    with pytest.raises(ValueError, match=r"others is not of the classes of .*: there are Trouser, .* trouser besides"):
         others = photographs(tmp_path / "others", [name.lower() for name in CLOTHES])
         distill(bundle, "seen", SidConfig(iterations=1, batch=2), images=open_examples(str(others)))
     seen = open_examples(str(clothes.parent / "photographs"))
@@ -246,3 +259,79 @@ def test_pipelines_name_their_classes(tmp_path: Path) -> None:
     for wrong in ({"0": "a"}, ["a", "b", "c"], birds | {"3": "d"}):
         with pytest.raises(ValueError, match=r"id2label in model_index\.json does not name the 3 classes"):
             named(plain, wrong)
+
+
+def test_an_imported_pipeline_brings_its_names(tmp_path: Path) -> None:
+    """As the published DiT has them: beside the parts in model_index.json, synonyms behind commas."""
+    pipeline = tmp_path / "pipeline"
+    small("dit").denoiser.net.save_pretrained(pipeline / "transformer")
+    DDIMScheduler(clip_sample=False).save_pretrained(pipeline / "scheduler")
+    index: dict[str, object] = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}
+    index |= {
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "id2label": {"0": "tench, Tinca tinca", "1": "crane", "2": "goldfish"},
+    }
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    fewstep("import", "pipeline", "--out", "fish.bundle", cwd=tmp_path)
+    assert Bundle.load(tmp_path / "fish.bundle").manifest.condition == condition("tench, Tinca tinca", "crane", "goldfish")
+    index["id2label"] = {"0": "tench"}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    assert "id2label in model_index.json does not name the 3 classes" in refused("import", "pipeline", cwd=tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (PATH or FEWSTEP_CHROMIUM)")
+def test_the_playground_shows_names_and_a_served_bundle_takes_them(clothes: Path) -> None:
+    with serving(f"clothes={clothes}") as (_, address), browser() as page:
+        page.open(f"{address}/")
+        page.wait("document.querySelectorAll('#results img').length === 1")
+        page.run("((model) => { model.value = 'clothes'; model.dispatchEvent(new Event('change')); })(document.forms[0].model)")
+        assert page.run("[...document.querySelectorAll('#label option')].map((o) => o.text)") == ["each in turn", *CLOTHES]
+        page.run("document.getElementById('label').value = '2'; document.getElementById('images').value = '1'")
+        page.run("document.getElementById('form').requestSubmit()")
+        page.wait("document.querySelector('#status').textContent === '1 image from seed 0'")
+        assert page.complaints == []
+        asked = {"model": "clothes", "labels": ["bag"]}
+        by_name, by_number = (httpx.post(f"{address}/generate", json=asked | more) for more in ({}, {"labels": [2]}))
+        assert by_name.status_code == 200
+        assert by_name.content == by_number.content
+
+
+@pytest.mark.skipif(not CHROMIUM or not ORT_WEB, reason="needs Chromium and the npm package onnxruntime-web (FEWSTEP_ORT_WEB)")
+def test_the_page_shows_names(clothes: Path, tmp_path: Path) -> None:
+    package(Bundle.load(clothes), tmp_path / "out", ["web"], ort_web_package=ORT_WEB)
+    with served(tmp_path / "out" / "web") as url, browser() as page:
+        page.open(f"{url}?images=6&label=each")
+        page.wait(DONE)
+        options = page.run("[...document.querySelectorAll('#label option')].map((o) => o.text)")
+        assert options == ["each in turn", "no class", *CLOTHES]
+        captions = page.run("[...document.querySelectorAll('figcaption')].map((c) => c.textContent)")
+        assert captions == [f"{name} · seed {i}" for i, name in enumerate([*CLOTHES, CLOTHES[0]])]
+        page.open(f"{url}?images=1&label=none")
+        page.wait(DONE)
+        assert page.run("document.querySelector('figcaption').textContent") == "no class · seed 0"
+        assert page.complaints == []
+
+
+def test_latents_keep_the_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    autoencoder = AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(4,), norm_num_groups=2, **blocks)
+    autoencoder.save_pretrained(tmp_path / "vae")
+    photographs(tmp_path / "data", CLOTHES)
+    encode_images(str(tmp_path / "data"), tmp_path / "vae", tmp_path / "latents")
+    latents = open_examples(str(tmp_path / "latents"))
+    assert latents.condition == condition(*CLOTHES)
+
+
+def test_the_report_names_what_it_shows(digits: Bundle, tmp_path: Path) -> None:
+    words = ["zero", "one & only", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    with digits.edit() as draft:
+        draft.manifest.condition = condition(*words)
+    bundle, folder = Bundle.load(digits.root), tmp_path / "digits"
+    for i, name in enumerate(words):
+        (folder / name).mkdir(parents=True)
+        for k in range(10):
+            Image.fromarray(np.random.default_rng([i, k]).integers(0, 255, (28, 28), np.uint8)).save(folder / name / f"{k}.png")
+    compare(bundle, CompareConfig(str(folder), seeds=2, seconds=0.01), ["sid1"])
+    write_report(Bundle.load(bundle.root), tmp_path / "report.html")
+    assert "zero, one &amp; only, two, three" in (tmp_path / "report.html").read_text("utf-8")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import onnx_ir as ir
 
@@ -18,7 +17,7 @@ import fewstep
 from fewstep.bundle import Bundle
 from fewstep.manifest import Condition, GraphEntry, Manifest, PlanEntry
 
-__all__ = ["about", "describe"]
+__all__ = ["about", "describe", "lineage"]
 
 PREFIX = "fewstep."
 
@@ -81,7 +80,8 @@ def describe(model: ir.Model, facts: Mapping[str, str], condition: Condition) ->
 def _sentences(facts: Mapping[str, str]) -> str:
     """What a person reads first."""
     has = {key.removeprefix(PREFIX): value for key, value in facts.items()}
-    what = f"the plan {has['plan']} ({has['solver']}), {has['calls']} calls" if "plan" in has else "a step of any plan"
+    calls = f"{has.get('calls')} call{'s' if has.get('calls') != '1' else ''}"
+    what = f"the plan {has['plan']} ({has['solver']}), {calls}" if "plan" in has else "one step of any plan"
     of = {"labels": f" of {has.get('classes')} classes", "embeddings": " of prompts", "none": ""}[has["condition"]]
     made = f"Makes {has['image']} images{of} with the network {has['network']} of {has['bundle']}: {what}, {has['precision']}."
     return f"{made} License: {has['license']}. Written by fewstep {has['version']}."
@@ -90,22 +90,26 @@ def _sentences(facts: Mapping[str, str]) -> str:
 def _lines(values: Sequence[ir.Value]) -> str:
     """A line for each tensor: its name, type, shape, and what its numbers are."""
     return "\n".join(
-        f"{value.name}: {str(value.dtype).lower()} ({', '.join(map(str, value.shape or ()))}), {value.doc_string}"
+        f"{value.name}: {value.dtype.numpy()} ({', '.join(map(str, value.shape or ()))}), {value.doc_string}"
         for value in values
+        if value.dtype is not None
     )
 
 
+def lineage(manifest: Manifest, network: str) -> list[str]:
+    """A network and those it was distilled from, each after the one that came of it."""
+    names: list[str] = []
+    while network not in names:
+        names.append(network)
+        about = manifest.provenance.get(network)
+        network = str(about.get("teacher", network)) if isinstance(about, dict) else network
+    return names
+
+
 def _license(manifest: Manifest, network: str) -> str:
-    """That of a network or, where it was distilled and has none, of its teacher."""
-    seen: set[str] = set()
-    while network not in seen:
-        seen.add(network)
-        said = manifest.provenance.get(network)
-        known: dict[str, Any] = said if isinstance(said, dict) else {}
-        if known.get("licence"):
-            return str(known["licence"])
-        network = str(known.get("teacher"))
-    return "not stated"
+    """That of a network or, where it has none, of the teacher it was distilled from."""
+    said = (manifest.provenance.get(name) for name in lineage(manifest, network))
+    return next((str(about["licence"]) for about in said if isinstance(about, dict) and about.get("licence")), "not stated")
 
 
 def _numbers(plan: PlanEntry) -> str:

@@ -36,7 +36,7 @@ class Classes:
         if isinstance(given, str) and given in self.numbers:
             return self.numbers[given]
         whole = _whole(given) if isinstance(given, str) and self.plain else given
-        if isinstance(whole, str) or whole is None or not 0 <= whole < self.condition.classes:
+        if not isinstance(whole, int | np.integer) or not 0 <= whole < self.condition.classes:
             raise ValueError(self._refusal(given if whole is None else whole))
         return int(whole)
 
