@@ -21,6 +21,7 @@ from fewstep.exporter.graph.layer import layer_names
 from fewstep.exporter.graph.layouts import Decoder, finish, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
+from fewstep.exporter.graph.metadata import about, describe
 from fewstep.exporter.graph.network import DTYPES, trace_decoder, trace_network, with_weights
 from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
 from fewstep.exporter.graph.traced import OPSET, Traced
@@ -170,11 +171,9 @@ class _Exporter:
         limits = _limits(precision, ranges)
         for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
             draft.remove(old)
-        file, data = self._save(draft, f"graphs/{name}.onnx", model)
-        draft.manifest.graphs[name] = GraphEntry(
-            file=file,
-            data=data,
-            finish=self._save(draft, f"graphs/{name}.finish.onnx", end)[0] if end else None,
+        graph = GraphEntry(
+            file=f"graphs/{name}.onnx",
+            finish=f"graphs/{name}.finish.onnx" if end else None,
             network=entry.network,
             plan=None if layout == "step" else plan_name,
             precision=precision,
@@ -185,6 +184,12 @@ class _Exporter:
             limit=limits.max_error,
             min_psnr_db=limits.min_psnr_db,
         )
+        for written in (model, end) if end else (model,):
+            describe(written, about(self.bundle, graph), self.bundle.manifest.condition)
+        graph.data = self._save(draft, graph.file, model)
+        if end and graph.finish:
+            self._save(draft, graph.finish, end)
+        draft.manifest.graphs[name] = graph
 
     def _network(self, plan: str, precision: Precision) -> Network:
         denoiser, manifest = self.denoiser(plan), self.bundle.manifest
@@ -213,19 +218,22 @@ class _Exporter:
                 self.report(f"{name}: guided rows as {how} (a doubled batch is {speedup:.2f} times as fast on this CPU)")
         return self.faster[name]
 
-    def _save(self, draft: Draft, file: str, model: ir.Model) -> tuple[str, str | None]:
-        """Write a model, weights beside it where they are large; one tensor after the other, so memory holds no second copy."""
+    def _save(self, draft: Draft, file: str, model: ir.Model) -> str | None:
+        """Write a model; where its weights are large, beside it, in the file whose name is given back.
+
+        One tensor after the other, so that memory holds no second copy.
+        """
         constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
         size = sum(constant.nbytes for constant in constants if constant is not None)
         path = draft.new(file)
         if size <= self.max_inline_bytes:
             ir.save(model, path)
-            return file, None
+            return None
         data = f"{file}.data"
         draft.new(data)
         ir.save(model, path, external_data=Path(data).name, max_workers=1, max_in_flight_bytes=WRITTEN_AT_ONCE_BYTES)
         self.report(f"{Path(file).name}: {size / 1e9:.2f} GB of weights, in {Path(data).name} beside it")
-        return file, data
+        return data
 
 
 def _limits(precision: Precision, ranges: Ranges | None) -> Limits:

@@ -14,6 +14,7 @@ from threading import Thread
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.labels import Labels
 from fewstep.runtime.generator import Generator, Inputs
 
 __all__ = ["Batcher", "ClosedError", "DeadlineError", "FullError"]
@@ -82,7 +83,7 @@ class Batcher:
 
     def submit(
         self,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
@@ -112,7 +113,7 @@ class Batcher:
 
     async def generate(
         self,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,

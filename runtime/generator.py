@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.bundle import Bundle
+from fewstep.labels import Classes, Labels
 from fewstep.manifest import Precision
 from fewstep.runtime.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
@@ -101,6 +102,7 @@ class Generator:
                 f"{chosen.engine or chosen.graph} takes none of the batch sizes {list(buckets)}; build it for them"
             )
         self.image, self.condition = bundle.manifest.image, bundle.manifest.condition
+        self.classes = Classes(self.condition)
         self.plan = bundle.plan(plan)
         self.graph, self.precision = chosen.graph, chosen.precision
         self.backend, self._why = chosen.backend, chosen.reason
@@ -121,7 +123,7 @@ class Generator:
 
     def __call__(
         self,
-        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
@@ -136,7 +138,7 @@ class Generator:
     def generate_into(
         self,
         out: npt.NDArray[np.uint8],
-        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
@@ -144,11 +146,11 @@ class Generator:
     ) -> None:
         """Write images into out, uint8 (B, H, W, C), one per seed; any array of the host that speaks DLPack will do.
 
-        labels (B,) for a bundle with classes; None draws without a class. embeddings: for a bundle conditioned on them, its
-        tensors by name, (B, ...) float32; the names are in the errors. on_step: in the step layout, sees every row and may
-        stop by returning False; then CancelledError is raised.
+        labels (B,), names or numbers, for a bundle with classes; None draws without a class. embeddings: for a bundle
+        conditioned on them, its tensors by name, (B, ...) float32; the names are in the errors. on_step: in the step layout,
+        sees every row and may stop by returning False; then CancelledError is raised.
 
-        Raises ValueError for an empty batch, a label out of range, conditions and seeds of unequal length, or an out of
+        Raises ValueError for an empty batch, a label there is not, conditions and seeds of unequal length, or an out of
         another shape or on a GPU; NotFiniteError where a sample is not finite (see on_nan of the class); RunError where the
         backend fails.
         """
@@ -165,7 +167,7 @@ class Generator:
 
     def prepare(
         self,
-        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
@@ -274,19 +276,20 @@ class Generator:
                 raise ValueError(f"{name} has numbers that are not finite; no image can be made from them")
         return dict(arrays)
 
-    def _labels(self, labels: Sequence[int] | npt.NDArray[np.int64] | None, batch: int) -> dict[str, Array]:
-        classes = self.condition.classes
+    def _labels(self, labels: Labels | None, batch: int) -> dict[str, Array]:
         if self.condition.kind != "labels":
             if labels is not None:
                 raise ValueError("this bundle was trained without classes; leave labels out")
             return {}
-        values = np.full(batch, classes) if labels is None else np.asarray(labels)
-        if values.shape != (batch,) or values.dtype.kind not in "iu":
-            raise ValueError(f"labels are whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}")
-        for value in values.tolist() if labels is not None else ():
-            if not 0 <= value < classes:
-                raise ValueError(f"a label of this bundle is 0 to {classes - 1}, got {value}")
-        return {"labels": values}
+        if labels is None:
+            return {"labels": np.full(batch, self.condition.classes)}
+        values = np.asarray(labels)
+        if values.shape != (batch,) or values.dtype.kind not in "iuU":
+            raise ValueError(
+                f"labels are names or whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}"
+            )
+        given = labels.tolist() if isinstance(labels, np.ndarray) else labels  # an array makes text of numbers beside names
+        return {"labels": np.array([self.classes.number(label) for label in given])}
 
 
 def _plan(bundle: Bundle, plan: str | None, graph: str | None) -> str:

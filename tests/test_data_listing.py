@@ -15,6 +15,7 @@ from PIL import Image
 
 from fewstep.bundle import Bundle
 from fewstep.data import Images, batches, images_like, open_images
+from fewstep.spec import Condition
 
 
 def folder(root: Path, classes: Any = ("a", "b"), per_class: int = 5) -> Path:
@@ -184,18 +185,20 @@ def test_names_of_any_alphabet_are_numbered_alike_everywhere(tmp_path: Path) -> 
 
 def test_classes_of_a_bundle_keep_their_numbers(tmp_path: Path, digits: Bundle) -> None:
     """A folder that lacks a class would number those behind it anew."""
-    names = ["bus", "car", "train"]
-    digits.manifest.provenance["teacher"]["classes"] = names
+    names = ["bus", "car", "train", *"0123456"]
+    digits.manifest.condition = Condition(kind="labels", classes=10, names=names)
     root = folder(tmp_path / "data", ("bus", "train"))
     images = images_like(digits, str(root), "all")
     assert images.labels.tolist() == [0] * 5 + [2] * 5
     assert images.names == tuple(names)
     assert images.condition == digits.manifest.condition
-    assert images.notes[-1].startswith("classes are numbered as digits.bundle knows them: 0 bus, 2 train")
-    whole = images_like(digits, str(folder(tmp_path / "whole", names)), "all")
+    assert images.notes[-1] == "classes are numbered as digits.bundle numbers them"
+    whole = images_like(digits, str(folder(tmp_path / "whole", names[:3])), "all")
     assert whole.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     (root / "train").rename(root / "plane")
-    with pytest.raises(ValueError, match=r"has the class plane, which digits.bundle does not know; it knows bus, car, train"):
+    with pytest.raises(
+        ValueError, match=r"is not of the classes of digits.bundle: there are bus, car, .* it has plane besides"
+    ):
         images_like(digits, str(root))
 
 

@@ -21,6 +21,7 @@ from fewstep.decoder import load_autoencoder, pixels_per_latent, save_decoder
 from fewstep.denoiser import Denoiser, save_network
 from fewstep.guidance import guided
 from fewstep.json_object import read_object
+from fewstep.labels import named
 from fewstep.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.networks import network_class
 from fewstep.parametrisation import Betas, Edm, Eps, Flow, Parametrisation, Velocity
@@ -107,7 +108,7 @@ def read_checkpoint(directory: Path, *, tokens: int | None = None) -> Checkpoint
     with _readable(directory / part):
         net = kind.from_pretrained(directory / part, local_files_only=True, use_safetensors=True).float().eval()
     autoencoder = _autoencoder(directory, index)
-    condition = _condition(net, directory, tokens)
+    condition = named(_condition(net, directory, tokens), index.get("id2label"))
     side = net.config.sample_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
     image = ImageSpec(channels=net.config.in_channels, height=height, width=width)

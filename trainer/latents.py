@@ -37,7 +37,7 @@ class About(Strict):
     source: str
     image: ImageSpec
     latent: LatentSpec
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of the classes, where the source has some
     notes: tuple[str, ...] = ()
 
 

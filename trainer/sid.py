@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
 from fewstep.card import write_card
-from fewstep.data import Images
+from fewstep.data import Images, numbered_like
 from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
 from fewstep.manifest import PlanEntry, check_name
@@ -98,7 +98,7 @@ class _Run:
     ) -> None:
         if name in (teacher, config.start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
-        _refuse_others(bundle, images)
+        images = _like(bundle, images)
         self.bundle, self.name, self.config, self.validate = bundle, name, config, validate
         self.loader = Loader(images) if images else None
         self.provenance = dict(provenance or {})
@@ -355,13 +355,16 @@ def _plan_of(bundle: Bundle, config: SidConfig, teacher: Denoiser) -> tuple[Plan
     return plan, hashlib.sha256(numbers.encode()).hexdigest()
 
 
-def _refuse_others(bundle: Bundle, images: Images | None) -> None:
+def _like(bundle: Bundle, images: Images | None) -> Images | None:
+    """Real images with the bundle's numbers of classes. Raises ValueError for images of another kind than it makes."""
     manifest = bundle.manifest
     if images is None:
-        return
+        return None
+    images = numbered_like(bundle, images)
     latent = images.latent if isinstance(images, Latents) else None
     made = manifest.latent.model_copy(update={"directory": None}) if manifest.latent else None
     if latent != made or images.image != manifest.image or images.condition != manifest.condition:
         raise ValueError(
             f"{bundle.root.name} makes other images than {images.source} holds; give real images like those it was trained on"
         )
+    return images

@@ -249,7 +249,8 @@ class _Run:
             save_network(draft, "teacher", trained)
             draft.manifest.plans["heun18"] = PlanEntry.of(self.plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
-            draft.manifest.provenance["teacher"] = self.settings | {"metrics": self.metrics, "licence": self.licence}
+            about = {key: value for key, value in self.settings.items() if key != "classes"}  # the bundle's condition has them
+            draft.manifest.provenance["teacher"] = about | {"metrics": self.metrics, "licence": self.licence}
             write_card(draft)
         checkpoint.remove(self.saved)
 

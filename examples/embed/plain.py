@@ -2,7 +2,7 @@
 
     python plain.py digits.bundle 3,1,4 digits.pgm --seed 7
 
-Needs fewstep's extra cpu and nothing else: numpy and ONNX Runtime.
+Labels are names or numbers of classes. Needs fewstep's extra cpu and nothing else: numpy and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -23,24 +23,20 @@ def pnm(images: npt.NDArray[np.uint8]) -> bytes:
     return f"{kind} {width} {count * height} 255\n".encode() + images.tobytes()
 
 
-def main(bundle: Path, labels: list[int], out: Path, seed: int) -> None:
+def main(bundle: Path, labels: str, out: Path, seed: int) -> None:
     """Write one image per label, from the seeds that count up from `seed`."""
     generator = Generator.open(bundle)  # checks hashes, picks a backend
-    seeds = range(seed, seed + len(labels))
-    images = generator(labels=labels, seeds=seeds)
+    numbers = generator.classes.read(labels)
+    seeds = range(seed, seed + len(numbers))
+    images = generator(labels=numbers, seeds=seeds)
     out.write_bytes(pnm(images))
     print(f"{out}: {len(images)} images by {generator.graph} on {generator.backend}, seeds {seeds[0]} to {seeds[-1]}")
-
-
-def labels(text: str) -> list[int]:
-    """3,1,4"""
-    return [int(label) for label in text.split(",")]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write images of a bundle as one PGM or PPM file.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("labels", type=labels, help="one per image, such as 3,1,4")
+    parser.add_argument("labels", help="one per image, such as 3,1,4")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the first image; the others count up")
     try:

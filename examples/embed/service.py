@@ -19,15 +19,15 @@ from fewstep.runtime.batcher import Batcher, DeadlineError, FullError
 async def answer(batcher: Batcher, line: bytes) -> bytes:
     """The image that a line asks for, or a line that says why there is none."""
     try:
-        label, seed, deadline_ms = map(int, line.split())
-        timeout_s = deadline_ms / 1e3
-    except (OverflowError, ValueError):
+        label, *numbers = line.decode().strip().rsplit(maxsplit=2)  # a class by number or by name, which may hold blanks
+        seed, deadline_ms = map(int, numbers)
+    except ValueError:
         return b"refused: a request is a label, a seed and the milliseconds until it must begin, such as 3 0 500\n"
     try:
-        images = await batcher.generate([label], seeds=[seed], timeout_s=timeout_s)
+        images = await batcher.generate([label], seeds=[seed], timeout_s=deadline_ms / 1e3)
     except FullError as error:  # raised at once, so that the client can wait or go elsewhere
         return f"busy: try again in {error.retry_s:.1f} s\n".encode()
-    except (DeadlineError, ValueError) as error:
+    except (DeadlineError, OverflowError, ValueError) as error:
         return f"refused: {error}\n".encode()
     _, height, width, channels = images.shape
     return f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode() + images.tobytes()

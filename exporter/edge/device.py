@@ -11,6 +11,7 @@ import numpy as np
 from fewstep.bundle import Bundle, Draft
 from fewstep.card import CARD
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
+from fewstep.exporter.graph.metadata import lineage
 from fewstep.manifest import GraphEntry, Manifest
 
 __all__ = ["write_device"]
@@ -45,7 +46,8 @@ def _describe(target: Manifest, source: Manifest, plans: Sequence[str], graphs: 
     target.default = source.default if source.default in plans else plans[0]
     networks = {p.network for p in target.plans.values()} | {g.network for g in target.graphs.values()}
     target.networks = {name: source.networks[name].model_copy(update={"directory": None}) for name in sorted(networks)}
-    absent = {*source.plans, *source.networks} - {*plans, *networks}
+    origins = {origin for network in networks for origin in lineage(source, network)}  # whose license theirs may be
+    absent = {*source.plans, *source.networks} - {*plans, *origins}
     target.provenance = {key: value for key, value in source.provenance.items() if key not in absent}
 
 

@@ -97,6 +97,7 @@ def write_page(
         "name": bundle.manifest.name,
         "image": image.model_dump(),
         "classes": bundle.manifest.condition.classes,
+        "names": bundle.manifest.condition.names,
         "graphs": described,
         "ort": asdict(runtime),
     }

@@ -65,7 +65,7 @@ def _frontier(traced: Traced, allowed: frozenset[str]) -> list[ir.Value]:
         wrong = {v for v, nodes in readers.items() if any(n.op_type not in BROADCASTS for n in nodes)}
         settled = not wrong
         inside -= wrong
-    return [v for v, nodes in readers.items() if nodes]
+    return [v for v in traced.depends if readers.get(v)]  # in the network's order, so that an export gives the same bytes again
 
 
 def _numbers(value: ir.Value) -> int:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from fewstep.bundle import Bundle
 from fewstep.external import check_files
+from fewstep.labels import Labels
 from fewstep.manifest import Precision
 from fewstep.picture import refuse_path
 from fewstep.runtime.ladder import RUNGS, Wanted, candidates
@@ -78,7 +79,7 @@ class Images:
 
     async def generate(
         self,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,

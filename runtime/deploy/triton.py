@@ -10,6 +10,7 @@ Triton lists a batch's dimension nowhere: a shape here is that of one image.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -128,7 +129,11 @@ class _Model:
         }
         steps = [{**step, "model_version": -1} for step in (noise, sampler)]
         inputs = [SEEDS, *(_tensor(spec) for spec in self.condition)]
-        return self._config(name, platform="ensemble", input=inputs, output=[self.images], ensemble_scheduling={"step": steps})
+        names = json.dumps(self.bundle.manifest.condition.names, ensure_ascii=False)
+        said = {"parameters": {"names": {"string_value": names}}} if self.bundle.manifest.condition.names else {}
+        return self._config(
+            name, platform="ensemble", input=inputs, output=[self.images], ensemble_scheduling={"step": steps}, **said
+        )
 
     def _config(self, name: str, **parts: Any) -> pb.ModelConfig:
         return pb.ModelConfig(name=name, max_batch_size=self.settings.max_batch, **parts)

@@ -179,12 +179,12 @@ def _protocol(app: FastAPI, service: _Service) -> None:
             raise LoadingError("models are still loading")
         return Response()
 
-    @app.get(one)
+    @app.get(one, response_model_exclude_none=True)
     async def model(name: str) -> Metadata:
         found = repository.model(name)
         return metadata(found, found.version())
 
-    @app.get(versions)
+    @app.get(versions, response_model_exclude_none=True)
     async def model_version(name: str, number: str) -> Metadata:
         found = repository.model(name)
         return metadata(found, found.version(number))

@@ -13,11 +13,12 @@ DATATYPES = {"int64": "INT64", "float32": "FP32"}
 
 
 class TensorSpec(BaseModel):
-    """A tensor of a request or answer. -1 is the number of images."""
+    """A tensor of a request or answer. -1 is the number of images; labels have the parameter `names`, where classes have."""
 
     name: str
     datatype: str
     shape: list[int]
+    parameters: dict[str, list[str]] | None = None
 
 
 class Metadata(BaseModel):
@@ -48,6 +49,7 @@ class Description(BaseModel):
     name: str
     version: int
     classes: int
+    names: list[str]
     condition: str
     width: int
     height: int
@@ -64,6 +66,9 @@ def metadata(model: Model, version: Version) -> Metadata:
         specs += condition.null_inputs()
     inputs = [TensorSpec(name="seeds", datatype="UINT64", shape=[-1])]
     inputs += [TensorSpec(name=s.name, datatype=DATATYPES[s.dtype], shape=[-1, *s.shape]) for s in specs]
+    for spec in inputs:
+        if spec.name == "labels" and condition.names:
+            spec.parameters = {"names": list(condition.names)}
     images = TensorSpec(name="images", datatype="UINT8", shape=[-1, image.height, image.width, image.channels])
     return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[images])
 
@@ -76,6 +81,7 @@ def describe(model: Model) -> Description:
         name=model.name,
         version=version.number,
         classes=manifest.condition.classes,
+        names=list(manifest.condition.names),
         condition=manifest.condition.kind,
         width=manifest.image.width,
         height=manifest.image.height,

@@ -12,21 +12,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from fewstep.manifest import ImageSpec
 from fewstep.picture import grid
 from fewstep.runtime.noise import MAX_SEED
+from fewstep.spec import MAX_CLASS_NAME
 
 __all__ = ["GenerateRequest", "check_size", "encoded"]
 
 COLUMNS = 8
+ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME)]
 MAX_PIXELS, MAX_SIDE = 1 << 25, 16383  # what takes seconds to compress, and what WebP can hold
 
 
 class GenerateRequest(BaseModel):
-    """What POST /generate takes. Several images come as one grid, the seed counting up from the first."""
+    """What POST /generate takes. Labels are names or numbers. Several images come as one grid, the seed counting up."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     plan: str | None = None
-    labels: Annotated[list[int], Field(min_length=1, max_length=1024)] | None = None
+    labels: Annotated[list[int | ClassName], Field(min_length=1, max_length=1024)] | None = None
     images: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0, le=MAX_SEED - 2047)] = 0  # room for 1024, and a number that OpenAPI's floats hold
     format: Literal["png", "webp"] = "png"

@@ -23,9 +23,7 @@ def write_card(draft: Draft) -> None:
 def card(manifest: Manifest) -> str:
     """The card as Markdown."""
     image, condition = manifest.image, manifest.condition
-    trained = [manifest.provenance.get(name, {}) for name in manifest.networks]
-    names: list[str] = next((about["classes"] for about in trained if "classes" in about), [])
-    named = f" ({', '.join(f'{i} {_plain(name)}' for i, name in enumerate(names))})" if names else ""
+    named = f" ({', '.join(f'{i} {_plain(name)}' for i, name in enumerate(condition.names))})" if condition.names else ""
     classes = f"{condition.classes} classes{named}"
     of = {"labels": classes, "embeddings": f"{condition.tokens} tokens of text", "none": "none"}
     lines = [

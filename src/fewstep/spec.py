@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "Strict"]
+__all__ = ["MAX_CLASS_NAME", "Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "Strict", "check_class_names"]
 
 # What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
 # fp8 leave it in fp16 (GPUs).
@@ -15,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 # What a manifest says must not make a reader take all memory.
 MAX_SIDE = 1 << 14  # pixels
 MAX_SIZE = 1 << 20  # classes, tokens, numbers in a vector
+MAX_CLASS_NAME = 255  # characters; folders have no longer names
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
@@ -69,15 +72,29 @@ class InputSpec(NamedTuple):
     dtype: Literal["int64", "float32"]
 
 
+def check_class_names(names: Sequence[str], classes: int) -> None:
+    """Raises ValueError unless there are no names, or one for each class that a terminal can show, no two alike."""
+    if names and len(names) != classes:
+        raise ValueError(f"each of the {classes} classes has a name, or none has, got {len(names)} names")
+    for name in names:
+        if not name.isprintable() or not name.strip() or len(name) > MAX_CLASS_NAME:
+            raise ValueError(f"the name of a class is 1 to {MAX_CLASS_NAME} printable characters, got {name[:80]!r}; change it")
+    if len(set(names)) < len(names):
+        ((twice, _),) = Counter(names).most_common(1)
+        raise ValueError(f"two classes are called {twice!r}; give each a name of its own")
+
+
 class Condition(Strict):
     """What an image is made from.
 
-    labels: 0 .. classes - 1, and `classes` means "none". embeddings: (tokens, width) of a text and, where pooled > 0, one
-    vector (pooled,) for the whole of it; what means "none" is given with them, as the embeddings of a negative prompt.
+    labels: 0 .. classes - 1, and `classes` means "none"; names says what the classes are called, where that is known.
+    embeddings: (tokens, width) of a text and, where pooled > 0, one vector (pooled,) for the whole of it; what means "none" is
+    given with them, as the embeddings of a negative prompt.
     """
 
     kind: Literal["none", "labels", "embeddings"]
     classes: Size = 0
+    names: Annotated[tuple[str, ...], Field(max_length=MAX_SIZE, fail_fast=True)] = ()
     tokens: Size = 0
     width: Size = 0
     pooled: Size = 0
@@ -90,6 +107,7 @@ class Condition(Strict):
             size = getattr(self, name)
             if (name in needed and size == 0) or (name not in needed and name not in optional and size > 0):
                 raise ValueError(f"condition {self.kind!r} does not go with {size} {name}")
+        check_class_names(self.names, self.classes)
         return self
 
     def inputs(self) -> tuple[InputSpec, ...]:

@@ -7,16 +7,29 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <random>
 #include <regex>
 #include <sstream>
 
-std::vector<int64_t> parse_labels(const std::string& text) {
-  if (!std::regex_match(text, std::regex("\\d{1,9}(,\\d{1,9})*")))
-    throw std::invalid_argument("labels are whole numbers such as 3,1,4, got " + text);
+// The graph's metadata has the names of its classes, a line for each, where they have names.
+std::map<std::string, int64_t> read_names(const Ort::Session& session) {
+  Ort::AllocatorWithDefaultOptions allocator;
+  const auto lines = session.GetModelMetadata().LookupCustomMetadataMapAllocated("fewstep.names", allocator);
+  std::map<std::string, int64_t> names;
+  std::istringstream stream(lines ? lines.get() : "");
+  for (std::string name; std::getline(stream, name);) names.emplace(name, names.size());
+  return names;
+}
+
+std::vector<int64_t> parse_labels(const std::string& text, const std::map<std::string, int64_t>& names) {
   std::vector<int64_t> labels;
-  std::istringstream stream(text);
-  for (int64_t label; stream >> label; stream.ignore()) labels.push_back(label);  // ignores a comma
+  std::istringstream stream(text + ",");
+  for (std::string label; std::getline(stream, label, ',');) {
+    if (!names.count(label) && !std::regex_match(label, std::regex("\\d{1,9}")))
+      throw std::invalid_argument("labels are names or whole numbers such as 3,1,4, got " + text);
+    labels.push_back(names.count(label) ? names.at(label) : std::stoll(label));
+  }
   return labels;
 }
 
@@ -34,9 +47,9 @@ void read_noise(std::vector<float>& noise, const std::string& path) {
 
 int main(int argc, char** argv) try {
   if (argc < 4 || argc > 5) throw std::invalid_argument("usage: embed GRAPH LABELS IMAGES [NOISE]");
-  auto labels = parse_labels(argv[2]);
   const Ort::Env env(ORT_LOGGING_LEVEL_FATAL);  // what goes wrong is thrown; said once is enough
   Ort::Session session(env, std::filesystem::path(argv[1]).c_str(), Ort::SessionOptions{});
+  auto labels = parse_labels(argv[2], read_names(session));
   auto shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();  // (B, draws, C, H, W)
   if (shape.size() != 5) throw std::invalid_argument(std::string(argv[1]) + " does not hold a whole plan");
   shape[0] = labels.size();

@@ -8,7 +8,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 
-/** The path of the default plan's fp32 graph, its files held to their hashes, and the number of classes. */
+/** The path of the default plan's fp32 graph, its files held to their hashes, and what its images are made from. */
 function openBundle(bundle) {
   const manifest = join(bundle, "bundle.json");
   if (!existsSync(manifest)) throw new Error(`${bundle} is not a bundle: it has no bundle.json`);
@@ -19,13 +19,13 @@ function openBundle(bundle) {
     const sha256 = createHash("sha256").update(readFileSync(join(bundle, name))).digest("hex");
     if (sha256 !== files[name].sha256) throw new Error(`${bundle}/${name} does not match its sha256; copy it again`);
   }
-  return { graph: join(bundle, graph.file), classes: condition.classes };
+  return { graph: join(bundle, graph.file), condition };
 }
 
-function parseLabels(text, classes) {
-  const labels = text.split(",");
+function parseLabels(text, { classes, names = [] }) {
+  const labels = text.split(",").map((label) => (names.includes(label) ? `${names.indexOf(label)}` : label));
   const known = (label) => /^\d+$/.test(label) && Number(label) < classes;
-  if (!labels.every(known)) throw new Error(`labels are whole numbers below ${classes} such as 3,1,4, got ${text}`);
+  if (!labels.every(known)) throw new Error(`labels are names or whole numbers below ${classes} such as 3,1,4, got ${text}`);
   return BigInt64Array.from(labels, BigInt);
 }
 
@@ -40,8 +40,8 @@ function readNoise(path, count) {
 
 async function main(bundle, text, out, noiseFile) {
   if (!out) throw new Error("usage: node embed.mjs BUNDLE LABELS IMAGES [NOISE]");
-  const { graph, classes } = openBundle(bundle);
-  const labels = parseLabels(text, classes);
+  const { graph, condition } = openBundle(bundle);
+  const labels = parseLabels(text, condition);
   const session = await InferenceSession.create(graph);
   const shape = [labels.length, ...session.inputMetadata[0].shape.slice(1)]; // (B, draws, C, H, W)
   const count = shape.reduce((a, b) => a * b);

@@ -28,6 +28,9 @@ function options(select, pairs) {
   select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
 }
 
+/** A class by its name, or its number where it has none. */
+const called = (label) => facts.names[label] ?? `${label}`;
+
 function describe() {
   const { name, image, classes, graphs, ort } = facts;
   document.title = at("name").textContent = name;
@@ -38,7 +41,8 @@ function describe() {
   const title = (g) => `${g.plan}: ${g.nfe} call${g.nfe > 1 ? "s" : ""}${precise ? `, ${g.precision}` : ""}`;
   options(at("graph"), graphs.map((g) => [g.name, title(g)]));
   at("graph-field").hidden = graphs.length === 1;
-  options(at("label"), [["each", "each in turn"], ["none", "no class"], ...Array.from({ length: classes }, (_, i) => [i, i])]);
+  const each = Array.from({ length: classes }, (_, i) => [i, called(i)]);
+  options(at("label"), [["each", "each in turn"], ["none", "no class"], ...each]);
   at("label-field").hidden = !classes;
   at("grid").style.setProperty("--tile", `${Math.max(80, Math.min(image.width, 320))}px`);
   const line = (text) => Object.assign(document.createElement("p"), { textContent: text });
@@ -77,7 +81,7 @@ function readForm() {
 
 function tile({ seed, label }) {
   const canvas = Object.assign(document.createElement("canvas"), { width: facts.image.width, height: facts.image.height });
-  const name = `${facts.classes ? `${label ?? "no class"} · ` : ""}seed ${seed}`;
+  const name = `${facts.classes ? `${label === null ? "no class" : called(label)} · ` : ""}seed ${seed}`;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", name);
   const figure = document.createElement("figure");

@@ -25,7 +25,7 @@ const fill = (select, options) => select.replaceChildren(...options.map(([value,
 const model = () => models.find(({ name }) => name === at("model").value);
 
 function show() {
-  const { name, version, width, height, condition, classes, plans } = model();
+  const { name, version, width, height, condition, classes, names, plans } = model();
   at("name").textContent = name;
   at("about").textContent = `${width}×${height} images, version ${version}`;
   const samplers = plans.map((plan) => [plan.name, `${plan.name}, ${plan.calls} call${plan.calls === 1 ? "" : "s"}`]);
@@ -33,7 +33,7 @@ function show() {
   fill(at("second"), [["", "nothing"], ...samplers]);
   at("first").value = model().default;
   at("label-field").hidden = condition !== "labels";
-  fill(at("label"), [["", "each in turn"], ...Array.from({ length: classes }, (_, i) => [`${i}`, `${i}`])]);
+  fill(at("label"), [["", "each in turn"], ...Array.from({ length: classes }, (_, i) => [`${i}`, names[i] ?? `${i}`])]);
   at("facts").replaceChildren(...plans.map((plan) => {
     const line = document.createElement("p");
     line.textContent = `${plan.name}: ${plan.solver}; ${plan.precision} on ${plan.backend}`;

@@ -204,7 +204,7 @@ def distill(
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if images and not data:
         raise ValueError("--images counts real images, and none are read; give some to --data")
-    from fewstep.data import images_like, numbered_as
+    from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
     from fewstep.trainer.batches import open_examples
     from fewstep.trainer.latents import is_latents
@@ -235,8 +235,7 @@ def distill(
     if data:
         made = loaded.manifest
         size = None if is_latents(Path(data)) else made.image.height
-        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None)
-        some = (some if embeddings else numbered_as(loaded, some)).about(images or 200)
+        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images or 200)
     if validate:
         from fewstep.decide.validate import validator
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
+from fewstep.cli.app import BundlePath, Json, app, finish, size
 from fewstep.console import say, table
+from fewstep.labels import listed
 from fewstep.manifest import Manifest
 
 __all__ = ["check", "demo", "generate", "inspect"]
@@ -18,7 +19,9 @@ __all__ = ["check", "demo", "generate", "inspect"]
 @app.command(rich_help_panel="Use it")
 def generate(
     bundle: BundlePath,
-    labels: Annotated[str | None, typer.Option(help="Classes, such as 3,1,4.", show_default="every class once")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes by number or name, such as 3,1,4 or bag,coat.", show_default="every class once")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
     plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
@@ -37,7 +40,9 @@ def generate(
 
     generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend, threads=threads)
     classes = generator.condition.classes
-    wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
+    if labels is not None and generator.condition.kind != "labels":
+        raise ValueError("this bundle was trained without classes; leave --labels out")
+    wanted = generator.classes.read(labels) if labels is not None else list(range(classes)) or None
     refuse_path(out, ".png")
     seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
     start = time.perf_counter()
@@ -46,8 +51,9 @@ def generate(
     save_grid(out, images, columns=min(len(images), 10), scale=scale)
     say(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
     result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
-    finish(result | {"labels": wanted, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
-    say(f"wrote {out}")
+    called = [generator.classes.called(label) for label in wanted or ()]
+    finish(result | {"labels": wanted, "classes": called, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
+    say(f"wrote {out}" + (f": {listed(called)}" if generator.condition.names else ""))
 
 
 @app.command(rich_help_panel="Use it")
@@ -86,6 +92,8 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     kinds = {"none": "no condition", "labels": f"{manifest.condition.classes} classes", "embeddings": "embeddings"}
     condition = kinds[manifest.condition.kind]
     say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
+    if names := manifest.condition.names:
+        say("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
     plans = [
         (
             name + (" (default)" if name == manifest.default else ""),

@@ -5,7 +5,7 @@ data here, so the split into training and held-out images exists once.
 """
 
 from fewstep.data.images import Images, Labels, batches, classes, described, digest, positions
-from fewstep.data.sources import images_like, numbered_as, open_images
+from fewstep.data.sources import images_like, numbered_like, open_images
 
 __all__ = [
     "Images",
@@ -15,7 +15,7 @@ __all__ = [
     "described",
     "digest",
     "images_like",
-    "numbered_as",
+    "numbered_like",
     "open_images",
     "positions",
 ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fewstep.data.listing import plain, shown
 from fewstep.manifest import Condition, ImageSpec
-from fewstep.spec import MAX_SIZE
+from fewstep.spec import MAX_SIZE, check_class_names
 
 __all__ = [
     "Bytes",
@@ -59,6 +59,16 @@ class Images:
     sha256: str = field(default="", kw_only=True)
     names: tuple[str, ...] = field(default=(), kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        """The condition has the classes' names, and a class for each of them, whatever opened the source."""
+        if self.names and self.condition.kind == "labels" and self.condition.names != self.names:
+            count = max(self.condition.classes, len(self.names))
+            try:
+                check_class_names(self.names, count)
+            except ValueError as error:
+                raise ValueError(f"{self.source}: {error}") from None
+            object.__setattr__(self, "condition", Condition(kind="labels", classes=count, names=self.names))
 
     @classmethod
     def of(cls, pixels: Bytes, labels: Labels | None = None, *, source: str = "arrays", split: Split = "train") -> Images:

@@ -15,9 +15,10 @@ from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, cl
 from fewstep.data.listing import in_folders, listed, shown, unread
 from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, survey
 from fewstep.data.tables import SAVED, open_table
+from fewstep.labels import Classes
 from fewstep.manifest import Condition
 
-__all__ = ["images_like", "numbered_as", "open_images"]
+__all__ = ["images_like", "numbered_like", "open_images"]
 
 
 def open_images(
@@ -48,42 +49,40 @@ def open_images(
 def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
     """Open a source as `open_images` does, at the size of the images that a bundle makes.
 
-    Raises ValueError where it makes others all the same, or knows fewer classes.
+    Raises ValueError where it makes others all the same, or knows other classes.
     """
-    image, condition = bundle.manifest.image, bundle.manifest.condition
+    image = bundle.manifest.image
     found = open_images(source, split, resolution=image.height)
     if found.image.shape != image.shape:
         raise ValueError(
             f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
             "give images like those it was trained on"
         )
-    if condition.kind == "labels" and found.labels.max() >= condition.classes:
-        raise ValueError(f"{bundle.root.name} knows {condition.classes} classes, {source} has more of them")
-    return numbered_as(bundle, found)
+    return numbered_like(bundle, found)
 
 
-def numbered_as(bundle: Bundle, images: Images) -> Images:
-    """Images whose classes have the numbers that a bundle gives to their names, where both have names.
+def numbered_like(bundle: Bundle, images: Images) -> Images:
+    """Images whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
 
-    Raises ValueError for a name that it does not know.
+    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for images of
+    a class that the bundle does not know.
     """
-    about = bundle.manifest.provenance.values()
-    known: list[str] = next((given["classes"] for given in about if given.get("classes")), [])
-    if not known or list(images.names) == known[: len(images.names)]:
+    condition = bundle.manifest.condition
+    if condition.kind != "labels":
         return images
-    if unknown := [name for name in images.names if name not in known]:
+    if images.condition.kind == "none" and not images.names:
         raise ValueError(
-            f"{images.source} has the class {unknown[0]}, which {bundle.root.name} does not know; it knows {', '.join(known)}"
+            f"{bundle.root.name} makes images of {condition.classes} classes, {images.source} has images without classes; "
+            "give it one subfolder per class"
         )
-    numbers = np.array([known.index(name) for name in images.names], np.int64)
-    said = ", ".join(f"{number} {known[number]}" for number in numbers)
-    return replace(
-        images,
-        labels=numbers[images.labels],
-        names=tuple(known),
-        condition=bundle.manifest.condition,
-        notes=(*images.notes, f"classes are numbered as {bundle.root.name} knows them: {said}"),
-    )
+    try:
+        labels = Classes(condition).matched(images.labels, images.names)
+    except ValueError as error:
+        raise ValueError(f"{images.source} is not of the classes of {bundle.root.name}: {error}") from None
+    notes = images.notes
+    if condition.names and images.names != condition.names[: len(images.names)]:
+        notes += (f"classes are numbered as {bundle.root.name} numbers them",)
+    return replace(images, labels=labels, condition=condition, names=condition.names, notes=notes)
 
 
 def _mnist5k() -> tuple[Bytes, Labels]:

@@ -94,8 +94,9 @@ def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
         return ""  # a comparison keeps no prompts
     images = generator(labels, seeds=range(SHOWN))
     facts = f"{judged.nfe} calls, Frechet distance {judged.frechet}, {judged.p50_ms:.1f} ms"
-    caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}"
-    return _figure(_image(images, f"{name}: {SHOWN} images"), caption)
+    shown = f": {', '.join(map(generator.classes.called, labels))}" if labels and generator.condition.names else ""
+    caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}{escape(shown)}"
+    return _figure(_image(images, f"{name}: {SHOWN} images{shown}"), caption)
 
 
 def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:

@@ -1,0 +1,165 @@
+"""What ONNX files say of themselves, read as anybody would: by ONNX Runtime, without the onnx package."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+from small import IMAGE, LABELS, POOLED, small
+
+import fewstep
+from fewstep.bundle import Bundle, Draft
+from fewstep.denoiser import save_network
+from fewstep.exporter.edge.package import package
+from fewstep.exporter.export import export_graphs
+from fewstep.exporter.graph.metadata import about
+from fewstep.guidance import Guidance
+from fewstep.manifest import Condition, PlanEntry
+from fewstep.schedule import karras
+from fewstep.solvers import ddim
+
+NAMES = ("bag", "coat, long", "Stiefel für Schnee")
+NAMED = LABELS.model_copy(update={"names": NAMES})
+
+
+def unexported(root: Path, network: str, condition: Condition) -> Bundle:
+    """A bundle of a small network with a guided plan; its teacher has a license, the student it was distilled to has none."""
+    with Draft.create(root, image=IMAGE, condition=condition) as draft:
+        for name in ("teacher", "student"):
+            save_network(draft, name, small(network).denoiser)
+        plan = ddim(draft.manifest.networks["teacher"].parametrisation.grid(2), Guidance(2.0, 1.0))
+        if network == "unet":
+            plan = ddim(karras(2, 0.5, 20.0), Guidance(2.0, 1.0))
+        draft.manifest.plans["two"] = PlanEntry.of(plan, network="student", solver="DDIM, 2 steps")
+        draft.manifest.default = "two"
+        draft.manifest.provenance = {"teacher": {"licence": "CC BY 4.0"}, "student": {"teacher": "teacher", "licence": None}}
+    return Bundle.load(root)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    bundle = unexported(tmp_path_factory.mktemp("named") / "small.bundle", "unet", NAMED)
+    return export_graphs(bundle, ["two"], ["fp32"], layouts=["unrolled", "loop", "step"], max_inline_bytes=100_000)
+
+
+def said(path: Path) -> ort.ModelMetadata:
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta()
+
+
+@pytest.mark.parametrize("layout", ["unrolled", "loop"])
+def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
+    name = "two.fp32" if layout == "unrolled" else f"two.{layout}.fp32"
+    meta = said(exported.file(exported.manifest.graphs[name].file))
+    facts = meta.custom_metadata_map
+    assert {
+        "fewstep.version": fewstep.__version__,
+        "fewstep.bundle": "small",
+        "fewstep.plan": "two",
+        "fewstep.solver": "DDIM, 2 steps",
+        "fewstep.calls": str(exported.plan("two").nfe),
+        "fewstep.network": "student",
+        "fewstep.precision": "fp32",
+        "fewstep.layout": layout,
+        "fewstep.image": "4x8x8",
+        "fewstep.low": "-1",
+        "fewstep.high": "1",
+        "fewstep.condition": "labels",
+        "fewstep.classes": "3",
+        "fewstep.names": "\n".join(NAMES),
+        "fewstep.license": "CC BY 4.0",
+        "fewstep.network_sha256": exported.network_digest("student"),
+    }.items() <= facts.items()
+    assert facts["fewstep.inputs"].splitlines() == [
+        "noise: float32 (batch, 1, 4, 8, 8), unit normal, of a seed",
+        "labels: int64 (batch), 0 to 2 for a class, 3 for none",
+    ]
+    assert facts["fewstep.outputs"].splitlines() == [
+        "images: uint8 (batch, 8, 8, 4), 0 to 255",
+        "sample: float32 (batch, 4, 8, 8), images in [-1, 1], before clipping and rounding",
+    ]
+    assert (meta.producer_name, meta.graph_name) == ("fewstep", "small.two.fp32.sampler")
+    assert meta.description == meta.graph_description
+    assert meta.description.startswith("Makes 4x8x8 images of 3 classes with the network student of small: the plan two (DDIM")
+    model = onnx.load(exported.file(exported.manifest.graphs[name].file), load_external_data=False)
+    assert model.producer_version == fewstep.__version__
+    assert {given.name: given.doc_string for given in model.graph.input}["labels"] == "0 to 2 for a class, 3 for none"
+
+
+def test_a_step_and_its_finish_say_what_they_are(exported: Bundle) -> None:
+    graph = exported.manifest.graphs["student.step.fp32"]
+    step, finish = (said(exported.file(str(path))) for path in (graph.file, graph.finish))
+    assert (step.graph_name, finish.graph_name) == ("small.student.fp32.step", "small.student.fp32.finish")
+    for meta in (step, finish):
+        facts = meta.custom_metadata_map
+        assert about(exported, graph).items() <= facts.items()
+        assert not {"fewstep.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
+        assert "one step of any plan, fp32" in meta.description
+    assert "weight: float32 (), of guidance; 1 is none" in step.custom_metadata_map["fewstep.inputs"]
+    assert finish.custom_metadata_map["fewstep.inputs"] == "x: float32 (batch, 4, 8, 8), a state of the sampler"
+
+
+def test_a_graph_of_prompts_says_what_it_takes(tmp_path: Path) -> None:
+    bundle = export_graphs(unexported(tmp_path / "text.bundle", "sd3", POOLED), ["two"], ["fp32"])
+    facts = said(bundle.file(bundle.manifest.graphs["two.fp32"].file)).custom_metadata_map
+    assert facts["fewstep.condition"] == "embeddings"
+    assert not {"fewstep.classes", "fewstep.names"} & facts.keys()
+    assert "embeddings: float32 (batch, 5, 12), of a prompt, as its encoder makes it" in facts["fewstep.inputs"]
+    assert "null_pooled: float32 (batch, 6), the same of the prompt that means none" in facts["fewstep.inputs"]
+
+
+def test_the_hashes_are_of_what_the_graph_was_made_from(exported: Bundle, tmp_path: Path) -> None:
+    """Equal for equal numbers, whatever they are called; other for other numbers or weights."""
+    copy = Bundle.load(shutil.copytree(exported.root, tmp_path / "other.bundle"))
+    graph = copy.manifest.graphs["two.fp32"]
+    before = about(copy, graph)
+    assert before == about(exported, graph)
+    copy.manifest.plans["two"].solver = "by hand"
+    assert about(copy, graph) == before | {"fewstep.solver": "by hand"}
+    copy.manifest.plans["two"].weights[0] += 1e-9
+    after = about(copy, graph)
+    assert {key for key in before if before[key] != after[key]} == {"fewstep.solver", "fewstep.plan_sha256"}
+    files = [path for path in copy.manifest.files if path.startswith("networks/student/")]
+    (weights,) = (path for path in files if path.endswith(".safetensors"))
+    copy.manifest.files[weights].sha256 = "0" * 64
+    assert about(copy, graph)["fewstep.network_sha256"] != before["fewstep.network_sha256"]
+
+
+def test_the_same_export_gives_the_same_bytes_anywhere(exported: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    again = export_graphs(
+        unexported(tmp_path / "elsewhere" / "small.bundle", "unet", NAMED),
+        ["two"],
+        ["fp32"],
+        layouts=["unrolled", "step"],
+        doubled=exported.manifest.graphs["two.fp32"].doubled,
+        max_inline_bytes=100_000,
+    )
+    for name in again.manifest.graphs:
+        for path in again.manifest.graphs[name].paths:
+            assert again.file(path).read_bytes() == exported.file(path).read_bytes(), path
+            assert str(tmp_path).encode() not in again.file(path).read_bytes()
+
+
+def test_conversions_keep_what_a_graph_says(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
+    bundle = export_graphs(unexported(tmp_path / "small.bundle", "unet", NAMED), ["two"], ["fp32"])
+    package(bundle, tmp_path / "out", ["ort", "openvino", "device"])
+    facts = said(bundle.file("graphs/two.fp32.onnx")).custom_metadata_map
+    for path in ("ort/two.fp32.ort", "device/small.bundle/graphs/two.fp32.onnx"):
+        assert said(tmp_path / "out" / path).custom_metadata_map == facts
+    ir = openvino.Core().read_model(tmp_path / "out" / "openvino" / "two.fp32.xml")
+    assert ir.get_rt_info(["framework", "fewstep.names"]).astype(str) == "\n".join(NAMES)
+    device = Bundle.load(tmp_path / "out" / "device" / "small.bundle")
+    known = about(device, device.manifest.graphs["two.fp32"])
+    assert known.items() <= facts.items()
+    assert "fewstep.network_sha256" not in known  # of files that are not there
+
+
+def test_a_plan_hash_is_one_that_anybody_can_compute(exported: Bundle) -> None:
+    plan = exported.manifest.plans["two"].model_dump_json(exclude={"solver", "network"})
+    facts = about(exported, exported.manifest.graphs["two.fp32"])
+    assert facts["fewstep.plan_sha256"] == hashlib.sha256(plan.encode()).hexdigest()
