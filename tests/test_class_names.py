@@ -138,7 +138,7 @@ def test_names_are_for_all_classes_and_for_eyes(names: list[str], message: str) 
 
 def test_a_folder_that_no_terminal_can_show_is_named_before_training(tmp_path: Path) -> None:
     photographs(tmp_path / "data", ["bag", "co\nat"])
-    assert "the name of a class is 1 to 255 printable characters" in refused("train", "--data", "data", cwd=tmp_path)
+    assert "a folder co\\nat, whose name cannot be printed" in refused("train", "--data", "data", cwd=tmp_path)
 
 
 def test_a_class_without_an_image_keeps_its_number() -> None:
