@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers
+from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers, first_rows
 from fewstep.sessions import CPU, ERRORS, open_session, reason_of
 
 __all__ = ["CUDA", "TENSORRT", "OnnxProgram"]
@@ -48,7 +48,7 @@ class OnnxProgram:
     def bind(self, batch: int) -> OnnxBinding | OnnxGpuBinding:
         """See Program.bind."""
         if not self.gpu:
-            return OnnxBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+            return OnnxBinding(self, buffers(self.inputs, batch), buffers(self.outputs, batch))
         graph = str(next(self._graph_ids)) if self.captures else PLAIN_LAUNCH
         return OnnxGpuBinding(self.session, buffers(self.inputs, batch), buffers(self.outputs, batch), graph)
 
@@ -56,9 +56,9 @@ class OnnxProgram:
 class OnnxBinding:
     """numpy arrays that the session reads and writes where they are."""
 
-    def __init__(self, session: ort.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def __init__(self, program: OnnxProgram, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self.inputs, self.outputs = inputs, outputs
-        self._session, self._binding = session, session.io_binding()
+        self._program, self._binding = program, program.session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         for name, array in outputs.items():
@@ -66,7 +66,13 @@ class OnnxBinding:
 
     def run(self) -> None:
         """See Binding.run."""
-        _run(self._session, self._binding)
+        _run(self._program.session, self._binding)
+
+    def narrowed(self, batch: int) -> OnnxBinding:
+        """See Binding.narrowed."""
+        program = self._program
+        inputs, outputs = first_rows(program.inputs, self.inputs, batch), first_rows(program.outputs, self.outputs, batch)
+        return OnnxBinding(program, inputs, outputs)
 
 
 class OnnxGpuBinding:
