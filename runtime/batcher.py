@@ -25,10 +25,10 @@ MARGIN_S = 0.01  # a batch begins this long before the deadline of one that woul
 
 
 class FullError(RuntimeError):
-    """The queue is full. retry_s: when there may be room, from how fast batches were made so far."""
+    """There is no room. what: of what there is too much. retry_s: when there may be room again."""
 
-    def __init__(self, waiting: int, retry_s: float) -> None:
-        super().__init__(f"{waiting} images are waiting, which is all the queue takes; try again in {retry_s:.1f} s")
+    def __init__(self, what: str, retry_s: float) -> None:
+        super().__init__(f"{what}; try again in {retry_s:.1f} s")
         self.retry_s = retry_s
 
 
@@ -94,21 +94,36 @@ class Batcher:
         The future raises DeadlineError when timeout_s pass before its batch begins.
         Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
         """
+        return self.queue(self.prepare(labels, seeds=seeds, embeddings=embeddings), timeout_s)
+
+    def prepare(
+        self,
+        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        *,
+        seeds: Sequence[int] | npt.NDArray[np.uint64],
+        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    ) -> Inputs:
+        """Checked inputs of a request, for `queue`; the longer half of `submit`. Raises ValueError for bad input."""
+        if len(seeds) > self.max_request:  # before anything looks at each
+            raise ValueError(f"a request has at most {self.max_request} images, got {len(seeds)}")
+        listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
+        return self.generator.prepare(labels, seeds=listed, embeddings=embeddings)
+
+    def queue(self, inputs: Inputs, timeout_s: float = float("inf")) -> Future[Images]:
+        """Queue checked inputs. See `submit`."""
         if not isinstance(timeout_s, float | int) or timeout_s != timeout_s:
             raise ValueError(f"timeout_s is a number of seconds, got {timeout_s!r}")
-        if (count := len(seeds)) > self.max_request:  # before anything looks at each
-            raise ValueError(f"a request has at most {self.max_request} images, got {count}")
-        inputs = self.generator.prepare(labels, seeds=seeds, embeddings=embeddings)
-        request = _Request(inputs, time.monotonic() + timeout_s)
+        request, count = _Request(inputs, time.monotonic() + timeout_s), len(inputs.seeds)
         with self._monitor:
             if self._closed:
                 raise ClosedError("this batcher is closed")
             wait_s = self.waiting * self.seconds_per_image
             if self.waiting + count > self.max_waiting or wait_s > max(timeout_s, 0):  # it would not be served in time
-                raise FullError(self.waiting, max(0.1, wait_s))
+                raise FullError(f"{self.waiting} images are waiting, which is all the queue takes", max(0.1, wait_s))
             self._queue.append(request)
             self.waiting += count
             self._monitor.notify()
+        request.future.add_done_callback(lambda future: self._drop(request) if future.cancelled() else None)
         return request.future
 
     async def generate(
@@ -162,6 +177,13 @@ class Batcher:
                     self._monitor.wait(left)
                 elif batch := self._take():
                     return batch
+
+    def _drop(self, request: _Request) -> None:
+        """Take a cancelled request out of the queue, so that it takes nobody's place there."""
+        with self._monitor:
+            if request in self._queue:
+                self._queue.remove(request)
+                self.waiting -= len(request.inputs.seeds)
 
     def _begins(self) -> float:
         """When the next batch begins at the latest: before anyone in it has waited too long or is too late."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from fewstep.engines import LARGEST_BATCH
-from fewstep.runtime.backends.base import Binding, Program
+from fewstep.runtime.backends.base import Binding, ExactBinding, Program
 
 __all__ = ["BUCKETS", "Pool", "buckets_to", "parts"]
 
@@ -35,36 +34,61 @@ def parts(batch: int, buckets: Sequence[int], *, exact: bool) -> list[tuple[int,
 
 
 class Pool:
-    """Bindings of a program, each in use by one thread at a time. There are as many as were ever in use at once."""
+    """Buffers of a program, each in use by one thread at a time. There are as many as were ever in use at once."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._free: defaultdict[int, list[Binding]] = defaultdict(list)
+        self._free: list[_Slot] = []
         self._turn: AbstractContextManager[Any] = nullcontext() if program.concurrent else Lock()
 
     def borrow(self, batch: int) -> Loan:
         """For a with statement: a binding for a batch size, for this thread alone."""
-        return Loan(self.program, self._free[batch], batch, self._turn)
+        return Loan(self.program, self._free, batch, self._turn)
+
+
+class _Slot:
+    """Bindings of one thread at a time. Where any batch size runs as it is, all are views of the buffers of the largest."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._bindings: dict[int, Binding] = {}
+
+    def at(self, batch: int) -> Binding:
+        """The binding for a batch size."""
+        found = self._bindings.get(batch)
+        return self._bind(batch) if found is None else found
+
+    def _bind(self, batch: int) -> Binding:
+        largest = max(self._bindings, default=0)
+        if not self._program.exact:
+            made = self._program.bind(batch)
+        elif batch < largest:
+            made = cast("ExactBinding", self._bindings[largest]).narrowed(batch)
+        else:
+            self._bindings.clear()  # the smaller buffers go before the larger ones come
+            made = self._program.bind(batch)
+        self._bindings[batch] = made
+        return made
 
 
 class Loan:
     """Pool.borrow's. A class, for it costs a call less Python than @contextmanager."""
 
-    def __init__(self, program: Program, free: list[Binding], batch: int, turn: AbstractContextManager[Any]) -> None:
+    def __init__(self, program: Program, free: list[_Slot], batch: int, turn: AbstractContextManager[Any]) -> None:
         self._program, self._free, self._batch, self._turn = program, free, batch, turn
 
     def __enter__(self) -> Binding:
         self._turn.__enter__()
         try:
-            self._binding = self._free.pop()
+            self._slot = self._free.pop()
         except IndexError:
-            try:
-                self._binding = self._program.bind(self._batch)
-            except BaseException:
-                self._turn.__exit__(None, None, None)
-                raise
-        return self._binding
+            self._slot = _Slot(self._program)
+        try:
+            return self._slot.at(self._batch)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        self._free.append(self._binding)
+        self._free.append(self._slot)
         self._turn.__exit__(None, None, None)

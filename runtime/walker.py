@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.parametrisation import Scales
 from fewstep.plan import Plan, trajectory
-from fewstep.runtime.backends.base import Array, Binding, Program, Tensor, buffers
+from fewstep.runtime.backends.base import Array, Binding, ExactBinding, Program, Tensor, buffers, first_rows
 
 __all__ = ["CancelledError", "OnStep", "Preview", "Walk", "Walker"]
 
@@ -84,6 +84,11 @@ class Walk:
             if on_step and on_step(Preview(made.row, plan.rows, partial(self._images, made.denoised))) is False:
                 raise CancelledError(f"stopped after row {made.row + 1} of {plan.rows}")
         self._images(x)
+
+    def narrowed(self, batch: int) -> Walk:
+        """See Binding.narrowed."""
+        step, finish = (cast("ExactBinding", binding).narrowed(batch) for binding in (self._step, self._finish))
+        return Walk(self._walker, first_rows(self._walker.inputs, self.inputs, batch), step, finish)
 
     def _denoise(self, x: Array, sigma: float, weight: float = 1.0) -> Array:
         given = self._step.inputs

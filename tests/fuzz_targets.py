@@ -27,6 +27,7 @@ from fewstep.external import locations
 from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Generator
+from fewstep.runtime.server.limits import Limits
 from fewstep.runtime.server.protocol import answer, parse
 
 __all__ = ["TARGETS", "EscapeError", "home", "seeds", "watched"]
@@ -146,7 +147,7 @@ def golden(content: bytes) -> None:
 def request(content: bytes) -> None:
     """A body of the Open Inference Protocol; its first line is the header with the length of the JSON."""
     header, _, body = content.partition(b"\n")
-    asked, tensors = parse(body, header.decode("latin-1") or None)
+    asked, tensors = parse(body, header.decode("latin-1") or None, Limits())
     if "seeds" in tensors:
         answer(asked, "model", "1", {"images": ("UINT64", tensors["seeds"])})
 

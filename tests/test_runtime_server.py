@@ -192,7 +192,7 @@ def test_large_compressed_and_slow_bodies_are_refused(repository: Repository) ->
             yield b" " * 100
 
     assert client("POST", "/generate", content=growing()).status_code == 413
-    assert client("POST", "/generate", content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
+    assert client("POST", "/generate", content=b"x", headers={"Content-Encoding": "br"}).status_code == 415
 
     async def slow() -> Any:
         yield b"{"

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Binding", "Program", "RunError", "Tensor", "buffers"]
+__all__ = ["Array", "Binding", "ExactBinding", "Program", "RunError", "Tensor", "buffers", "first_rows"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -45,11 +45,18 @@ class Binding(Protocol):
         """Compute outputs from inputs. Returns when they are there. Raises RunError where the backend fails."""
 
 
+class ExactBinding(Binding, Protocol):
+    """A binding of a program that is exact."""
+
+    def narrowed(self, batch: int) -> ExactBinding:
+        """A binding of a smaller batch to the first rows of the same buffers."""
+
+
 class Program(Protocol):
     """A graph or engine with its weights in memory once, however many bindings there are.
 
-    concurrent: bindings may run at the same time. exact: any batch size runs as it is; else a batch is filled up to one of
-    the sizes that were warmed up.
+    concurrent: bindings may run at the same time. exact: any batch size runs as it is, and bindings are ExactBindings; else a
+    batch is filled up to one of the sizes that were warmed up.
     """
 
     concurrent: bool
@@ -78,6 +85,11 @@ class Program(Protocol):
 
         first_s: seconds of the first call of each batch size.
         """
+
+
+def first_rows(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    """Views of the first rows of buffers; what has no batch as it is."""
+    return {name: array[:batch] if tensors[name].shape[:1] == (None,) else array for name, array in arrays.items()}
 
 
 def buffers(tensors: Mapping[str, Tensor], batch: int) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers
+from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers, first_rows
 from fewstep.runtime.threads import Sessions
 from fewstep.sessions import CPU, ERRORS, open_session, reason_of
 
@@ -54,7 +54,11 @@ class OnnxProgram:
         return not self.gpu and self._sessions.choose(first_s, self._run_in)
 
     def _run_in(self, session: ort.InferenceSession, batch: int) -> Callable[[], None]:
-        return OnnxBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch)).run
+        return OnnxBinding(self, session, buffers(self.inputs, batch), buffers(self.outputs, batch)).run
+
+    def session(self, batch: int) -> ort.InferenceSession:
+        """The session that batches of a size run in."""
+        return self._sessions.at(batch)
 
     def takes(self, batch: int) -> bool:
         """See Program.takes."""
@@ -62,9 +66,9 @@ class OnnxProgram:
 
     def bind(self, batch: int) -> OnnxBinding | OnnxGpuBinding:
         """See Program.bind."""
-        session = self._sessions.at(batch)
+        session = self.session(batch)
         if not self.gpu:
-            return OnnxBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch))
+            return OnnxBinding(self, session, buffers(self.inputs, batch), buffers(self.outputs, batch))
         graph = str(next(self._graph_ids)) if self.captures else PLAIN_LAUNCH
         return OnnxGpuBinding(session, buffers(self.inputs, batch), buffers(self.outputs, batch), graph)
 
@@ -72,9 +76,11 @@ class OnnxProgram:
 class OnnxBinding:
     """numpy arrays that the session reads and writes where they are."""
 
-    def __init__(self, session: ort.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def __init__(
+        self, program: OnnxProgram, session: ort.InferenceSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
         self.inputs, self.outputs = inputs, outputs
-        self._session, self._binding = session, session.io_binding()
+        self._program, self._session, self._binding = program, session, session.io_binding()
         for name, array in inputs.items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         for name, array in outputs.items():
@@ -83,6 +89,12 @@ class OnnxBinding:
     def run(self) -> None:
         """See Binding.run."""
         _run(self._session, self._binding)
+
+    def narrowed(self, batch: int) -> OnnxBinding:
+        """See Binding.narrowed."""
+        program = self._program
+        inputs, outputs = first_rows(program.inputs, self.inputs, batch), first_rows(program.outputs, self.outputs, batch)
+        return OnnxBinding(program, program.session(batch), inputs, outputs)
 
 
 class OnnxGpuBinding:

@@ -70,7 +70,7 @@ class Images:
             settings.wait_ms,
             settings.max_waiting,
         )
-        self.name, self.timeout_s = _name(settings.bundle), settings.timeout_s
+        self.name, self.timeout_s = Bundle.load(settings.bundle).manifest.name, settings.timeout_s
         self.repository = Repository([(self.name, settings.bundle)], options)
         self.repository.load(self.name)
 
@@ -133,7 +133,7 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
     config: dict[str, Any] = {
         "applications": [
             {
-                "name": _name(bundle.root),
+                "name": bundle.manifest.name,
                 "route_prefix": "/",
                 "import_path": f"{__name__}:{application.__name__}",
                 "args": settings.model_dump(mode="json", exclude_unset=True),
@@ -146,7 +146,3 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
     temporary.replace(path)
-
-
-def _name(bundle: Path) -> str:
-    return bundle.name.removesuffix(".bundle")

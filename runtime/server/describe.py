@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fewstep.runtime.batcher import Batcher
-from fewstep.runtime.server.repository import Model, Version
+from fewstep.runtime.server.repository import Model, Repository, Version
 
-__all__ = ["Description", "Metadata", "describe", "metadata"]
+__all__ = ["Description", "Metadata", "State", "describe", "metadata", "states"]
 
 DATATYPES = {"int64": "INT64", "float32": "FP32"}
 
@@ -29,6 +29,21 @@ class Metadata(BaseModel):
     platform: str = "fewstep"
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+
+
+class State(BaseModel):
+    """A version in Triton's repository index. No version is UNAVAILABLE, which is a model that is being loaded."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class IndexRequest(BaseModel):
+    """What POST /v2/repository/index takes."""
+
+    ready: bool = False
 
 
 class PlanDescription(BaseModel):
@@ -71,6 +86,24 @@ def metadata(model: Model, version: Version) -> Metadata:
             spec.parameters = {"names": list(condition.names)}
     images = TensorSpec(name="images", datatype="UINT8", shape=[-1, image.height, image.width, image.channels])
     return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[images])
+
+
+def states(repository: Repository, body: bytes) -> list[State]:
+    """Triton's repository index, of what is ready where the body says so. Raises ValueError for another body."""
+    try:
+        asked = IndexRequest.model_validate_json(body or b"{}")
+    except ValidationError:
+        raise ValueError('the repository index takes {"ready": true}, or nothing') from None
+    found = []
+    for model in repository.models.values():
+        current, versions = model.current, model.versions
+        found += [
+            State(name=model.name, version=str(number), state="READY", reason="current" * (number == current))
+            for number in versions
+        ]
+        if not versions and not asked.ready:
+            found.append(State(name=model.name, version="", state="UNAVAILABLE", reason="loading"))
+    return found
 
 
 def describe(model: Model) -> Description:

@@ -1,4 +1,7 @@
-"""What stands before the application: an API key, a limit on bodies and on how long they may take, no traces to clients."""
+"""What stands before the application: whose requests they are, an API key, limits on bodies, no traces to clients.
+
+It reads the whole body before the application sees the request, and ends the application's work where the client leaves.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,17 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
+from typing import Any
 
-__all__ = ["Guard", "Limits"]
+from fewstep.runtime.batcher import FullError
+from fewstep.runtime.server.coding import Coding, Inflated, known
+from fewstep.runtime.server.limits import Budget, Held, Limits
+from fewstep.runtime.server.origin import check_origin
+from fewstep.runtime.server.workers import Workers
+
+__all__ = ["ANSWER", "PROBES", "Guard"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -17,107 +27,175 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Probes carry no key, and the playground asks for it.
-OPEN = ("/v2/health/live", "/v2/health/ready", "/", "/style.css", "/playground.css", "/playground.js")
+PROBES = ("/v2/health/live", "/v2/health/ready")
+OPEN = (*PROBES, "/", "/style.css", "/playground.css", "/playground.js")  # the playground asks for the key
+ANSWER = "fewstep.answer"  # in a request's scope: Held, for the bytes of its answer
 log = logging.getLogger("fewstep.server")
 
 
-class Limits(NamedTuple):
-    """tensor_bytes: of a body with tensors. body_bytes: of any other. body_s: for a request's body to arrive."""
-
-    tensor_bytes: int = 16 << 20
-    body_bytes: int = 32 << 10
-    body_s: float = 10.0
-
-    def of(self, path: str) -> int:
-        """The bytes that a body may have."""
-        return self.tensor_bytes if path.endswith("/infer") else self.body_bytes
+class _RefusedError(Exception):
+    """Status and sentence of an answer."""
 
 
 class Guard:
-    """An ASGI middleware. It reads the whole body before the application sees the request."""
+    """An ASGI middleware."""
 
-    def __init__(self, app: App, *, limits: Limits, api_key: str | None) -> None:
-        self.app, self.limits = app, limits
+    def __init__(
+        self, app: App, *, limits: Limits, api_key: str | None, names: Collection[str] | None, workers: Workers
+    ) -> None:
+        self.app, self.limits, self.names, self.workers = app, limits, names, workers
         self.key = None if api_key is None else api_key.encode()
+        self.bodies = Budget(limits.bodies_bytes, limits.body_bytes, "bodies")
+        self.answers = Budget(limits.answers_bytes, limits.body_bytes, "answers")
+        self.requests = 0  # that are being made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        if scope["type"] == "websocket":  # no key has been asked for, and nothing here speaks it
+        elif scope["type"] == "websocket":  # no key has been asked for, and nothing here speaks it
             await send({"type": "websocket.close"})
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if refusal := self._refusal(scope["path"], headers):
-            await _answer(send, *refusal)
-            return
-        limit = self.limits.of(scope["path"])
-        try:
-            body = await asyncio.wait_for(_body(receive, limit), self.limits.body_s)
-        except TimeoutError:
-            await _answer(send, 408, f"the body did not arrive within {self.limits.body_s:g} s")
-        except ConnectionError:
-            return  # what came of the body is not what was meant
         else:
-            if body is None:
-                await _answer(send, 413, f"a body has at most {limit} bytes here")
-            else:
-                await self._call(scope, receive, send, body)
+            try:
+                with self.bodies.hold() as body, self.answers.hold() as scope[ANSWER]:
+                    await self._answer(scope, receive, send, body)
+            except _RefusedError as error:
+                await _refuse(send, *error.args)
+            except FullError as error:
+                await _refuse(send, 503, str(error), error.retry_s)
+            except ConnectionError:
+                return  # what came of the body is not what was meant
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, held: Held) -> None:
+        path, headers = scope["path"], [(name.lower(), value) for name, value in scope["headers"]]
+        coding = self._look(path, headers)
+        try:
+            body = await asyncio.wait_for(_body(receive, self.limits.of(path), held), self.limits.body_s)
+        except TimeoutError:
+            raise _RefusedError(408, f"the body did not arrive within {self.limits.body_s:g} s") from None
+        if coding is not None:
+            body = await self._inflated(body, coding, self.limits.of(path), held)
+            kept = [(n, v) for n, v in headers if n not in (b"content-encoding", b"content-length", b"transfer-encoding")]
+            scope["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
+        if path not in PROBES and self.requests >= self.limits.requests:
+            raise FullError(f"{self.requests} requests are being made, which is all there may be", 1.0)
+        await _Call(self, scope, receive, send).run(body)
+
+    def _look(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Coding | None:
+        """The coding of the body. Raises _RefusedError for a request that is not to be read."""
+        found = dict(headers)
+        if path not in PROBES and (refusal := check_origin(headers, self.names)):
+            raise _RefusedError(*refusal)
         if self.key is not None and path not in OPEN:
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            given = token if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+            scheme, _, token = found.get(b"authorization", b"").partition(b" ")
+            given = token if scheme.lower() == b"bearer" else found.get(b"x-api-key", b"")
             if not hmac.compare_digest(given, self.key):
-                return 401, "an API key is needed: Authorization: Bearer KEY"
-        length, limit = headers.get(b"content-length", b"0"), self.limits.of(path)
+                raise _RefusedError(401, "an API key is needed: Authorization: Bearer KEY")
+        length, limit = found.get(b"content-length", b"0"), self.limits.of(path)
         if not length.isdigit() or len(length) > 18 or int(length) > limit:
-            return 413, f"a body has at most {limit} bytes here"
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            return 415, "send the body as it is, without Content-Encoding"
-        return None
+            raise _RefusedError(413, f"a body has at most {limit} bytes here")
+        try:
+            return known(found.get(b"content-encoding", b"").decode("latin-1"))
+        except ValueError as error:
+            raise _RefusedError(415, str(error)) from None
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+    async def _inflated(self, body: bytes, coding: Coding, limit: int, held: Held) -> bytes:
+        """A body out of its coding; each piece in a thread."""
+        inflated, found = Inflated(body, coding), bytearray()
+        try:
+            while piece := await self.workers(inflated.piece):
+                held.add(len(piece))
+                found += piece
+                if len(found) > limit:
+                    raise _RefusedError(413, f"a body has at most {limit} bytes here, and this one inflates to more")
+        except ValueError as error:
+            raise _RefusedError(400, str(error)) from None
+        return bytes(found)
+
+
+class _Call:
+    """One request in the application."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
+        self._begun = self._ended = False  # the answer
+
+    async def run(self, body: bytes) -> None:
+        """Answer, or stop where the client leaves before that."""
+        self._guard.requests += 1
+        try:
+            if self._scope["method"] == "POST":
+                await self._while_wanted(asyncio.create_task(self._work(body)))
+            else:  # nothing that takes long
+                await self._work(body)
+        finally:
+            if not self._begun:
+                self._guard.requests -= 1
+
+    async def _while_wanted(self, work: asyncio.Task[None]) -> None:
+        leaving = asyncio.create_task(self._left())
+        try:
+            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not self._ended:
+                work.cancel()
+            await asyncio.wait((work,))
+        finally:
+            work.cancel()
+            leaving.cancel()
+
+    async def _left(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _work(self, body: bytes) -> None:
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-        started = False
 
         async def replay() -> Message:
-            return next(messages, None) or await receive()
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+            return next(messages, None) or await self._receive()
 
         try:
-            await self.app(scope, replay, watched)
+            await self._guard.app(self._scope, replay, self._watched)
         except Exception:
-            log.exception("%s %s", scope["method"], scope["path"])
-            if not started:
-                await _answer(send, 500, "the server failed; its log says why")
+            log.exception("%s %s", self._scope["method"], self._scope["path"])
+            if not self._begun:
+                await _refuse(self._watched, 500, "the server failed; its log says why")
+
+    async def _watched(self, message: Message) -> None:
+        """Send, and with the end of a long answer wait until it is read: until then it is held."""
+        if not self._begun:
+            self._begun = True
+            self._guard.requests -= 1
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            if len(message["body"]) > self._guard.limits.body_bytes:
+                await self._send({**message, "more_body": True})
+                message = {"type": "http.response.body", "body": b""}
+            self._ended = True
+        await self._send(message)
 
 
-async def _body(receive: Receive, limit: int) -> bytes | None:
-    """The body; None when it grows too long. Raises ConnectionError where the client left before its end."""
+async def _body(receive: Receive, limit: int, held: Held) -> bytes:
+    """The body. Raises _RefusedError or FullError where it is too long, ConnectionError where the client left within it."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionError("the client left")
-        body += message.get("body", b"")
+        part = message.get("body", b"")
+        held.add(len(part))
+        body += part
         if len(body) > limit:
-            return None
+            raise _RefusedError(413, f"a body has at most {limit} bytes here")
         if not message.get("more_body"):
             return bytes(body)
 
 
-async def _answer(send: Send, status: int, error: str) -> None:
+async def _refuse(send: Send, status: int, error: str, retry_s: float | None = None) -> None:
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status < 500:
+    if status != 500:
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if retry_s is not None:
+        headers.append((b"retry-after", str(math.ceil(retry_s)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -26,12 +29,26 @@ class Metrics:
         self.images = Counter("fewstep_images", "Images made.", ["model", "plan"], registry=self.registry)
         self.seconds = Histogram(
             "fewstep_request_seconds",
-            "From the request's arrival to its images, of requests that were answered.",
+            "From the request's arrival to its answer, of requests that were answered.",
             ["model", "plan"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.registry.register(_Loaded(repository))
+
+    @contextmanager
+    def request(self, model: str, plan: str) -> Iterator[None]:
+        """Count a request that is answered, or fails, in a with statement."""
+        begin, outcome = time.perf_counter(), "ok"
+        try:
+            yield
+        except BaseException as error:
+            outcome = "ClientLeft" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+            raise
+        else:
+            self.seconds.labels(model, plan).observe(time.perf_counter() - begin)
+        finally:
+            self.requests.labels(model, plan, outcome).inc()
 
 
 class _Loaded(Collector):

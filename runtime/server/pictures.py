@@ -39,8 +39,8 @@ class GenerateRequest(BaseModel):
         return [self.seed + i for i in range(len(self.labels) if self.labels else self.images)]
 
 
-def check_size(asked: GenerateRequest, image: ImageSpec) -> None:
-    """Raise ValueError where the picture of a request would be too large, or none: scale is the sender's choice."""
+def check_size(asked: GenerateRequest, image: ImageSpec) -> int:
+    """Bytes of the pixels. Raises ValueError where the picture would be too large, or none: scale is the sender's choice."""
     count = len(asked.seeds())
     width = min(count, COLUMNS) * image.width * asked.scale
     height = -(-count // COLUMNS) * image.height * asked.scale
@@ -51,6 +51,7 @@ def check_size(asked: GenerateRequest, image: ImageSpec) -> None:
         )
     if image.channels > 4:
         raise ValueError(f"images of {image.channels} channels are no picture; ask for their numbers at /v2")
+    return width * height * image.channels
 
 
 def encoded(images: npt.NDArray[np.uint8], asked: GenerateRequest) -> bytes:

@@ -6,16 +6,19 @@ https://github.com/kserve/open-inference-protocol and Triton's extension_binary_
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["DATATYPES", "HEADER_LENGTH", "InferRequest", "InputTensor", "answer", "parse"]
+from fewstep.runtime.server.coding import Coding, deflated
+from fewstep.runtime.server.limits import Limits
+
+__all__ = ["DATATYPES", "HEADER_LENGTH", "InferRequest", "InputTensor", "Outputs", "answer", "parse"]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -26,8 +29,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
 }
 Datatype = Literal["UINT8", "UINT64", "INT64", "INT32", "FP32"]
+Outputs: TypeAlias = Mapping[str, tuple[Datatype, npt.NDArray[Any]]]
 Size = Annotated[int, Field(ge=1, le=1 << 31)]
 MAX_TIMEOUT_US = 3_600_000_000
+JSON_PIECE = 1 << 15  # numbers
 
 
 class _Message(BaseModel):
@@ -81,6 +86,12 @@ class InferRequest(_Message):
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=16)]
     outputs: Annotated[list[OutputTensor], Field(max_length=16)] = []
 
+    def wanted(self, outputs: Collection[str]) -> list[str]:
+        """The outputs to send, of those there are. Raises ValueError for another."""
+        if unknown := [wanted.name for wanted in self.outputs if wanted.name not in outputs]:
+            raise ValueError(f"there is no output {unknown[0][:80]!r}; there is: {', '.join(outputs)}")
+        return [output.name for output in self.outputs] or list(outputs)
+
     def binary(self, output: str) -> bool:
         """Whether an output goes behind the JSON."""
         for wanted in self.outputs:
@@ -89,7 +100,7 @@ class InferRequest(_Message):
         return self.parameters.binary_data_output
 
 
-def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
+def parse(body: bytes, header_length: str | None, limits: Limits) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
     """A request and its tensors by name. header_length: the header of that name, the bytes of JSON where more follows.
 
     Raises ValueError for what is not a request, in one sentence.
@@ -100,8 +111,10 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
         if not digits or int(header_length) > len(body):
             raise ValueError(f"{HEADER_LENGTH} is the length of the JSON at the start of the body, got {header_length[:40]!r}")
         end = int(header_length)
+    head = body[:end]
+    _check_json(head, limits)
     try:
-        request = InferRequest.model_validate_json(body[:end])
+        request = InferRequest.model_validate_json(head)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -116,6 +129,17 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
     if end != len(body):
         raise ValueError(f"the body has {len(body) - end} bytes that belong to no input")
     return request, tensors
+
+
+def _check_json(head: bytes, limits: Limits) -> None:
+    """Nothing else runs in Python while JSON is read: what would take long is counted, which takes none, and refused."""
+    for found, most, what in (
+        (len(head), limits.json_bytes, "bytes"),
+        (head.count(b","), limits.json_values, "values"),
+        (head.count(b"[") + head.count(b"{"), limits.json_lists, "lists"),
+    ):
+        if found > most:
+            raise ValueError(f"the JSON of a request has at most {most} {what}, got {found}; send tensors in binary, behind it")
 
 
 def _read(tensor: InputTensor, body: bytes, at: int) -> tuple[npt.NDArray[Any], int]:
@@ -150,25 +174,35 @@ def _flat(data: list[Any], shape: Sequence[int]) -> list[Any]:
 
 
 def answer(
-    request: InferRequest, model: str, version: str, outputs: Mapping[str, tuple[Datatype, npt.NDArray[Any]]]
+    request: InferRequest,
+    model: str,
+    version: str,
+    outputs: Outputs,
+    coding: Coding | None = None,
 ) -> tuple[bytes, dict[str, str]]:
-    """A response's body and headers. Raises ValueError where the request wants an output there is not."""
-    if unknown := [wanted.name for wanted in request.outputs if wanted.name not in outputs]:
-        raise ValueError(f"there is no output {unknown[0][:80]!r}; there is: {', '.join(outputs)}")
-    wanted = [output.name for output in request.outputs] or list(outputs)
-    entries, behind = [], []
-    for name in wanted:
+    """A response's body and headers. coding: what the body is compressed in. Raises ValueError as `wanted` does."""
+    message: dict[str, Any] = {"model_name": model, "model_version": version} | ({"id": request.id} if request.id else {})
+    head: list[bytes | memoryview] = [_json(message)[:-1] + b',"outputs":[']
+    behind: list[bytes | memoryview] = []
+    for i, name in enumerate(request.wanted(outputs)):
         datatype, array = outputs[name]
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        head.append(b"," * bool(i))
         if request.binary(name):
-            entry["parameters"] = {"binary_data_size": array.nbytes}
-            behind.append(np.ascontiguousarray(array).tobytes())
+            head.append(_json(entry | {"parameters": {"binary_data_size": array.nbytes}}))
+            behind.append(np.ascontiguousarray(array).data.cast("B"))
         else:
-            entry["data"] = array.reshape(-1).tolist()
-        entries.append(entry)
-    message = {"model_name": model, "model_version": version, "outputs": entries}
-    head = json.dumps(message | ({"id": request.id} if request.id else {}), separators=(",", ":")).encode()
-    if not behind:
-        return head, {"Content-Type": "application/json"}
-    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-    return b"".join([head, *behind]), headers
+            flat = array.reshape(-1)  # in pieces, for nothing else runs in Python while one is written
+            numbers = [_json(flat[at : at + JSON_PIECE].tolist())[1:-1] for at in range(0, len(flat), JSON_PIECE)]
+            head += [_json(entry)[:-1] + b',"data":[', b",".join(numbers), b"]}"]
+    head.append(b"]}")
+    headers = {"Content-Type": "application/octet-stream" if behind else "application/json"}
+    if behind:
+        headers[HEADER_LENGTH] = str(sum(map(len, head)))
+    if coding is None:
+        return b"".join([*head, *behind]), headers
+    return deflated([*head, *behind], coding), headers | {"Content-Encoding": coding}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

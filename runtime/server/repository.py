@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -17,7 +18,9 @@ from fewstep.runtime.generator import Generator
 from fewstep.runtime.ladder import graphs_of
 from fewstep.runtime.trial import try_out
 
-__all__ = ["LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
+__all__ = ["BusyError", "LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]
+
+log = logging.getLogger("fewstep.server")
 
 
 class UnknownError(LookupError):
@@ -26,6 +29,10 @@ class UnknownError(LookupError):
 
 class LoadingError(RuntimeError):
     """The model has not been warmed up yet."""
+
+
+class BusyError(RuntimeError):
+    """A model is being loaded; one at a time."""
 
 
 class Options(NamedTuple):
@@ -99,7 +106,8 @@ class Repository:
         """paths: models by name. Nothing is loaded yet."""
         names = [name for name, _ in paths]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"a server needs one or more bundles of different names, got: {', '.join(names) or 'none'}")
+            got = ", ".join(names) or "none"
+            raise ValueError(f"a server needs one or more bundles of different names (NAME=PATH gives one), got: {got}")
         if wrong := [name for name in names if not re.fullmatch(NAME, name)]:
             raise ValueError(f"{wrong[0]!r} cannot stand in a URL; name it with letters, digits, . _ + -, as NAME=PATH")
         self.models = {name: Model(name, path) for name, path in paths}
@@ -110,6 +118,11 @@ class Repository:
         """Every model has a version that was warmed up."""
         return all(model.current for model in self.models.values())
 
+    @property
+    def loading(self) -> bool:
+        """Whether a version is being opened."""
+        return self._loading.locked()
+
     def model(self, name: str) -> Model:
         """A model by name. Raises UnknownError."""
         if name not in self.models:
@@ -119,20 +132,22 @@ class Repository:
     def load(self, name: str) -> Version:
         """Open a model's bundle as it is on disk now, warm it up, and make it current; the version before stays loaded.
 
-        Raises ValueError or OSError where the bundle cannot be served; then nothing has changed.
+        Raises ValueError or OSError where the bundle cannot be served, BusyError while another is loaded; then nothing has
+        changed.
         """
         model = self.model(name)
+        if not self._loading.acquire(blocking=False):
+            raise BusyError("a model is being loaded; ask again when that has ended")
+        try:
+            return self._load(model)
+        finally:
+            self._loading.release()
+
+    def load_all(self) -> Iterator[Version]:
+        """Load every model, in turn. Raises ValueError or OSError where one cannot be served."""
         with self._loading:
-            version = self._open(model, max(model.versions, default=0) + 1)
-            with self._switching:
-                kept = {number: old for number, old in model.versions.items() if number == model.current}
-                dropped = [old for number, old in model.versions.items() if number not in kept]
-                # Requests read while this writes: a new dictionary, and never a current version that is not in it.
-                model.versions = kept | {version.number: version}
-                model.current = version.number
-        for old in dropped:
-            old.close()
-        return version
+            for model in self.models.values():
+                yield self._load(model)
 
     def roll_back(self, name: str) -> Version:
         """Make the version before the current one current again; the other stays loaded. Raises UnknownError for none."""
@@ -141,7 +156,8 @@ class Repository:
             others = [number for number in model.versions if number != model.current]
             if not others:
                 raise UnknownError(f"{name} has no other version loaded to go back to")
-            model.current = others[-1]
+            before, model.current = model.current, others[-1]
+            log.info("%s: rolled back from version %d to %d", name, before, model.current)
             return model.versions[model.current]
 
     def close(self) -> None:
@@ -149,6 +165,26 @@ class Repository:
         for model in self.models.values():
             for version in model.versions.values():
                 version.close()
+
+    def _load(self, model: Model) -> Version:
+        """Open a new version and make it current."""
+        number = max(model.versions, default=0) + 1
+        try:
+            version = self._open(model, number)
+        except Exception as error:
+            log.warning("%s: version %d was not loaded: %s", model.name, number, error)
+            raise
+        with self._switching:
+            kept = {number: old for number, old in model.versions.items() if number == model.current}
+            dropped = [old for number, old in model.versions.items() if number not in kept]
+            before = model.current
+            # Requests read while this writes: a new dictionary, and never a current version that is not in it.
+            model.versions = kept | {version.number: version}
+            model.current = version.number
+        log.info("%s: version %d loaded from %s, after version %d", model.name, number, model.path, before)
+        for old in dropped:
+            old.close()
+        return version
 
     def _open(self, model: Model, number: int) -> Version:
         options = self.options

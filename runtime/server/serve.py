@@ -2,123 +2,141 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import logging
+import os
 import signal
 import socket
 import sys
-from asyncio import TimerHandle, Transport
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import ip_address
 from threading import Thread
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fewstep.runtime.server.app import Policy, create_app
+from fewstep.runtime.server.app import create_app
+from fewstep.runtime.server.connection import Connection, Places
+from fewstep.runtime.server.limits import connections_here
 from fewstep.runtime.server.repository import Repository
+from fewstep.runtime.server.service import Policy
 
 __all__ = ["serve"]
 
-SILENCE_S = 10.0
-MAX_BESIDE_BYTES = 1 << 20
 DRAIN_S = 60
-MAX_CONNECTIONS = 1024
+ENDS = (signal.SIGTERM, signal.SIGINT)
+log = logging.getLogger("fewstep.server")
 
 
-class _Protocol(HttpToolsProtocol):
-    """A connection that is silent where uvicorn waits for ever, or that never ends a head, is closed.
-
-    Silent is who sends no whole head in time, from the connection's beginning or the last answer on, and who does not read
-    the answer. A head, and what else is sent beside a body (sizes of chunks, trailers), has a limit as the body has one.
-    """
-
-    _beside = 0  # bytes of the request that are not its body
-    _look: TimerHandle | None = None
-
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # Else an answer's body waits 40 ms for the client to acknowledge its head: asyncio does this for its own sockets only.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._watch(sys.maxsize)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._look:
-            self._look.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        self._beside += len(data)
-        super().data_received(data)
-        if self._beside > MAX_BESIDE_BYTES:
-            self.transport.abort()
-
-    def on_body(self, body: bytes) -> None:
-        self._beside -= len(body)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._beside = 0
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._watch(sys.maxsize)
-
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn's, in the form of all errors."""
-        body = json.dumps({"error": msg}).encode()
-        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: "
-        self.transport.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
-        self.transport.close()
-
-    def _watch(self, unread: int) -> None:
-        if self._look:
-            self._look.cancel()
-        self._look = self.loop.call_later(SILENCE_S, self._close_if_silent, unread)
-
-    def _close_if_silent(self, unread: int) -> None:
-        """unread: bytes of answers that the client had not taken at the last look."""
-        left = self.transport.get_write_buffer_size()
-        if 0 < left < unread:
-            self._watch(left)
-        elif left or self.cycle is None or self.cycle.response_complete:
-            self.transport.abort()
-
-
-def serve(repository: Repository, policy: Policy, *, host: str, port: int, report: Callable[[str], None]) -> None:
+def serve(
+    repository: Repository,
+    policy: Policy,
+    *,
+    host: str,
+    port: int,
+    names: Collection[str] = (),
+    report: Callable[[str], None],
+) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted by then is answered. report takes a sentence for every step.
 
-    Raises ValueError or OSError where a bundle cannot be served or the address is taken.
+    names: by which this server is known beside localhost and addresses. Where none is given it may be known by any, unless
+    only this machine can reach it.
+
+    Raises ValueError or OSError where a bundle cannot be served or the address is taken, or where anyone on the network could
+    load models.
     """
-    config = uvicorn.Config(
-        create_app(repository, policy),
-        http=_Protocol,
+    with ExitStack() as open_here:
+        for kind in ENDS:  # before there is anything that a signal would have to end
+            open_here.callback(signal.signal, kind, signal.signal(kind, lambda *_: sys.exit(0)))
+        # Before anything is loaded: a taken port is said at once.
+        listening = [open_here.enter_context(at) for at in _listen(host, port)]
+        server = uvicorn.Server(_config(repository, policy, host, names, listening))
+        _log_to(sys.stderr)
+        _run(server, listening, repository, report)
+
+
+def _config(
+    repository: Repository, policy: Policy, host: str, names: Collection[str], listening: Sequence[socket.socket]
+) -> uvicorn.Config:
+    local = all(ip_address(at.getsockname()[0].partition("%")[0]).is_loopback for at in listening)
+    if policy.admin and policy.api_key is None and not local:
+        raise ValueError(
+            f"with --admin, {host} lets the whole network load models; set FEWSTEP_API_KEY, or use --host 127.0.0.1"
+        )
+    if names or local:
+        policy = policy._replace(names=frozenset(name.lower() for name in (*names, host)))
+    connections = connections_here(policy.limits.connections)
+    limits = policy.limits._replace(connections=connections, requests=min(policy.limits.requests, connections // 2))
+    return uvicorn.Config(
+        create_app(repository, policy._replace(limits=limits)),
+        http=cast(Any, partial(Connection, places=Places(limits))),
         ws="none",
-        log_level="warning",
+        log_level="error",  # what clients do wrong is theirs to know
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    server = uvicorn.Server(config)
-    try:
-        listening = socket.create_server((host, port))  # before anything is loaded: a taken port is said at once
-    except OSError as error:
-        raise ValueError(f"port {port} of {host} cannot be used ({error.strerror}); choose another with --port") from None
+
+
+def _run(server: uvicorn.Server, listening: list[socket.socket], repository: Repository, report: Callable[[str], None]) -> None:
     failures: list[Exception] = []
 
     def load() -> None:
         try:
-            for name in repository.models:
-                version = repository.load(name)
+            for name, version in zip(repository.models, repository.load_all(), strict=True):
                 for plan, batcher in version.batchers.items():
                     made = batcher.generator
                     report(f"{name}, {plan}: {made.graph} on {made.backend}, first call {version.first_call_ms[plan]:.0f} ms")
-            report(f"ready on http://{host}:{port}")
+            report(f"ready on {' and '.join(map(_address, listening))}")
         except Exception as error:  # a server that will never be ready must not go on
             failures.append(error)
             server.should_exit = True
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it has drained
-    Thread(target=load, name="fewstep-loader", daemon=True).start()
-    server.run(sockets=[listening])  # in uvloop where it is installed
+    for kind in ENDS:  # before uvicorn has its own handlers, and when it raises the signals again after draining
+        signal.signal(kind, lambda *_: setattr(server, "should_exit", True))
+    loader = Thread(target=load, name="fewstep-loader", daemon=True)
+    loader.start()
+    server.run(sockets=listening)  # in uvloop where it is installed
     if failures:
         raise failures[0]
+    if loader.is_alive() or repository.loading or server.force_exit:
+        # Threads are in ONNX Runtime, which aborts where Python ends under them. They write nothing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address that the host has, IPv4 and IPv6. Raises ValueError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ValueError(f"{host!r} is no address of this machine ({error.strerror}); choose another with --host") from None
+    sockets: list[socket.socket] = []
+    refused: OSError | None = None
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        everywhere = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        try:
+            sockets.append(socket.create_server(address, family=family, dualstack_ipv6=everywhere))
+        except OSError as error:
+            refused = error
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # else a name has more than this machine
+                break
+    if refused is not None and (not sockets or refused.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)):
+        for at in sockets:
+            at.close()
+        raise ValueError(f"port {port} of {host} cannot be used ({refused.strerror}); choose another with --port")
+    return sockets
+
+
+def _address(at: socket.socket) -> str:
+    name, port = at.getsockname()[:2]
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _log_to(stream: Any) -> None:
+    """Loads, roll-backs and failures, with their times."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.handlers, log.level, log.propagate = [handler], logging.INFO, False

@@ -18,7 +18,7 @@ __all__ = ["bench", "doctor", "serve"]
 @app.command(rich_help_panel="Run it in production")
 def serve(
     bundles: Annotated[list[str], typer.Argument(help="Bundles, each PATH or NAME=PATH.", show_default=False)],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan to serve; repeat for more.", show_default="all exported")
@@ -38,6 +38,9 @@ def serve(
         float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
     ] = 10.0,
     admin: Annotated[bool, typer.Option("--admin", help="Allow loading and rolling back over HTTP.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name this server is known by; repeat for more.", show_default="localhost")
+    ] = None,
 ) -> None:
     """Serve bundles over HTTP: Open Inference Protocol, /generate, /metrics, a playground at /.
 
@@ -47,11 +50,11 @@ def serve(
     from fewstep.runtime.server.repository import Options, Repository
     from fewstep.runtime.server.serve import serve as run
 
-    named = [tuple(b.split("=", 1)) if "=" in b else (Path(b).name.removesuffix(".bundle"), b) for b in bundles]
+    named = [tuple(b.split("=", 1)) if "=" in b else (Bundle.load(b).manifest.name, b) for b in bundles]
     options = Options(tuple(plan or ()), precision, backend, threads, max_batch, max_images, wait_ms, max_waiting)
     repository = Repository([(name, Path(path)) for name, path in named], options)
     policy = Policy(timeout, os.environ.get("FEWSTEP_API_KEY"), admin)
-    run(repository, policy, host=host, port=port, report=say)
+    run(repository, policy, host=host, port=port, names=allow_host or (), report=say)
 
 
 @app.command(rich_help_panel="Run it in production")

@@ -1,0 +1,122 @@
+"""Requests to images: read, queued, made, written, each where it does not hold up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Response
+
+from fewstep.runtime.batcher import Batcher
+from fewstep.runtime.generator import Inputs
+from fewstep.runtime.server.coding import Coding
+from fewstep.runtime.server.limits import Held, Limits
+from fewstep.runtime.server.metrics import Metrics
+from fewstep.runtime.server.pictures import GenerateRequest, check_size, encoded
+from fewstep.runtime.server.protocol import InferRequest, Outputs, answer, parse
+from fewstep.runtime.server.repository import Repository
+from fewstep.runtime.server.workers import Workers
+
+__all__ = ["Policy", "Service"]
+
+T = TypeVar("T")
+JSON_BYTES = 4  # of a number of an image
+WAITING = 32  # requests for each of the workers
+
+
+class Policy(NamedTuple):
+    """timeout_s: for requests that name none. admin: whether models may be loaded and rolled back over HTTP. names: of this
+    server beside localhost and addresses, in lower case; None where it may have any.
+    """
+
+    timeout_s: float = 10.0
+    api_key: str | None = None
+    admin: bool = False
+    limits: Limits = Limits()
+    names: frozenset[str] | None = None
+
+
+class Service:
+    """Requests to images, counted. A request's deadline is for all of it: what would come too late is not worked for.
+
+    What takes long in Python has one thread, for more would only let the event loop wait longer; encoders and compression,
+    which do not hold it up, have as many as there are cores.
+    """
+
+    def __init__(self, repository: Repository, policy: Policy) -> None:
+        self.repository, self.policy, self.limits, self.metrics = repository, policy, policy.limits, Metrics(repository)
+        self.reader, self.writer = Workers("reader", 1, WAITING), Workers("writer", os.cpu_count() or 1, WAITING)
+
+    def close(self) -> None:
+        """Finish what was accepted."""
+        self.repository.close()
+        self.reader.close()
+        self.writer.close()
+
+    async def infer(
+        self, name: str, number: str | None, body: bytes, header_length: str | None, coding: Coding | None, held: Held
+    ) -> Response:
+        """The answer to a request of the protocol. held: for the bytes of the answer."""
+        begin, version = time.monotonic(), self.repository.model(name).version(number)
+        small = len(body) <= self.limits.body_bytes
+        asked, tensors = await self._read(lambda: parse(body, header_length, self.limits), small)
+        seeds, labels = tensors.pop("seeds", None), tensors.pop("labels", None)
+        if seeds is None or seeds.ndim != 1:
+            raise ValueError("the input seeds is needed, UINT64 of shape [images]")
+        plan, timeout_us = asked.parameters.plan or version.default, asked.parameters.timeout
+        end = begin + (self.policy.timeout_s if timeout_us is None else timeout_us / 1e6)
+        batcher = version.batcher(plan)
+        size = self._size(asked, len(seeds), batcher)
+        with self.metrics.request(name, plan):
+            inputs = await self._read(lambda: batcher.prepare(labels, seeds=seeds, embeddings=tensors), small)
+            held.add(size)
+            images = await self._images(name, plan, batcher, inputs, end)
+            outputs: Outputs = {"images": ("UINT8", images)}
+            content, headers = await self._written(
+                lambda: answer(asked, name, str(version.number), outputs, coding), end, size <= self.limits.body_bytes
+            )
+        return Response(content, headers=headers)
+
+    async def picture(self, asked: GenerateRequest, held: Held) -> Response:
+        """The answer to POST /generate. held: for the bytes of the answer."""
+        begin = time.monotonic()
+        model = self.repository.model(asked.model or next(iter(self.repository.models)))
+        version = model.version()
+        size = check_size(asked, version.bundle.manifest.image)
+        plan, end = asked.plan or version.default, begin + self.policy.timeout_s
+        batcher = version.batcher(plan)
+        with self.metrics.request(model.name, plan):
+            inputs = batcher.prepare(asked.labels, seeds=asked.seeds())
+            held.add(size)
+            images = await self._images(model.name, plan, batcher, inputs, end)
+            latency_ms = (time.monotonic() - begin) * 1e3
+            body = await self._written(lambda: encoded(images, asked), end, False)
+        headers = {"X-Latency-Ms": f"{latency_ms:.2f}", "X-Model-Version": str(version.number)}
+        return Response(body, media_type=f"image/{asked.format}", headers=headers)
+
+    def _size(self, asked: InferRequest, count: int, batcher: Batcher) -> int:
+        """Bytes of an answer. Raises ValueError for what cannot be answered, before it is made."""
+        asked.wanted(("images",))
+        values, limit = count * prod(batcher.generator.image_shape), self.limits.answers_bytes
+        if asked.binary("images"):
+            return values
+        if values * JSON_BYTES > limit:
+            raise ValueError(f"{values} numbers are too many for an answer in JSON; ask for binary_data")
+        return values * JSON_BYTES
+
+    async def _images(self, model: str, plan: str, batcher: Batcher, inputs: Inputs, end: float) -> npt.NDArray[np.uint8]:
+        images = await asyncio.wrap_future(batcher.queue(inputs, end - time.monotonic()))
+        self.metrics.images.labels(model, plan).inc(len(images))
+        return images
+
+    async def _read(self, work: Callable[[], T], small: bool) -> T:
+        return work() if small else await self.reader(work)
+
+    async def _written(self, work: Callable[[], T], end: float, small: bool) -> T:
+        return work() if small else await self.writer(work, timeout_s=end - time.monotonic())
