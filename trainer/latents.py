@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from fewstep.data import Images, Labels, classes, digest, open_images, positions
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
+from fewstep.places import check_place
 from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent
 from fewstep.spec import Strict
@@ -79,6 +80,7 @@ def encode_images(
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    check_place(out)
     processes = PartialState(cpu=several_on_cpu())
     images = open_images(source, "all", resolution=resolution)
     model = _autoencoder(autoencoder)

@@ -249,7 +249,7 @@ class _Run:
             save_network(draft, "teacher", trained)
             draft.manifest.plans["heun18"] = PlanEntry.of(self.plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
-            draft.manifest.provenance["teacher"] = self.settings | {"metrics": self.metrics, "licence": self.licence}
+            draft.manifest.provenance.networks["teacher"] = self.settings | {"metrics": self.metrics, "licence": self.licence}
             write_card(draft)
         checkpoint.remove(self.saved)
 

@@ -39,7 +39,7 @@ def open_session(
     Raises NoKernelError where a kernel is missing, ValueError for a file that is no graph ONNX Runtime takes.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; printed, they would bring names of the graph to a terminal
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if threads is not None:

@@ -1,4 +1,14 @@
-"""Directories that are replaced as a whole or not at all, by one process at a time."""
+"""Directories that are replaced as a whole or not at all, by one process at a time.
+
+Beside NAME lie, while it is replaced, .NAME.lock (empty, and its lock held), .NAME.new (being written) and .NAME.old (what NAME
+was, between two renames). What of them a killed process leaves says how far it came:
+
+    NAME and .NAME.new                  it was still writing: .NAME.new goes
+    .NAME.old and .NAME.new, no NAME    it stood between the two renames: .NAME.old is NAME again
+    .NAME.old without .NAME.new         it had ended but for the cleaning: .NAME.old goes, also where NAME was removed since
+
+These names are fewstep's: what else lies under them goes when NAME is replaced.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fewstep.places import alike, check_place, sync, sync_all
+
 if sys.platform != "win32":
     import fcntl
 
@@ -20,28 +32,43 @@ __all__ = ["claimed", "recover", "staged"]
 def staged(root: Path) -> Iterator[Path]:
     """A fresh directory beside root that takes root's place when the block ends well, and vanishes when it does not.
 
-    Waits while another process has one for the same root.
+    What root has, too, gets the mode that it has there, as root itself does. Waits while another process has one for the same
+    root.
+
+    Raises, before the block, what check_place raises, and OSError where something that a killed process left cannot be removed;
+    after it, ValueError where root was made or removed meanwhile.
     """
+    check_place(root)
     staging, old = _sibling(root, "new"), _sibling(root, "old")
     with claimed(_sibling(root, "lock")):
         _put_back(root)
-        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+        # In this order: a .NAME.old that a kill leaves beside a .NAME.new would be taken for NAME.
+        _remove(old)
+        _remove(staging)
+        before = root.exists()
         staging.mkdir()
+        if before:
+            staging.chmod(root.stat().st_mode & 0o7777 | 0o700)  # while nothing is in it
         try:
             yield staging
-            if root.exists():
+            _like(root, staging)
+            sync_all(staging)
+            if root.exists() != before:
+                raise ValueError(f"{root} was {'removed' if before else 'made'} meanwhile; nothing was written there")
+            if before:
                 os.rename(root, old)
             os.rename(staging, root)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
             _put_back(root)
+            shutil.rmtree(staging, ignore_errors=True)
             raise
+        sync(root.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(root: Path) -> None:
     """Finish what a kill between the two renames of staged left: the old directory goes back to its place."""
-    if not root.exists() and _sibling(root, "old").is_dir():
+    if _between_renames(root):
         with claimed(_sibling(root, "lock")):
             _put_back(root)
 
@@ -91,10 +118,29 @@ def _locked(lock: Path, busy: str | None) -> int | None:
         os.close(descriptor)
 
 
+def _between_renames(root: Path) -> bool:
+    return not root.exists() and _sibling(root, "old").is_dir() and _sibling(root, "new").is_dir()
+
+
 def _put_back(root: Path) -> None:
-    old = _sibling(root, "old")
-    if not root.exists() and old.is_dir():
-        os.rename(old, root)
+    if _between_renames(root):
+        os.rename(_sibling(root, "old"), root)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, a file or a link that may be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _like(root: Path, staging: Path) -> None:
+    """Modes of what is in both."""
+    for path in [staging, *staging.rglob("*")]:
+        old = root / path.relative_to(staging)
+        if old.exists() and not old.is_symlink() and old.is_dir() == path.is_dir():
+            alike(old, path)
 
 
 def _sibling(root: Path, suffix: str) -> Path:

@@ -9,8 +9,9 @@ import typer
 
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
-from fewstep.console import say, table
+from fewstep.console import show, table
 from fewstep.manifest import Manifest
+from fewstep.places import check_file
 
 __all__ = ["check", "demo", "generate", "inspect"]
 
@@ -31,22 +32,22 @@ def generate(
     """Make images and write them as one PNG. Uses ONNX Runtime only."""
     import time
 
-    from fewstep.picture import refuse_path, save_grid
+    from fewstep.picture import save_grid
     from fewstep.runtime import Generator
 
+    check_file(out, ".png")
     generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend)
     classes = generator.condition.classes
     wanted = whole_numbers("labels", labels) if labels is not None else list(range(classes)) or None
-    refuse_path(out, ".png")
     seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
     start = time.perf_counter()
     images = generator(wanted, seeds=seeds)
     latency_ms = (time.perf_counter() - start) * 1e3
     save_grid(out, images, columns=min(len(images), 10), scale=scale)
-    say(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
+    show(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
     result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
     finish(result | {"labels": wanted, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
-    say(f"wrote {out}")
+    show(f"wrote {out}")
 
 
 @app.command(rich_help_panel="Use it")
@@ -70,9 +71,9 @@ def check(bundle: BundlePath, as_json: Json = False) -> None:
     table("against torch fp32: graphs in ONNX Runtime on the CPU, engines on the GPU", head, rows)
     for r in results:
         if r.skipped:
-            say(f"{r.graph}: {r.skipped}")
+            show(f"{r.graph}: {r.skipped}")
         elif len(r.drift) > 1:
-            say(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
+            show(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
     finish({"bundle": str(bundle), "graphs": [vars(r) | {"ok": r.ok} for r in results]}, as_json)
     if not all(r.ok for r in results):
         raise typer.Exit(1)
@@ -84,7 +85,7 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     manifest = Bundle.load(bundle).manifest
     kinds = {"none": "no condition", "labels": f"{manifest.condition.classes} classes", "embeddings": "embeddings"}
     condition = kinds[manifest.condition.kind]
-    say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
+    show(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
     plans = [
         (
             name + (" (default)" if name == manifest.default else ""),
