@@ -13,6 +13,7 @@ from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.metrics import Features, Judge
 from fewstep.data import Images
 from fewstep.progress import Track, silent
+from fewstep.readable import readable
 
 __all__ = ["FITTING", "EfficientNet", "Inception", "feature_network", "trial_judge"]
 
@@ -69,7 +70,8 @@ class Inception(Features):
             raise FileNotFoundError(
                 f"features: classifier, efficientnet, or the file pt_inception-2015-12-05-6726825d.pth; {weights} is not there"
             )
-        self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        with readable(str(weights), "download it again"):
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 2048)."""

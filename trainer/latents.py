@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from fewstep.data import Images, Labels, classes, digest, open_images, positions
 from fewstep.decoder import Decoder, latent_spec, load_autoencoder
 from fewstep.manifest import Condition, ImageSpec, LatentSpec
-from fewstep.places import check_place
 from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent
 from fewstep.spec import Strict
+from fewstep.staging import check_place
 
 __all__ = ["Latents", "encode_images", "is_latents", "open_latents"]
 

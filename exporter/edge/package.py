@@ -26,9 +26,8 @@ from fewstep.exporter.edge.ort_format import write_ort
 from fewstep.exporter.edge.sizes import Report
 from fewstep.exporter.edge.web import PINNED, ort_web, write_page
 from fewstep.manifest import GraphEntry, Precision
-from fewstep.places import check_place
 from fewstep.progress import Track, silent
-from fewstep.staging import recover, staged
+from fewstep.staging import check_place, recover, staged
 
 __all__ = ["SIZES", "TARGETS", "Target", "package"]
 

@@ -80,10 +80,11 @@ class Bundle:
                 f"{path} has bundle schema {schema}, this fewstep reads up to {SCHEMA}; upgrade with: pip install -U fewstep"
             )
         try:
-            with readable(str(manifest_path), "copy the bundle again from its source"):
-                manifest = Manifest.model_validate(raw)
+            manifest = Manifest.model_validate(raw)
         except ValidationError as error:
             raise ValueError(f"{manifest_path} is not a valid manifest: {reason(error)}") from None
+        except ArithmeticError as error:  # numbers that are too much for what the validators compute
+            raise ValueError(f"{manifest_path} is not a valid manifest: {error}") from None
         for name in manifest.files:
             inside(root, name)
         return cls(root, manifest)
@@ -121,6 +122,11 @@ class Bundle:
         """card.md as it lies there, whoever wrote it; None where there is none. Raises ValueError for a link."""
         path = inside(self.root, CARD)
         return path if path.is_file() else None
+
+    def card_is_changed(self) -> bool:
+        """Whether card.md is another one than was saved."""
+        entry = self.manifest.files.get(CARD)
+        return (digest(self.card) if self.card else None) != (entry.sha256 if entry else None)
 
     def verify(self) -> None:
         """Check every file but the card. Raises ValueError on the first that is missing, altered or not in the manifest."""
@@ -216,7 +222,7 @@ class Bundle:
             draft = Draft(staging, now.manifest.model_copy(deep=True))
             yield draft
             draft.seal(now.manifest)
-            if digest(self.root / MANIFEST) != signed:
+            if (self.root / MANIFEST).is_file() and digest(self.root / MANIFEST) != signed:
                 raise ValueError(f"{self.root.name} was replaced meanwhile; repeat the command")
 
     def _now(self) -> Bundle:

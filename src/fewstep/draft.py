@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from fewstep.golden import GOLDEN, read_golden, write_golden
 from fewstep.made import decoder_digest, made_of, network_digest
 from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, check_name
-from fewstep.places import MANIFEST, check_place
-from fewstep.staging import recover, staged
+from fewstep.places import MANIFEST
+from fewstep.staging import check_place, recover, staged
 
 __all__ = ["Draft", "check_new", "digest", "inside", "reason"]
 

@@ -16,28 +16,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["MANIFEST", "alike", "check_file", "check_folder", "check_place", "sync", "sync_all", "writing"]
+__all__ = [
+    "MANIFEST",
+    "alike",
+    "check_file",
+    "check_folder",
+    "refuse_inside",
+    "refuse_mounts",
+    "sync",
+    "sync_all",
+    "try_to_write",
+    "writing",
+]
 
 MANIFEST = "bundle.json"
 MOUNTS = Path("/proc/self/mountinfo")  # Linux; the one list that knows mounts of a file system inside itself
 
 
-def check_place(path: Path) -> None:
-    """Whether a directory can be made at path, or the one that is there be replaced as a whole.
-
-    Raises OSError where it cannot be written or moved, ValueError inside a bundle and for mount points.
-    """
-    root = _real(path)
-    _refuse_inside(root.parent, path)
-    _refuse_mounts(root)
-    _try_to_write(root.parent, moved=root if root.is_dir() else None)
-
-
 def check_folder(path: Path) -> None:
-    """Whether files can be written into a directory, which may be made for it. Raises as check_place does."""
+    """Whether files can be written into a directory, which may be made for it.
+
+    Raises ValueError inside a bundle, OSError where none can be written.
+    """
     folder = _real(path)
-    _refuse_inside(folder, path)
-    _try_to_write(folder)
+    refuse_inside(folder, path)
+    try_to_write(folder)
 
 
 def check_file(path: Path, suffix: str = "") -> None:
@@ -53,9 +56,9 @@ def check_file(path: Path, suffix: str = "") -> None:
         raise ValueError(f"{path} is not a file that can be replaced; name a new file, such as grid.png")
     if suffix and path.suffix.lower() != suffix:
         raise ValueError(f"this writes {suffix[1:].upper()}, so the file ends with {suffix}; got {path.name!r}")
-    _refuse_inside(target.parent, path)
-    _refuse_mounts(target)
-    _try_to_write(target.parent)
+    refuse_inside(target.parent, path)
+    refuse_mounts(target)
+    try_to_write(target.parent)
 
 
 @contextmanager
@@ -115,7 +118,8 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a circle
 
 
-def _refuse_inside(folder: Path, path: Path) -> None:
+def refuse_inside(folder: Path, path: Path) -> None:
+    """Raise ValueError where a directory, into which path is to be written, is a bundle or lies in one."""
     for place in (folder, *folder.parents):
         if (place / MANIFEST).is_file():
             raise ValueError(
@@ -123,8 +127,8 @@ def _refuse_inside(folder: Path, path: Path) -> None:
             )
 
 
-def _refuse_mounts(path: Path) -> None:
-    """Neither a mount point nor what holds one can be renamed and removed."""
+def refuse_mounts(path: Path) -> None:
+    """Raise ValueError for a mount point, or what holds one: neither can be renamed and removed."""
     try:
         lines = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -138,36 +142,24 @@ def _refuse_mounts(path: Path) -> None:
         )
 
 
-def _try_to_write(folder: Path, moved: Path | None = None) -> None:
-    """Make a directory where there is one, and take it away; what is to be `moved` there is asked whether it would let itself.
-
-    Modes do not tell: the file system may be read-only, or made of layers that move no directory, or the place be sticky.
-    """
-    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
+def try_to_write(folder: Path) -> None:
+    """Raise OSError where nothing can be made in a directory, or in the nearest one there is above it. Modes do not tell it."""
+    above = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     try:
-        with tempfile.TemporaryDirectory(prefix=".fewstep-", dir=above) as probe:
-            if moved is not None:
-                _try_to_move(moved, Path(probe))
+        if sys.platform == "linux" and _takes_nameless_files(above):
+            return
+        with tempfile.TemporaryDirectory(prefix=".fewstep-", dir=above):
+            pass
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(moved or above)) from None
+        raise type(error)(error.errno, error.strerror, str(above)) from None
 
 
-def _try_to_move(root: Path, probe: Path) -> None:
-    """Rename a directory onto one that is not empty, which fails for that reason alone where it can be renamed."""
-    if unwritable := [str(folder) for folder in _folders(root) if not os.access(folder, os.W_OK | os.X_OK)]:
-        raise PermissionError(errno.EACCES, "Permission denied", unwritable[0])
-    if sys.platform == "win32":  # where one error stands for all reasons
-        return
-    (probe / "full").touch()
+def _takes_nameless_files(folder: Path) -> bool:
+    """Make a file without a name, of which nothing stays; False where the file system has none. Raises OSError."""
     try:
-        os.rename(root, probe)
+        os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    else:  # on a file system that does not keep to POSIX
-        os.rename(probe, root)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    for folder, _, _ in os.walk(root):
-        yield Path(folder)
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            return False
+        raise
+    return True

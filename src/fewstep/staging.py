@@ -12,6 +12,7 @@ These names are fewstep's: what else lies under them goes when NAME is replaced.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -20,12 +21,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fewstep.places import alike, check_place, sync, sync_all
+from fewstep.places import alike, refuse_inside, refuse_mounts, sync, sync_all, try_to_write
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["claimed", "recover", "staged"]
+__all__ = ["check_place", "claimed", "recover", "staged"]
+
+
+def check_place(path: Path) -> None:
+    """Whether a directory can be made at path, or the one that is there be replaced as a whole, to be asked before the work.
+
+    Raises OSError where it cannot be written or moved, ValueError inside a bundle and for mount points.
+    """
+    root = Path(os.path.realpath(path))
+    refuse_inside(root.parent, path)
+    refuse_mounts(root)
+    try_to_write(root.parent)
+    if root.is_dir():
+        with suppress(_BusyError), claimed(_sibling(root, "lock"), busy="") as held:
+            _clear(root)
+            _try_to_move(root, held)
 
 
 @contextmanager
@@ -41,10 +57,7 @@ def staged(root: Path) -> Iterator[Path]:
     check_place(root)
     staging, old = _sibling(root, "new"), _sibling(root, "old")
     with claimed(_sibling(root, "lock")):
-        _put_back(root)
-        # In this order: a .NAME.old that a kill leaves beside a .NAME.new would be taken for NAME.
-        _remove(old)
-        _remove(staging)
+        _clear(root)
         before = root.exists()
         staging.mkdir()
         if before:
@@ -73,16 +86,20 @@ def recover(root: Path) -> None:
             _put_back(root)
 
 
+class _BusyError(ValueError):
+    """Another process holds a lock."""
+
+
 @contextmanager
-def claimed(lock: Path, *, busy: str | None = None) -> Iterator[None]:
+def claimed(lock: Path, *, busy: str | None = None) -> Iterator[bool]:
     """Hold a directory that is there for nothing else against other processes; the operating system ends a killed one's hold.
 
-    Waits for a process that holds it or, with busy, raises ValueError with that sentence. Holds nothing where directories
-    cannot be locked, as on Windows.
+    Waits for a process that holds it or, with busy, raises ValueError with that sentence. Gives whether it is held: where
+    directories cannot be locked, as on Windows, it is not.
     """
-    descriptor = _locked(lock, busy)
+    descriptor, held = _locked(lock, busy)
     try:
-        yield
+        yield held
     finally:
         with suppress(OSError):
             lock.rmdir()
@@ -90,11 +107,11 @@ def claimed(lock: Path, *, busy: str | None = None) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _locked(lock: Path, busy: str | None) -> int | None:
+def _locked(lock: Path, busy: str | None) -> tuple[int | None, bool]:
     while True:
         lock.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":
-            return None
+            return None, False
         try:
             descriptor = os.open(lock, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # its holder has just removed it
@@ -103,15 +120,16 @@ def _locked(lock: Path, busy: str | None) -> int | None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if busy:
-                    raise ValueError(busy) from None
+                if busy is not None:
+                    raise _BusyError(busy) from None
                 logging.getLogger(__name__).warning("waiting for another process, which holds %s", lock)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError:
-                return descriptor  # a file system without locks
+                return descriptor, False  # a file system without locks
             # The one that was waited for has removed the directory, and the lock with it.
-            if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    return descriptor, True
         except BaseException:
             os.close(descriptor)
             raise
@@ -125,6 +143,37 @@ def _between_renames(root: Path) -> bool:
 def _put_back(root: Path) -> None:
     if _between_renames(root):
         os.rename(_sibling(root, "old"), root)
+
+
+def _clear(root: Path) -> None:
+    """Mend, or remove, what a killed process left. In this order: a .NAME.old beside a .NAME.new would be taken for NAME."""
+    _put_back(root)
+    _remove(_sibling(root, "old"))
+    _remove(_sibling(root, "new"))
+
+
+def _try_to_move(root: Path, held: bool) -> None:
+    """Raise OSError unless root can be replaced: by its modes, and by renaming it onto a directory that is not empty.
+
+    Which fails for that reason alone where it could be renamed: elsewhere, the file system may be made of layers that move no
+    directory, or the place be sticky.
+    """
+    for folder, _, _ in os.walk(root):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+    if not held:  # another process might empty that directory meanwhile
+        return
+    probe = _sibling(root, "new")
+    probe.mkdir()
+    (probe / "full").touch()
+    try:
+        os.rename(root, probe)
+    except OSError as error:
+        shutil.rmtree(probe)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise type(error)(error.errno, error.strerror, str(root)) from None
+    else:  # on a file system that does not keep to POSIX
+        os.rename(probe, root)
 
 
 def _remove(path: Path) -> None:

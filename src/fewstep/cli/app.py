@@ -19,9 +19,9 @@ from fewstep.bundle import Bundle
 from fewstep.console import SPEAKS, print_json, results_as_json, say, visible
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
-from fewstep.places import check_place
 from fewstep.plan import Plan
 from fewstep.schedule import Grid
+from fewstep.staging import check_place
 
 __all__ = [
     "SOLVERS",

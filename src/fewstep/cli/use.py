@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from fewstep.bundle import Bundle
+from fewstep.card import licence
 from fewstep.cli.app import BundlePath, Json, app, finish, size, whole_numbers
-from fewstep.console import show, table
+from fewstep.console import say, show, table
 from fewstep.manifest import Manifest
 from fewstep.places import check_file
 
@@ -74,6 +75,10 @@ def check(bundle: BundlePath, as_json: Json = False) -> None:
             show(f"{r.graph}: {r.skipped}")
         elif len(r.drift) > 1:
             show(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
+    for line in _absent(loaded.manifest):
+        show(line)
+    if loaded.card_is_changed():
+        say("card.md is not the one that was saved; the next verb that changes the bundle takes it over")
     finish({"bundle": str(bundle), "graphs": [vars(r) | {"ok": r.ok} for r in results]}, as_json)
     if not all(r.ok for r in results):
         raise typer.Exit(1)
@@ -96,6 +101,18 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
         )
         for name, p in manifest.plans.items()
     ]
+    networks = [
+        (
+            name,
+            n.parametrisation.kind,
+            licence(manifest, name),
+            size(sum(f.bytes for path, f in manifest.files.items() if path.startswith(f"{n.directory}/")))
+            if n.directory
+            else "not here",
+        )
+        for name, n in manifest.networks.items()
+    ]
+    table("networks", ["name", "estimates", "licence", "training weights"], networks)
     table("plans", ["name", "network", "solver", "calls", "graphs"], plans)
     files = [
         (name, g.file, g.precision, size(sum(manifest.files[path].bytes for path in g.paths)))
@@ -103,7 +120,16 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     ]
     files += [(name, e.file, e.key.precision, size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
     table("graphs and engines", ["name", "file", "precision", "size"], files)
+    for line in _absent(manifest):
+        show(line)
     finish(manifest.model_dump(mode="json", by_alias=True), as_json)
+
+
+def _absent(manifest: Manifest) -> list[str]:
+    """What the bundle was shipped without, and what that is for, a line for each."""
+    names = [f"the network {name}" for name, entry in manifest.networks.items() if entry.directory is None]
+    names += ["the decoder"] if manifest.latent and manifest.latent.directory is None else []
+    return [f"{name} is not here: its graphs run, but nothing can be exported, fitted or distilled from it" for name in names]
 
 
 def _exported(manifest: Manifest, plan: str) -> str:
