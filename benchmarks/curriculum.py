@@ -74,7 +74,7 @@ def main(data: str, folder: Path) -> None:
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.bundle"
             config = TeacherConfig(steps=UPDATES, tau=1.0, seed=seed, validate_every=EVERY, **choice)
             bundle = Bundle.load(path) if path.exists() else train_teacher(path, images, config, validate=look)
-            curve = [point["value"] for point in bundle.manifest.provenance["teacher"]["metrics"]]
+            curve = [point["value"] for point in bundle.manifest.provenance.networks["teacher"]["metrics"]]
             runs.add(name, seed, {"frechet": curve[-1], "curve": curve})
         aims = {kind: mean(run["curve"][-1] for run in runs.scores[f"{kind}, constant rate"].values()) for kind in KINDS}
         runs.about["reached"] = {

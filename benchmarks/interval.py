@@ -34,7 +34,7 @@ def main(source: Path, data: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, trials = calibrate_interval(Bundle.load(root), CONFIG, dpmpp_2m, trying, name="found", track=track)
-        about = bundle.manifest.provenance["found"]
+        about = bundle.manifest.provenance.plans["found"]
         teacher = compiled(Teacher(bundle))
         board = Board(
             f"interval-{bundle.manifest.name}",

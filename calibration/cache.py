@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.caches import default_folder
+from fewstep.places import check_folder
 
 __all__ = ["Cache", "default_folder", "tensors_digest"]
 
@@ -29,6 +30,7 @@ class Cache:
     def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.settings = json.loads(json.dumps({"fewstep": __version__, **settings}, sort_keys=True))
         key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        check_folder(folder)
         self.path = folder / f"{kind}-{key}.json"
 
     def read(self) -> Any:

@@ -252,4 +252,4 @@ def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, setti
     consistency = np.round(plan.consistency(), 12).tolist()
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=solver)
-        draft.manifest.provenance[name] = {**settings, "consistency": consistency}
+        draft.manifest.provenance.plans[name] = {**settings, "consistency": consistency}

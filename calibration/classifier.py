@@ -16,6 +16,7 @@ from torch.nn import functional
 from fewstep.calibration.metrics import Features
 from fewstep.data import Images, batches, digest
 from fewstep.progress import Track, silent
+from fewstep.readable import readable
 from fewstep.tensors import save_tensors
 
 __all__ = ["Classifier", "ClassifierConfig", "classifier"]
@@ -70,7 +71,8 @@ def classifier(
         torch.manual_seed(config.seed)
         model = Classifier(images.image.channels, images.condition.classes)
         if path.is_file():
-            model.load_state_dict(load_file(path))
+            with readable(str(path), "remove it, and it is trained again"):
+                model.load_state_dict(load_file(path))
         else:
             _train(model, images, config, track)
             cache.mkdir(parents=True, exist_ok=True)

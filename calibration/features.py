@@ -14,6 +14,7 @@ from fewstep.calibration.metrics import Features, Judge
 from fewstep.calibration.pixels import SIZE, statistics
 from fewstep.data import Images
 from fewstep.progress import Track, silent
+from fewstep.readable import readable
 
 __all__ = ["FITTING", "EfficientNet", "Inception", "PixelStatistics", "feature_network", "trial_judge"]
 
@@ -70,7 +71,8 @@ class Inception(Features):
             raise FileNotFoundError(
                 f"features: classifier, efficientnet, or the file pt_inception-2015-12-05-6726825d.pth; {weights} is not there"
             )
-        self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        with readable(str(weights), "download it again"):
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 2048)."""

@@ -143,7 +143,7 @@ def calibrate_interval(
     with bundle.edit() as draft:
         title = f"{solver.__name__}, {config.steps} steps, {first} to {last} guided by {weight:.3g}"
         draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=title)
-        draft.manifest.provenance[name] = settings | asked | found
+        draft.manifest.provenance.plans[name] = settings | asked | found
     return Bundle.load(bundle.root), trials
 
 

@@ -13,11 +13,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import TableConfig
 from fewstep.demo import DemoConfig, full, run_demo
+from fewstep.golden import GOLDEN, write_golden
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig
 
@@ -42,8 +41,6 @@ def longer() -> DemoConfig:
 def prune(path: Path) -> None:
     """Leave the networks but DROP, all plans, and the graphs and references of KEEP."""
     bundle = Bundle.load(path)
-    golden = np.load(bundle.file("golden.npz"))
-    kept = {name: golden[name] for name in golden.files if name.split("/")[0] in KEEP}
     with bundle.edit() as draft:
         for name, graph in list(draft.manifest.graphs.items()):
             if graph.plan not in KEEP:
@@ -52,7 +49,7 @@ def prune(path: Path) -> None:
                 del draft.manifest.graphs[name]
         draft.remove(f"networks/{DROP}")
         draft.manifest.networks[DROP].directory = None
-        np.savez_compressed(draft.new("golden.npz"), **kept)
+        write_golden(draft.new(GOLDEN), bundle.references(*KEEP))
     Bundle.load(path).verify()
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -25,35 +24,22 @@ from fewstep.exporter.graph.metadata import about, describe
 from fewstep.exporter.graph.network import DTYPES, trace_decoder, trace_network, with_weights
 from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
 from fewstep.exporter.graph.traced import OPSET, Traced
-from fewstep.exporter.reference import GOLDEN, reference
+from fewstep.exporter.reference import reference
+from fewstep.exporter.statements import LIMITS, MADE_OF, Limits
+from fewstep.golden import GOLDEN, Arrays, read_golden, write_golden
+from fewstep.made import made_of
 from fewstep.manifest import GraphEntry, Layout, Precision
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
 from fewstep.ranges import Ranges
+from fewstep.readable import readable
 
-__all__ = ["LIMITS", "MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "Limits", "choose_layout", "export_graphs", "refuse_layouts"]
+__all__ = ["MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "choose_layout", "export_graphs", "refuse_layouts"]
 
 MAX_UNROLLED_NODES = 4_000  # ONNX Runtime's loading grows with their square
 MAX_INLINE_BYTES = 512 << 20  # a protobuf is copied whole several times wherever it is written or read; ends at 2 GB anyway
 WRITTEN_AT_ONCE_BYTES = 256 << 20
 PSNR_MARGIN_DB = 6.0
-
-
-class Limits(NamedTuple):
-    """How far a precision may be from torch's fp32 on golden.npz: largest difference, in image values, and smallest PSNR."""
-
-    max_error: float
-    min_psnr_db: float
-
-
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(1e-4, 90),
-    "fp16": Limits(3e-2, 55),
-    "bf16": Limits(1.0, 35),
-    "int8": Limits(1.0, 30),
-    "int8-fp16": Limits(1.0, 30),
-    "fp8": Limits(1.0, 30),
-}
 
 
 def export_graphs(
@@ -82,17 +68,29 @@ def export_graphs(
     jobs = [(plan, precision) for plan in plans for precision in precisions]
     for plan, precision in jobs:
         exporter.ranges(plan, precision)
-    golden = dict(np.load(bundle.file(GOLDEN))) if GOLDEN in bundle.manifest.files else {}
     with bundle.edit() as draft:
+        golden = _references(draft, report)
         for i in track(range(len(jobs)), "export graphs"):
             plan, precision = jobs[i]
             if precision == precisions[0]:
-                found = reference(bundle, exporter.denoiser(plan), bundle.plan(plan), exporter.torch_decoder)
-                golden |= {f"{plan}/{key}": value for key, value in found.items()}
+                golden[plan] = reference(bundle, exporter.denoiser(plan), bundle.plan(plan), exporter.torch_decoder)
             for layout in layouts or (None,):
                 exporter.write(draft, plan, precision, layout)
-        np.savez_compressed(draft.new(GOLDEN), allow_pickle=False, **golden)
+        write_golden(draft.new(GOLDEN), golden)
     return Bundle.load(bundle.root)
+
+
+def _references(draft: Draft, report: Callable[[str], None]) -> dict[str, Arrays]:
+    """Those of other plans, to stay beside the new ones; where they cannot be read, the new ones take their place."""
+    path = draft.root / GOLDEN
+    if not path.is_file():
+        return {}
+    try:
+        with readable(GOLDEN, "the references of other plans go; export these again"):
+            return read_golden(path, draft.manifest)
+    except ValueError as error:
+        report(str(error))
+        return {}
 
 
 def refuse_layouts(layouts: Sequence[Layout], precisions: Sequence[Precision]) -> None:
@@ -169,6 +167,8 @@ class _Exporter:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None
         limits = _limits(precision, ranges)
+        made = made_of(self.bundle.manifest, entry.network, None if layout == "step" else plan_name)
+        model.metadata_props[MADE_OF] = made
         for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
             draft.remove(old)
         graph = GraphEntry(

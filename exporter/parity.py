@@ -5,27 +5,27 @@ A straight graph is compared state by state: where it drifts off shows which row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log10
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
+from fewstep.exporter.statements import refuse_other_facts, refuse_other_images, refuse_other_labels
 from fewstep.external import check_files
+from fewstep.golden import Arrays
 from fewstep.manifest import GraphEntry
 from fewstep.outputs import with_outputs
 from fewstep.plan import Plan, trajectory
-from fewstep.sessions import NoKernelError, open_session
+from fewstep.readable import readable
+from fewstep.sessions import ERRORS, NoKernelError, open_session, reason_of
 
-__all__ = ["Arrays", "Parity", "check_graphs", "compare", "left_out", "load_references", "plans_of", "walk"]
+__all__ = ["Parity", "check_graphs", "compare", "left_out", "plans_of", "walk"]
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Run = Callable[[Arrays], npt.NDArray[Any]]
 MAX_PSNR_DB = 200.0  # of an exact image
 
@@ -61,7 +61,7 @@ def check_graphs(bundle: Bundle) -> list[Parity]:
     """
     if not bundle.manifest.graphs:
         raise ValueError(f"{bundle.root.name} has no graphs to check; write them with: fewstep export {bundle.root.name}")
-    references = load_references(bundle)
+    references = bundle.references()
     return [
         _check(bundle, name, graph, plan, references[plan])
         for name, graph in bundle.manifest.graphs.items()
@@ -69,25 +69,16 @@ def check_graphs(bundle: Bundle) -> list[Parity]:
     ]
 
 
-def load_references(bundle: Bundle) -> dict[str, Arrays]:
-    """golden.npz by plan: the inputs and torch's states and sample."""
-    path = bundle.file("golden.npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            golden = dict(file)
-    except (BadZipFile, ValueError, EOFError, OSError, RuntimeError, ZlibError) as error:
-        raise ValueError(f"{bundle.root.name}/golden.npz cannot be read ({error}); export the plans again") from None
-    plans = {key.split("/")[0] for key in golden if key.endswith("/sample")}
-    return {plan: {k.split("/")[1]: v for k, v in golden.items() if k.startswith(f"{plan}/")} for plan in sorted(plans)}
-
-
 def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]) -> list[str]:
-    """The plans to check a graph with. Raises ValueError where there is no reference for the plan it holds."""
-    if graph.plan is None:
-        return [plan for plan in references if bundle.manifest.plans[plan].network == graph.network]
-    if graph.plan not in references:
-        raise ValueError(f"golden.npz has no reference for the plan {graph.plan!r}; export it again")
-    return [graph.plan]
+    """The plans to check a graph with. Raises ValueError where there is no reference for the plan it holds, or could walk."""
+    plans = bundle.manifest.plans
+    able = [graph.plan] if graph.plan else [plan for plan, entry in plans.items() if entry.network == graph.network]
+    if found := [plan for plan in able if plan in references]:
+        return found
+    raise ValueError(
+        f"golden.npz has no reference for {f'the plan {graph.plan!r}' if graph.plan else f'a plan of {graph.network!r}'}; "
+        f"export it again with: fewstep export {bundle.root.name}"
+    )
 
 
 def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Arrays, golden: Arrays) -> Parity:
@@ -145,35 +136,51 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
 
 
 def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays) -> Parity:
+    refuse_other_facts(bundle, name, graph)
     try:
-        made = _walked(bundle, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, graph, golden)
+        made = _walked(bundle, name, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, name, graph, golden)
     except NoKernelError as error:
         return left_out(name, graph, plan, str(error))
-    return compare(bundle, name, graph, plan, made, golden)
+    result = compare(bundle, name, graph, plan, made, golden)
+    refuse_other_images(name, bundle.manifest.image, made)
+    return result
 
 
-def _baked(bundle: Bundle, graph: GraphEntry, golden: Arrays) -> Arrays:
-    """A whole-plan graph's sample, and its states where they are values of the graph."""
+def _baked(bundle: Bundle, name: str, graph: GraphEntry, golden: Arrays) -> Arrays:
+    """A whole-plan graph's images and sample, and its states where they are values of the graph."""
     rows = len(golden["states"]) if graph.layout == "unrolled" else 0
-    names = [f"state_{k + 1}" for k in range(rows)]
+    states = [f"state_{k + 1}" for k in range(rows)]
     model = _without_bf16(bundle, graph) if graph.precision == "bf16" else bundle.file(graph.file).read_bytes()
-    session = _session(bundle, graph, with_outputs(model, names))
-    outputs = ["sample", *names]
-    return dict(zip(outputs, session.run(outputs, _feeds(session, golden)), strict=True))
+    session = _session(bundle, graph, with_outputs(model, states))
+    outputs = ["images", "sample", *states]
+    made = dict(zip(outputs, _run(name, session, outputs, golden), strict=True))
+    _check_labels(bundle, name, session, golden, "sample")
+    return made
 
 
-def _walked(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays) -> Arrays:
+def _walked(bundle: Bundle, name: str, graph: GraphEntry, plan: Plan, golden: Arrays) -> Arrays:
     assert graph.finish is not None
     step = _session(bundle, graph, bundle.file(graph.file).read_bytes())
     finish = _session(bundle, graph, bundle.file(graph.finish).read_bytes())
-    return walk(
-        bundle,
-        graph,
-        plan,
-        golden,
-        lambda arrays: step.run(["denoised"], _feeds(step, arrays))[0],
-        lambda arrays: finish.run(["sample"], _feeds(finish, arrays))[0],
-    )
+    seen: dict[str, npt.NDArray[Any]] = {}
+
+    def evaluate(arrays: Arrays) -> npt.NDArray[Any]:
+        seen.update(arrays)
+        return _run(name, step, ["denoised"], arrays)[0]
+
+    def end(arrays: Arrays) -> npt.NDArray[Any]:
+        seen["images"], sample = _run(name, finish, ["images", "sample"], arrays)
+        return sample
+
+    made = walk(bundle, graph, plan, golden, evaluate, end)
+    _check_labels(bundle, name, step, seen, "denoised")
+    return {**made, "images": seen["images"]}
+
+
+def _check_labels(bundle: Bundle, name: str, session: ort.InferenceSession, arrays: Arrays, output: str) -> None:
+    condition = bundle.manifest.condition
+    if condition.kind == "labels":
+        refuse_other_labels(name, condition.classes, session, _feeds(name, session, arrays), output)
 
 
 def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:
@@ -186,7 +193,8 @@ def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:
         from fewstep.exporter.rounding import rounded_to_bf16
     except ImportError:
         raise NoKernelError("ONNX Runtime has no bf16 kernels for the CPU; with pip install onnx they are imitated") from None
-    rounded: bytes = rounded_to_bf16(onnx.load(bundle.file(graph.file))).SerializeToString()
+    with readable(f"the graph {graph.file}", "export it again"):
+        rounded: bytes = rounded_to_bf16(onnx.load(bundle.file(graph.file))).SerializeToString()
     return rounded
 
 
@@ -197,8 +205,21 @@ def _session(bundle: Bundle, graph: GraphEntry, model: bytes) -> ort.InferenceSe
     return open_session(model, repr(graph.file), folder=bundle.file(graph.file).parent, optimise=optimise)
 
 
-def _feeds(session: ort.InferenceSession, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-    return {given.name: arrays[given.name] for given in session.get_inputs()}
+def _run(name: str, session: ort.InferenceSession, outputs: Sequence[str], arrays: Arrays) -> list[npt.NDArray[Any]]:
+    """Raises ValueError where the graph does not take these arrays or make these outputs."""
+    feeds = _feeds(name, session, arrays)
+    try:
+        found: list[npt.NDArray[Any]] = session.run(list(outputs), feeds)
+    except ERRORS as error:
+        raise ValueError(f"the graph {name!r} does not run on golden.npz ({reason_of(error)}); export it again") from None
+    return found
+
+
+def _feeds(name: str, session: ort.InferenceSession, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+    wanted = [given.name for given in session.get_inputs()]
+    if unknown := [key for key in wanted if key not in arrays]:
+        raise ValueError(f"the graph {name!r} takes {unknown[0]!r}, which no graph of this bundle does; export it again")
+    return {key: arrays[key] for key in wanted}
 
 
 def _states(made: Arrays, golden: Arrays) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:

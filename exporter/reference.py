@@ -15,9 +15,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.plan import Plan, trajectory
 
-__all__ = ["GOLDEN", "reference"]
+__all__ = ["reference"]
 
-GOLDEN = "golden.npz"
 MAX_BATCH = 4
 MAX_NUMBERS = 1 << 16  # of all states of a row together: large images are compared one at a time
 

@@ -98,7 +98,7 @@ class Batcher:
 
     def prepare(
         self,
-        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         *,
         seeds: Sequence[int] | npt.NDArray[np.uint64],
         embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,

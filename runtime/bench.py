@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.places import writing
 from fewstep.progress import Track, silent
 from fewstep.runtime.generator import Generator
 
@@ -73,6 +74,5 @@ def save_plot(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(which="both", alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.new")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    with writing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150)

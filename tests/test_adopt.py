@@ -32,11 +32,11 @@ def test_a_plan_is_the_same_elsewhere_and_says_where_it_is_from(fitted: Bundle, 
     with tuned.edit() as draft:
         weights = {key: value * 1.01 for key, value in load_file(tuned.root / WEIGHTS).items()}
         save_file(weights, draft.new(WEIGHTS))
-        del draft.manifest.plans["fit3"], draft.manifest.provenance["fit3"]
+        del draft.manifest.plans["fit3"], draft.manifest.provenance.plans["fit3"]
     done = adopt(Bundle.load(tuned.root), fitted, "fit3", name="theirs")
     for table in ("alphas", "sigmas", "a", "b", "weights"):
         np.testing.assert_array_equal(getattr(done.plan("theirs"), table), getattr(fitted.plan("fit3"), table))
-    assert done.manifest.provenance["theirs"]["adopted"] == {"bundle": "digits", "plan": "fit3", "guidance": None}
+    assert done.manifest.provenance.plans["theirs"]["adopted"] == {"bundle": "digits", "plan": "fit3", "guidance": None}
     assert "was fitted with other weights than those of 'teacher' now" in mismatch(done, "theirs")
     exported = fewstep("export", done.root, "--plan", "theirs", "--precision", "fp32")
     assert "warning: the plan 'theirs' was fitted with other weights" in exported.stderr

@@ -27,7 +27,7 @@ def test_a_bundle_gains_the_plan_and_where_it_came_from(digits: Bundle, tmp_path
     config = FitConfig("iia-ddim-guided", 3, Guidance(2.0, 0.1), 2, 8)
     bundle, fit = calibrate(digits, config, name="fitted", cache=tmp_path / "cache")
     np.testing.assert_array_equal(bundle.plan("fitted").a, fit.plan.a)
-    kept = bundle.manifest.provenance["fitted"]
+    kept = bundle.manifest.provenance.plans["fitted"]
     assert [step["after"] for step in kept["fitted"]] == [step.after for step in fit.steps]
     assert kept["steps"] == 3
     assert kept["guidance"] == {"weight": 2.0, "lo": 0.1, "hi": None}
@@ -107,4 +107,4 @@ calibrate_table(Bundle.load(sys.argv[2]), table, name=f"table-{out.name}")
     bundle = Bundle.load(digits.root)
     np.testing.assert_allclose(bundle.plan("two").b, bundle.plan("one").b, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bundle.plan("table-two").b, bundle.plan("table-one").b, rtol=1e-4, atol=1e-6)
-    assert bundle.manifest.provenance["two"]["fitted"][0]["after"] > 0
+    assert bundle.manifest.provenance.plans["two"]["fitted"][0]["after"] > 0

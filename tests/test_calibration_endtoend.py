@@ -119,7 +119,7 @@ def test_a_guided_table_keeps_which_rows_are_guided(digits: Bundle) -> None:
     )
     np.testing.assert_array_equal(bundle.plan("t").b, found.plan.b)
     assert bundle.plan("t").guided
-    assert bundle.manifest.provenance["t"]["losses"] == found.losses
+    assert bundle.manifest.provenance.plans["t"]["losses"] == found.losses
     bundle.verify()
 
 
@@ -193,7 +193,7 @@ def test_toward_real_images_every_iteration_sees_other_noise(digits: Bundle, tmp
         calibrate_table(digits, TableConfig(batch=1), name="t", real=real, cache=tmp_path)
     noise = torch.cat(seen).flatten(1)
     assert len(noise.unique(dim=0)) == 12  # of two samples
-    assert bundle.manifest.provenance["t"]["features"] == ["Classifier"]
+    assert bundle.manifest.provenance.plans["t"]["features"] == ["Classifier"]
 
 
 def test_gradients_come_from_features_to_the_numbers(digits: Bundle) -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fewstep.bundle import Bundle
-from fewstep.card import MARK
+from fewstep.card import licence
 from fewstep.data import Images
 from fewstep.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.schedule import karras
@@ -31,17 +32,17 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     with bundle.edit() as draft:
         plan = dpmpp_2m(karras(2, 0.002, 80.0))
         draft.manifest.plans["table"] = PlanEntry.of(plan, network="teacher", solver="a table")
-        draft.manifest.provenance["table"] = {"data": "digits"}
+        draft.manifest.provenance.plans["table"] = {"data": "digits"}
     bundle = distill(Bundle.load(bundle.root), "tabled", replace(TINY, steps=2, plan="table"))
     bundle = distill(bundle, "chosen", replace(TINY, start="free"), validate=lambda _ema, _plan: 1.0)
     card = bundle.file("card.md").read_text("utf-8")
     assert "# small\n\nImages: 8x8, 1 channels. Condition: 2 classes." in card
     assert "| teacher | edm | training from nothing | 32 of a/b | CC0 / really |" in card
     digest = bundle.network_digest("teacher")[:12]
-    assert f"| free | edm | the network teacher ({digest}), distilled | none | not stated |" in card
+    assert f"| free | edm | the network teacher ({digest}), distilled | none | teacher: CC0 / really |" in card
     assert (
-        f"| seen | edm | the network teacher ({digest}), distilled | 32 of a/b; some of others, to choose the weights | CC0 |"
-        in card
+        f"| seen | edm | the network teacher ({digest}), distilled | 32 of a/b; some of others, to choose the weights "
+        "| CC0; teacher: CC0 / really |" in card
     )
     assert f"| tabled | edm | the network teacher ({digest}), distilled | some of digits, to fit the plan it began as" in card
     chosen = f"| chosen | edm | the network teacher ({digest}), distilled, begun as free | some of images not stated, to choose"
@@ -49,12 +50,54 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     bundle.verify()
 
 
-def test_ones_own_words_stay(digits: Bundle) -> None:
-    with digits.edit() as draft:
-        draft.new("card.md").write_text("mine", "utf-8")
-    bundle = distill(Bundle.load(digits.root), "student", TINY)
-    assert bundle.file("card.md").read_text("utf-8") == "mine"
+def test_a_licence_goes_on_to_what_is_made_of_a_network(tmp_path: Path) -> None:
+    config = TeacherConfig(steps=1, batch=2, channels=(8,), patch=1)
+    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, licence="CC BY-NC 4.0")
+    bundle = distill(bundle, "first", TINY)
+    bundle = distill(bundle, "second", replace(TINY, start="first"), provenance={"licence": "MIT"})
+    bundle = distill(bundle, "third", replace(TINY, start="second"))
+    assert [licence(bundle.manifest, name) for name in ("teacher", "first", "second", "third")] == [
+        "CC BY-NC 4.0",
+        "teacher: CC BY-NC 4.0",
+        "MIT; teacher: CC BY-NC 4.0",
+        "teacher: CC BY-NC 4.0; second: MIT",
+    ]
+    with bundle.edit() as draft:  # its teacher need not stay
+        del draft.manifest.networks["teacher"]
+        draft.remove("networks/teacher")
+        draft.manifest.plans = {"first": draft.manifest.plans["first"]}
+        draft.manifest.default = "first"
+    assert licence(Bundle.load(bundle.root).manifest, "first") == "teacher: CC BY-NC 4.0"
+
+
+@pytest.mark.parametrize("words", ["mine", None])
+def test_whoever_changes_or_removes_the_card_is_taken_at_his_word(words: str | None, tmp_path: Path) -> None:
+    config = TeacherConfig(steps=1, batch=2, channels=(8,), patch=1)
+    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config)
+    card = bundle.root / "card.md"
+    card.unlink()  # as an editor does, which writes a new file
+    if words:
+        card.write_text(words, "utf-8")
+    bundle.verify()
+    assert bundle.card_is_changed()
     with bundle.edit() as draft:
-        draft.new("card.md").write_text(f"begun\n{MARK}\n", "utf-8")
-    bundle = distill(Bundle.load(digits.root), "again", TINY)
-    assert "| again |" in bundle.file("card.md").read_text("utf-8")
+        draft.new("note.txt").write_text("another change")
+    bundle = Bundle.load(bundle.root)
+    assert not bundle.card_is_changed()
+    assert (card.read_text("utf-8") if words else card.exists()) == (words or False)
+    bundle.verify()
+    distill(bundle, "student", TINY)
+    assert card.read_text("utf-8") == words if words else "| student |" in card.read_text("utf-8")
+
+
+def test_a_card_where_there_was_none_is_taken_over(digits: Bundle) -> None:
+    with digits.edit() as draft:
+        draft.remove("card.md")
+    (digits.root / "card.md").write_text("mine", "utf-8")
+    distill(Bundle.load(digits.root), "student", TINY)
+    bundle = Bundle.load(digits.root)
+    assert bundle.file("card.md").read_text("utf-8") == "mine"
+    (digits.root / "card.md").unlink()
+    (digits.root / "card.md").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="is a link"), bundle.edit():
+        pass

@@ -102,7 +102,7 @@ def test_check_passes_on_the_shipped_bundle_and_inspect_lists_it() -> None:
     assert all(graph["ok"] for graph in result["graphs"])
     manifest = json.loads(fewstep("inspect", ROOT / "examples/digits.bundle", "--json").stdout)
     assert manifest["schema"] == 1
-    assert "sid1" in fewstep("inspect", ROOT / "examples/digits.bundle").stderr
+    assert "sid1" in fewstep("inspect", ROOT / "examples/digits.bundle").stdout
 
 
 def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -> None:
@@ -110,7 +110,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
     manifest = json.loads(path.read_text())
     manifest["graphs"]["sid1.fp16"]["limit"] = 1e-12
     path.write_text(json.dumps(manifest))
-    assert "OUT" in fewstep("check", digits.root, code=1).stderr
+    assert "OUT" in fewstep("check", digits.root, code=1).stdout
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, 
 
 def test_a_column_with_nothing_in_it_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     table("found", ["plan", "accuracy", "calls"], [("sid1", "", "1"), ("table4", "", "4")])
-    shown = capsys.readouterr().err
+    shown = "".join(capsys.readouterr())
     assert "accuracy" not in shown
     assert [line.split() for line in shown.splitlines()[-2:]] == [["sid1", "1"], ["table4", "4"]]
 
@@ -299,6 +299,6 @@ def test_a_column_with_nothing_in_it_is_not_shown(capsys: pytest.CaptureFixture[
 def test_brackets_in_tables_and_sentences_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     table("found", ["what", "fix"], [("nothing", install("gpu"))])
     say(install("cpu"))
-    shown = capsys.readouterr().err
+    shown = "".join(capsys.readouterr())
     assert install("gpu") in shown
     assert install("cpu") in shown

@@ -241,7 +241,7 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     found = Bundle.load(digits.root)
     assert found.plan("ddim3_interval").weights.tolist() == [1.0, 2.0, 1.0]
     # The bounds that are printed, rounded, guide the same steps.
-    lo, hi = (f"{found.manifest.provenance['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
+    lo, hi = (f"{found.manifest.provenance.plans['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
     fewstep(
         "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--weight", 2, "--lo", lo, "--hi", hi, "--samples", 4
     )
@@ -256,7 +256,7 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
 def test_a_distillation_with_real_images_and_a_metric(digits: Bundle, folder: Path) -> None:
     arguments = ("distill", digits.root, "--name", "mine", "--iterations", 3, "--batch", 4, "--mode", "lsg", "--match", "final")
     fewstep(*arguments, "--steps", 2, "--data", folder, "--images", 20, "--validate", folder, "--validate-every", 1)
-    about = Bundle.load(digits.root).manifest.provenance["mine"]
+    about = Bundle.load(digits.root).manifest.provenance.plans["mine"]
     assert (about["data"], about["images"], about["mode"], about["match"]) == (str(folder), 20, "lsg", "final")
     assert [metric["iteration"] for metric in about["metrics"]] == [1, 2, 3]
     assert all(np.isfinite(metric["value"]) for metric in about["metrics"])

@@ -32,7 +32,8 @@ def test_it_holds_the_chosen_plan_and_no_networks_weights(trimmed: Bundle, tmp_p
     assert sorted(manifest.graphs) == ["sid1.fp16", "sid1.fp32", "sid1.int8", "sid1.int8-fp16"]
     assert list(manifest.plans) == ["sid1"]
     assert manifest.networks["sid1"].directory is None
-    assert set(manifest.networks) == set(manifest.provenance) & set(manifest.networks) == {"sid1"}
+    assert set(manifest.networks) == set(manifest.provenance.networks) == {"sid1"}
+    assert manifest.provenance.plans == {}
     assert (manifest.default, manifest.image, manifest.condition) == (
         "sid1",
         EXAMPLE.manifest.image,

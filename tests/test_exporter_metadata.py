@@ -13,6 +13,7 @@ from small import IMAGE, LABELS, POOLED, small
 
 import fewstep
 from fewstep.bundle import Bundle, Draft
+from fewstep.card import inherited
 from fewstep.denoiser import save_network
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.export import export_graphs
@@ -36,7 +37,9 @@ def unexported(root: Path, network: str, condition: Condition) -> Bundle:
             plan = ddim(karras(2, 0.5, 20.0), Guidance(2.0, 1.0))
         draft.manifest.plans["two"] = PlanEntry.of(plan, network="student", solver="DDIM, 2 steps")
         draft.manifest.default = "two"
-        draft.manifest.provenance = {"teacher": {"licence": "CC BY 4.0"}, "student": {"teacher": "teacher", "licence": None}}
+        known = draft.manifest.provenance.networks
+        known |= {"teacher": {"licence": "CC BY 4.0"}, "student": {"teacher": "teacher", "licence": None}}
+        known["student"]["inherited_licences"] = inherited(draft.manifest, "teacher")
     return Bundle.load(root)
 
 
@@ -70,7 +73,7 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
         "fewstep.condition": "labels",
         "fewstep.classes": "3",
         "fewstep.names": "\n".join(NAMES),
-        "fewstep.license": "CC BY 4.0",
+        "fewstep.license": "teacher: CC BY 4.0",
         "fewstep.network_sha256": exported.network_digest("student"),
     }.items() <= facts.items()
     assert facts["fewstep.inputs"].splitlines() == [

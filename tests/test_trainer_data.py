@@ -119,7 +119,7 @@ def test_processes_share_a_stream_and_read_what_one_reads(tmp_path: Path) -> Non
 
 def test_a_teacher_learns_from_a_stream(tmp_path: Path) -> None:
     fewstep("train", "--data", f"file://{_parquet(tmp_path / 'data')}", "--steps", "2", "--batch", "4", "--out", tmp_path / "a")
-    assert Bundle.load(tmp_path / "a").manifest.provenance["teacher"]["data"].startswith("file://")
+    assert Bundle.load(tmp_path / "a").manifest.provenance.networks["teacher"]["data"].startswith("file://")
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_edms_own_numbers(suffix: str, tmp_path: Path) -> None:
     fewstep("import", path, "--out", "adm.bundle", cwd=tmp_path)
     bundle = Bundle.load(tmp_path / "adm.bundle")
     assert bundle.manifest.condition.classes == 4
-    assert bundle.manifest.provenance["teacher"]["proof"]["max_error"] < 1e-3
+    assert bundle.manifest.provenance.networks["teacher"]["proof"]["max_error"] < 1e-3
     sigma = torch.tensor(ADM["sigma"])
     with torch.no_grad():
         found = load_network(bundle, "teacher")(x * sigma.reshape(-1, 1, 1, 1), sigma, torch.tensor(ADM["labels"]))

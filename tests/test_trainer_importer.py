@@ -122,7 +122,7 @@ def test_every_kind_of_scheduler_and_network(name: str, scheduler: Any, parametr
     bundle.verify()
     assert bundle.manifest.networks["teacher"].parametrisation == parametrisation
     assert bundle.manifest.condition.kind == small(name).condition.kind
-    assert bundle.manifest.provenance["teacher"]["imported"] == "pipeline"
+    assert bundle.manifest.provenance.networks["teacher"]["imported"] == "pipeline"
 
 
 def test_what_cannot_be_imported_gets_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:

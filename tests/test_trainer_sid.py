@@ -79,7 +79,7 @@ def test_every_choice_makes_another_generator(bundle_of) -> None:
     assert len(set(digests)) == len(digests)
     late = distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, adversarial_from=1.0), images=images)
     assert late.network_digest("student") == digests[4]  # the images never joined
-    assert late.manifest.provenance["student"]["data"] == "made up"
+    assert late.manifest.provenance.networks["student"]["data"] == "made up"
 
 
 def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
@@ -123,7 +123,7 @@ def test_the_weights_that_were_best_are_kept_and_patience_ends_the_run(bundle_of
         distill(bundle_of("plain"), "student", config)
     done = distill(bundle_of("unet"), "student", config, validate=validate)
     assert len(seen) == 4  # twice without a better one
-    assert done.manifest.provenance["student"]["metrics"] == [
+    assert done.manifest.provenance.networks["student"]["metrics"] == [
         {"iteration": i, "value": v} for i, v in ((2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0))
     ]
     kept = load_network(done, "student").state_dict()
@@ -151,7 +151,7 @@ def test_a_run_that_stops_being_finite_goes_back_and_draws_other_numbers(bundle_
 
     with patch.object(sid, "sid_loss", once), patch.object(sid._Run, "__init__", remember):
         done = distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2))
-    assert done.manifest.provenance["student"]["retries"] == 1
+    assert done.manifest.provenance.networks["student"]["retries"] == 1
     assert all(p.isfinite().all() for p in load_network(done, "student").parameters())
 
 
@@ -203,7 +203,7 @@ def test_a_generator_begins_as_a_table_and_keeps_its_steps(bundle_of) -> None:
 def test_data_free_means_that_no_data_are_opened(digits: Bundle) -> None:
     with patch("fewstep.data.open_images", side_effect=AssertionError("an image was read")):
         done = distill(digits, "student", SidConfig(**CONFIG))
-    assert done.manifest.provenance["student"]["data"] is None
+    assert done.manifest.provenance.networks["student"]["data"] is None
 
 
 def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:

@@ -101,7 +101,7 @@ def test_a_metric_is_asked_as_often_as_wanted_and_survives_a_stop(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
     bundle = train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
-    assert bundle.manifest.provenance["teacher"]["metrics"] == [
+    assert bundle.manifest.provenance.networks["teacher"]["metrics"] == [
         {"step": 2, "value": 1.0},
         {"step": 4, "value": 2.0},
         {"step": 6, "value": 4.0},

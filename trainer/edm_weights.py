@@ -13,7 +13,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,13 +66,14 @@ def load_edm_weights(path: Path, *, sigma_data: float = 0.5) -> tuple[Denoiser, 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} could not be read ({str(error).splitlines()[0]}); give .safetensors") from None
     except UnpicklingError:
         raise ValueError(
             f"{path} is a pickle of more than tensors, which reading would execute; save the network's state_dict() "
             "with safetensors where its code is trusted"
         ) from None
+    except Exception as error:  # of whatever kind torch and safetensors raise for bytes they do not expect
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise ValueError(f"{path} could not be read ({reason}); give .safetensors") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path} is not a state dict, that is names and tensors; save the network's state_dict()")
     return {str(key): value.float() for key, value in found.items()}

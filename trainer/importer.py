@@ -84,7 +84,7 @@ def import_teacher(source: Path, out: Path, *, tokens: int | None = None, licenc
         plan = heun(found.denoiser.parametrisation.grid(18))
         draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
         draft.manifest.default = "heun18"
-        draft.manifest.provenance["teacher"] = {
+        draft.manifest.provenance.networks["teacher"] = {
             "imported": source.resolve().name,
             "scheduler": found.scheduler.get("_class_name"),
             "proof": asdict(proof),

@@ -25,6 +25,7 @@ from fewstep.manifest import Condition, ImageSpec, LatentSpec
 from fewstep.processes import several_on_cpu
 from fewstep.progress import Track, silent, unsaid
 from fewstep.spec import Strict
+from fewstep.staging import check_place
 
 __all__ = ["Latents", "encode_images", "is_latents", "open_latents"]
 
@@ -83,6 +84,7 @@ def encode_images(
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
+    check_place(out)
     processes = PartialState(cpu=several_on_cpu())
     images = open_images(source, "all", resolution=resolution)
     model = _autoencoder(autoencoder)

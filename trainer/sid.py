@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle
-from fewstep.card import write_card
+from fewstep.card import inherited, write_card
 from fewstep.data import Images, numbered_like
 from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
@@ -142,7 +142,7 @@ class _Run:
         self.g_optimizer, self.f_optimizer = self.accelerator.prepare(*optimizers)
         self.space: Space = space_of(self.teacher.parametrisation, mean=config.noise_mean, std=config.noise_std)
         self.plan, given = _plan_of(bundle, config, self.teacher)
-        fitted_to = bundle.manifest.provenance.get(config.plan or "", {}).get("data")
+        fitted_to = bundle.manifest.provenance.plans.get(config.plan or "", {}).get("data")
         self.settings |= {"plan_sha256": given, "plan_data": fitted_to}
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
@@ -336,7 +336,8 @@ class _Run:
             draft.manifest.default = self.name
             metrics = [{"iteration": step, "value": value} for step, value in self.metrics.items()]
             about = self.provenance | self.settings | {"retries": self.retries, "metrics": metrics}
-            draft.manifest.provenance[self.name] = about
+            about["inherited_licences"] = inherited(draft.manifest, config.start, self.settings["teacher"])
+            draft.manifest.provenance.networks[self.name] = about
             write_card(draft)
         checkpoint.remove(self.saved)
 

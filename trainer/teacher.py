@@ -250,7 +250,7 @@ class _Run:
             draft.manifest.plans["heun18"] = PlanEntry.of(self.plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
             about = {key: value for key, value in self.settings.items() if key != "classes"}  # the bundle's condition has them
-            draft.manifest.provenance["teacher"] = about | {"metrics": self.metrics, "licence": self.licence}
+            draft.manifest.provenance.networks["teacher"] = about | {"metrics": self.metrics, "licence": self.licence}
             write_card(draft)
         checkpoint.remove(self.saved)
 

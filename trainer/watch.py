@@ -16,6 +16,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec
 from fewstep.picture import grid, save_grid
+from fewstep.places import check_folder
 from fewstep.plan import Plan, sample
 from fewstep.processes import several_on_cpu
 from fewstep.trainer.shards import is_sharded
@@ -37,6 +38,7 @@ def accelerator_for(precision: str, log: Path | None) -> Accelerator:
 
     if log.is_file():
         raise ValueError(f"curves and samples go into a directory, and {log} is a file; choose another --log-to")
+    check_folder(log)
     log.mkdir(parents=True, exist_ok=True)
     return Accelerator(mixed_precision=precision, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
 

@@ -6,17 +6,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from fewstep.bundle import Bundle, Draft
-from fewstep.card import CARD
+from fewstep.bundle import CARD, Bundle, Draft
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
-from fewstep.exporter.graph.metadata import lineage
+from fewstep.golden import GOLDEN, write_golden
+from fewstep.made import decoder_digest, network_digest
 from fewstep.manifest import GraphEntry, Manifest
 
 __all__ = ["write_device"]
-
-GOLDEN = "golden.npz"
 
 
 def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], directory: Path) -> Report:
@@ -28,27 +24,32 @@ def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], di
     root = directory / bundle.root.name
     with Draft.create(root, image=source.image, condition=source.condition) as draft:
         _describe(draft.manifest, source, plans, graphs)
-        files = [path for name in graphs for path in source.graphs[name].paths]
-        for file in [*files, *([CARD] if CARD in source.files else [])]:
+        for file in [path for name in graphs for path in source.graphs[name].paths]:
             shutil.copyfile(bundle.file(file), draft.new(file))
-        if GOLDEN in source.files:
-            kept = {*plans, *draft.manifest.networks}
-            with np.load(bundle.file(GOLDEN), allow_pickle=False) as golden:
-                arrays = {key: golden[key] for key in golden.files if key.split("/")[0] in kept}
-            np.savez_compressed(draft.new(GOLDEN), allow_pickle=False, **arrays)
+        if bundle.card:
+            shutil.copyfile(bundle.card, draft.new(CARD))
+        if references := bundle.references(*plans):
+            write_golden(draft.new(GOLDEN), references)
     return _report(Bundle.load(root), graphs)
 
 
 def _describe(target: Manifest, source: Manifest, plans: Sequence[str], graphs: Sequence[str]) -> None:
-    target.name = source.name
+    """What stays of the manifest; of weights that do not, what they were."""
+    target.name, target.card_sha256 = source.name, source.card_sha256
     target.plans = {name: source.plans[name] for name in plans}
     target.graphs = {name: source.graphs[name] for name in graphs}
     target.default = source.default if source.default in plans else plans[0]
-    networks = {p.network for p in target.plans.values()} | {g.network for g in target.graphs.values()}
-    target.networks = {name: source.networks[name].model_copy(update={"directory": None}) for name in sorted(networks)}
-    origins = {origin for network in networks for origin in lineage(source, network)}  # whose license theirs may be
-    absent = {*source.plans, *source.networks} - {*plans, *origins}
-    target.provenance = {key: value for key, value in source.provenance.items() if key not in absent}
+    networks = sorted({p.network for p in target.plans.values()} | {g.network for g in target.graphs.values()})
+    target.networks = {name: source.networks[name].model_copy(deep=True) for name in networks}
+    for name, entry in target.networks.items():
+        if entry.directory:
+            entry.directory, entry.digest = None, network_digest(source, name)
+    target.latent = source.latent.model_copy() if source.latent else None
+    if target.latent and target.latent.directory:
+        target.latent.directory, target.latent.digest = None, decoder_digest(source)
+    of = source.provenance
+    target.provenance.networks = {name: of.networks[name] for name in networks if name in of.networks}
+    target.provenance.plans = {name: of.plans[name] for name in plans if name in of.plans}
 
 
 def _report(bundle: Bundle, graphs: Sequence[str]) -> Report:

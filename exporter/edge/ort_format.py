@@ -54,7 +54,7 @@ def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
 
 def _convert(source: Path, target: Path) -> None:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry("session.save_model_format", "ORT")

@@ -27,7 +27,7 @@ from fewstep.exporter.edge.sizes import Report
 from fewstep.exporter.edge.web import PINNED, ort_web, write_page
 from fewstep.manifest import GraphEntry, Precision
 from fewstep.progress import Track, silent
-from fewstep.staging import recover, staged
+from fewstep.staging import check_place, recover, staged
 
 __all__ = ["SIZES", "TARGETS", "Target", "package"]
 
@@ -53,7 +53,8 @@ def package(
     Raises ValueError for a graph the bundle lacks or a target refuses, and when out holds what fewstep did not write.
     """
     out = out.absolute()
-    _refuse_foreign(bundle, out)
+    check_place(out)
+    _refuse_foreign(out)
     chosen = _Chosen.of(bundle, plans, precisions)
     runtime = ort_web(ort_web_package) if ort_web_package else PINNED
     report = Report()
@@ -123,11 +124,9 @@ class _Chosen:
         return {n: g for n, g in its.items() if not self.precisions or g.precision in self.precisions}
 
 
-def _refuse_foreign(bundle: Bundle, out: Path) -> None:
-    """Raise ValueError where out is, or lies in, something that fewstep package did not write."""
+def _refuse_foreign(out: Path) -> None:
+    """Raise ValueError where out is something that fewstep package did not write."""
     recover(out)
-    if out.resolve().is_relative_to(bundle.root.resolve()):
-        raise ValueError(f"{out.name} lies inside the bundle, which holds only what its manifest lists; name another folder")
     if not out.exists() and not out.is_symlink():
         return
     try:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from fewstep.bundle import Bundle
 from fewstep.engines import unfit
-from fewstep.exporter.parity import Arrays, Parity, compare, left_out, load_references, plans_of, walk
+from fewstep.exporter.parity import Parity, compare, left_out, plans_of, walk
+from fewstep.golden import Arrays
 from fewstep.machine import this_machine
 from fewstep.manifest import EngineEntry
 
@@ -23,7 +24,7 @@ def check_engines(bundle: Bundle) -> list[Parity]:
 
     Raises ValueError for an engine that is not what was saved, or without a reference.
     """
-    machine, references, results = this_machine(), load_references(bundle), []
+    machine, references, results = this_machine(), bundle.references(), []
     for name, entry in bundle.manifest.engines.items():
         graph = bundle.manifest.graphs[entry.graph]
         reason = unfit(bundle, entry, machine)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fewstep.bundle import Bundle
 from fewstep.extras import install
 from fewstep.manifest import GraphEntry, Layout, Precision
@@ -148,10 +146,10 @@ def _dynamic(graph: onnx.GraphProto) -> Iterator[str]:
 
 def _golden_batch(bundle: Bundle, entry: GraphEntry) -> int:
     """Images per call of the parity check; 0 without a reference for the graph's plan."""
-    if "golden.npz" not in bundle.manifest.files:
+    if entry.plan is None:
         return 0
-    with np.load(bundle.file("golden.npz"), allow_pickle=False) as golden:
-        return len(golden[f"{entry.plan}/noise"]) if f"{entry.plan}/noise" in golden else 0
+    references = bundle.references(entry.plan)
+    return len(references[entry.plan]["noise"]) if entry.plan in references else 0
 
 
 def _stray(entry: GraphEntry, tensors: list[onnx.TensorProto]) -> Iterator[str]:

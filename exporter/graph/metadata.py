@@ -8,16 +8,17 @@ of what the graph was made from.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 import fewstep
 from fewstep.bundle import Bundle
-from fewstep.manifest import Condition, GraphEntry, Manifest, PlanEntry
+from fewstep.card import licence
+from fewstep.made import decoder_digest, network_digest
+from fewstep.manifest import Condition, GraphEntry, PlanEntry
 
-__all__ = ["about", "describe", "lineage"]
+__all__ = ["about", "describe"]
 
 PREFIX = "fewstep."
 
@@ -37,17 +38,18 @@ def about(bundle: Bundle, graph: GraphEntry) -> dict[str, str]:
         "low": f"{image.low:g}",
         "high": f"{image.high:g}",
         "condition": condition.kind,
-        "license": _license(manifest, graph.network),
+        "license": licence(manifest, graph.network),
     }
     if condition.kind == "labels":
         facts |= {"classes": str(condition.classes), "names": "\n".join(condition.names)}
     if graph.plan is not None:
         plan = manifest.plans[graph.plan]
         facts |= {"plan": graph.plan, "solver": plan.solver, "calls": str(plan.plan().nfe), "plan_sha256": _numbers(plan)}
-    if manifest.networks[graph.network].directory is not None:
-        facts["network_sha256"] = bundle.network_digest(graph.network)
-    if manifest.latent and manifest.latent.directory is not None:
-        facts["decoder_sha256"] = _decoder(manifest)
+    network, latent = manifest.networks[graph.network], manifest.latent
+    if network.directory or network.digest:
+        facts["network_sha256"] = network_digest(manifest, graph.network)
+    if latent and (latent.directory or latent.digest):
+        facts["decoder_sha256"] = str(decoder_digest(manifest))
     return {PREFIX + key: value for key, value in facts.items() if value}
 
 
@@ -96,31 +98,6 @@ def _lines(values: Sequence[ir.Value]) -> str:
     )
 
 
-def lineage(manifest: Manifest, network: str) -> list[str]:
-    """A network and those it was distilled from, each after the one that came of it."""
-    names: list[str] = []
-    while network not in names:
-        names.append(network)
-        about = manifest.provenance.get(network)
-        network = str(about.get("teacher", network)) if isinstance(about, dict) else network
-    return names
-
-
-def _license(manifest: Manifest, network: str) -> str:
-    """That of a network or, where it has none, of the teacher it was distilled from."""
-    said = (manifest.provenance.get(name) for name in lineage(manifest, network))
-    return next((str(about["licence"]) for about in said if isinstance(about, dict) and about.get("licence")), "not stated")
-
-
 def _numbers(plan: PlanEntry) -> str:
     """One hash for a plan's numbers, whatever its solver is called."""
     return hashlib.sha256(plan.model_dump_json(exclude={"solver", "network"}).encode()).hexdigest()
-
-
-def _decoder(manifest: Manifest) -> str:
-    """One hash for a decoder's files and how it is used."""
-    assert manifest.latent
-    prefix = f"{manifest.latent.directory}/"
-    files = {path.removeprefix(prefix): f.sha256 for path, f in manifest.files.items() if path.startswith(prefix)}
-    how = manifest.latent.model_dump_json(exclude={"directory"})
-    return hashlib.sha256((how + json.dumps(files, sort_keys=True)).encode()).hexdigest()

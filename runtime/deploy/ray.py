@@ -22,7 +22,7 @@ from fewstep.bundle import Bundle
 from fewstep.external import check_files
 from fewstep.labels import Labels
 from fewstep.manifest import Precision
-from fewstep.picture import refuse_path
+from fewstep.places import writing
 from fewstep.runtime.ladder import RUNGS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
@@ -142,7 +142,9 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
         ]
     }
     ServeDeploySchema.model_validate(config)
-    refuse_path(path)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    temporary.replace(path)
+    with writing(path) as beside:
+        beside.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+
+
+def _name(bundle: Path) -> str:
+    return bundle.name.removesuffix(".bundle")

@@ -46,23 +46,26 @@ def adopt(
                 f"no step of {plan!r} starts at a noise level above {guidance.lo:g} and up to {guidance.hi:g}, so none would "
                 f"be guided; its steps start at {', '.join(f'{level:.3g}' for level in levels[:-1])}"
             )
-    about = dict(source.manifest.provenance.get(plan, {}))
+    about = dict(source.manifest.provenance.plans.get(plan, {}))
     about |= {"adopted": {"bundle": source.manifest.name, "plan": plan, "guidance": guidance.settings() if guidance else None}}
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(table, network=network, solver=entry.solver)
-        draft.manifest.provenance[name] = about
+        draft.manifest.provenance.plans[name] = about
     return Bundle.load(bundle.root)
 
 
 def mismatch(bundle: Bundle, plan: str) -> str | None:
     """What a fitted plan is used with and was not fitted for, as a sentence; None where all is as it was fitted."""
     entry: PlanEntry = bundle.pick("plan", plan, bundle.manifest.plans)
-    about = bundle.manifest.provenance.get(plan)
+    about = bundle.manifest.provenance.plans.get(plan)
     if not isinstance(about, dict) or "network_sha256" not in about:
         return None
+    network = bundle.manifest.networks[entry.network]
     against = []
-    if about["network_sha256"] != bundle.network_digest(entry.network):
-        against.append(f"with other weights than those of {entry.network!r} now")
+    known = network.directory or network.digest
+    if known and about["network_sha256"] != bundle.network_digest(entry.network):
+        decoder = " and the decoder" if bundle.manifest.latent else ""
+        against.append(f"with other weights than those of {entry.network!r}{decoder} now")
     if about.get("adopted", {}).get("guidance"):
         against.append("with another guidance")
     if not against:

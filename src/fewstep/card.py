@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.bundle import Draft
+from fewstep.bundle import CARD, Draft
+from fewstep.draft import digest
 from fewstep.manifest import Manifest
 
-__all__ = ["CARD", "write_card"]
+__all__ = ["inherited", "licence", "write_card"]
 
-CARD = "card.md"
-MARK = "<!-- written by fewstep; remove this line to keep your own words -->"
+NOTE = "<!-- Written by fewstep, and anew whenever a network is added, unless you change it: then it is yours and stays. -->"
 
 
 def write_card(draft: Draft) -> None:
-    """Write the card of a draft anew, unless somebody else wrote the one that is there."""
+    """Write the card of a draft anew, unless the one that is there is not the one that fewstep wrote last."""
     path = draft.root / CARD
-    if not path.exists() or MARK in path.read_text("utf-8"):
+    if not path.exists() or digest(path) == draft.manifest.card_sha256:
         draft.new(CARD).write_text(card(draft.manifest), "utf-8")
+        draft.manifest.card_sha256 = digest(path)
+
+
+def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
+    """The licences that a network made from these is under besides its own, by the network that each is of."""
+    found: dict[str, str] = {}
+    for name in networks:
+        about = manifest.provenance.networks.get(name, {})
+        found |= about.get("inherited_licences", {})
+        if about.get("licence"):
+            found[name] = about["licence"]
+    return found
+
+
+def licence(manifest: Manifest, network: str) -> str:
+    """What a network is licensed under, and the ones it was made from, in words."""
+    about = manifest.provenance.networks.get(network, {})
+    own = [about["licence"]] if about.get("licence") else []
+    others = [f"{name}: {words}" for name, words in about.get("inherited_licences", {}).items() if words not in own]
+    return "; ".join([*own, *others]) or "not stated"
 
 
 def card(manifest: Manifest) -> str:
@@ -35,10 +55,10 @@ def card(manifest: Manifest) -> str:
         "|---|---|---|---|---|",
     ]
     for name, network in manifest.networks.items():
-        about = manifest.provenance.get(name, {})
-        cells = [name, network.parametrisation.kind, _source(about), _data(about), about.get("licence") or "not stated"]
+        about = manifest.provenance.networks.get(name, {})
+        cells = [name, network.parametrisation.kind, _source(about), _data(about), licence(manifest, name)]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
-    lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", MARK, ""]
+    lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", NOTE, ""]
     return "\n".join(lines)
 
 

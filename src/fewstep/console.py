@@ -1,12 +1,19 @@
-"""What the command line shows: progress with remaining time, a table, one-line refusals. Needs rich."""
+"""What the command line shows. Needs rich.
+
+Results go to stdout, lines (`show`) and tables; with --json the JSON alone does, and they go to stderr. Progress, choices and
+warnings (`say`) go to stderr. All text passes `visible`: much of it comes from files, and a terminal takes orders from text.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,16 +22,55 @@ from rich.table import Table
 
 from fewstep.progress import Report
 
-__all__ = ["SPEAKS", "clock", "meter", "say", "table", "track"]
+__all__ = ["SPEAKS", "clock", "meter", "print_json", "results_as_json", "say", "show", "table", "track", "visible"]
 
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of one run, which all do the same, the first alone
-_out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not SPEAKS)
+_err, _out = (
+    Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=not SPEAKS)
+    for stderr in (True, False)
+)
+_results = _out  # where they go: not to stdout where JSON does
+WIDEST = 10_000  # columns of a table that no terminal shows: who pages or searches it wants whole lines
+ORDERS = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # categories of characters that are no text: control, direction, halves of pairs, breaks
 PLAIN_EVERY_SECONDS = 5.0
 
 
+def results_as_json(chosen: bool) -> bool:
+    """Say whether stdout is for JSON, as an option's callback."""
+    global _results
+    _results = _err if chosen else _out
+    return chosen
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The result for machines."""
+    if SPEAKS:
+        print(json.dumps(result, indent=1))
+
+
+def show(text: str) -> None:
+    """A line of the result."""
+    _results.print(visible(text))
+
+
 def say(text: str) -> None:
-    """A line for people. Goes to stderr, so that stdout is left to --json."""
-    _out.print(text)
+    """A line on the way: progress, a choice, a warning."""
+    _err.print(visible(text))
+
+
+def visible(text: str) -> str:
+    """Text without the power over a terminal: what is no text in it is written as in Python's strings."""
+    return "".join(c if unicodedata.category(c) not in ORDERS or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def track(steps: Sequence[int], what: str) -> Iterable[int]:
@@ -40,8 +86,8 @@ def track(steps: Sequence[int], what: str) -> Iterable[int]:
 
 def _bar(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_out) as progress:
-        yield from progress.track(steps, total=before + len(steps), completed=before, description=f"{what:<24}")
+    with Progress(*columns, console=_err) as progress:
+        yield from progress.track(steps, total=before + len(steps), completed=before, description=f"{visible(what):<24}")
 
 
 def _lines(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
@@ -65,9 +111,9 @@ def meter(what: str) -> Iterator[Report]:
     start = shown = time.monotonic()
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[phase]}"))
-        with Progress(*columns, console=_out) as progress:
-            task = progress.add_task(f"{what:<24}", total=1.0, phase="")
-            yield lambda done, phase: progress.update(task, completed=done, phase=phase)
+        with Progress(*columns, console=_err) as progress:
+            task = progress.add_task(f"{visible(what):<24}", total=1.0, phase="")
+            yield lambda done, phase: progress.update(task, completed=done, phase=visible(phase))
         return
 
     def report(done: float, phase: str) -> None:
@@ -87,11 +133,13 @@ def clock(seconds: float) -> str:
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: numbers right, words left. Cells are shown as they are, columns with nothing in them not at all."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    shown = Table(title=visible(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
     for i in kept:
         numbers = i > 0 and all(row[i][:1] in "-0123456789" for row in rows)
         shown.add_column(head[i], justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(row[i] for i in kept))
-    _out.print(shown)
+        shown.add_row(*(visible(row[i]) for i in kept))
+    if not _results.is_terminal:
+        _results.width = WIDEST
+    _results.print(shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle, Draft
+from fewstep.json_object import read_object
 from fewstep.manifest import ImageSpec, LatentSpec
+from fewstep.readable import readable
 from fewstep.tensors import os_errors
 
 __all__ = ["Decoder", "latent_spec", "load_autoencoder", "load_decoder", "pixels_per_latent", "save_decoder", "to_bytes"]
@@ -99,8 +100,7 @@ def load_decoder(bundle: Bundle) -> Decoder:
     if latent.directory is None:
         raise ValueError(f"{bundle.root.name} was shipped without its decoder; only its graphs can be used")
     directory = bundle.directory(latent.directory)
-    kind = json.loads(Path(directory, "config.json").read_text("utf-8")).get("_class_name")
-    autoencoder = load_autoencoder(directory, kind)
+    autoencoder = load_autoencoder(directory, str(read_object(directory / "config.json").get("_class_name")))
     _check_fit(autoencoder, latent, bundle.manifest.image)
     return Decoder(autoencoder, latent).eval()
 
@@ -109,7 +109,8 @@ def load_autoencoder(directory: Path, kind: str) -> Any:
     """An autoencoder that diffusers saved, in fp32. Raises ValueError for a class fewstep does not drive."""
     _check_class(kind)
     made = getattr(importlib.import_module("diffusers"), kind)
-    return made.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+    with readable(f"the {kind} in {directory}", "copy it again from its source"):
+        return made.from_pretrained(directory, local_files_only=True, use_safetensors=True)
 
 
 def _check_class(kind: str) -> None:

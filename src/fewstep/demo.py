@@ -26,6 +26,7 @@ from fewstep.guidance import Guidance
 from fewstep.machine import described
 from fewstep.manifest import PlanEntry, Precision
 from fewstep.picture import save_grid
+from fewstep.places import check_folder
 from fewstep.runtime import Generator
 from fewstep.schedule import karras
 from fewstep.solvers import ddim, dpmpp_2m
@@ -106,6 +107,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     Writes digits.bundle, digits.png (one network call per image), samplers.png and demo.json, whose content it returns.
     Raises ValueError when `out` holds a demo of other settings.
     """
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     _refuse_other_settings(out / "settings.json", config)
     path, stages = out / "digits.bundle", _Stages(config.seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.bundle import Bundle, Draft
+from fewstep.json_object import read_object
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry
 from fewstep.networks import NETWORKS, check_fit, network_class
 from fewstep.parametrisation import Edm, Parametrisation, Scales
@@ -174,12 +174,12 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     """
     directory = bundle.network(name)
     entry = bundle.manifest.networks[name]
-    kind = json.loads(Path(directory, "config.json").read_text("utf-8")).get("_class_name")
+    kind = str(read_object(directory / "config.json").get("_class_name"))
     try:
         net, report = network_class(kind).from_pretrained(
             directory, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # of whatever kind diffusers and safetensors raise for what they do not expect
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ValueError(
             f"the weights of network {name!r} do not fit its config.json ({reason}); copy the bundle again from its source"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fewstep.readable import readable
 from fewstep.spec import Condition
 
 __all__ = ["checked_embeddings", "condition_of", "read_embeddings"]
@@ -18,10 +18,8 @@ def read_embeddings(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises FileNotFoundError or ValueError for one that is not there or not readable."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; give a safetensors file with the embeddings of some prompts")
-    try:
+    with readable(str(path), "give a safetensors file"):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
 
 
 def condition_of(embeddings: Mapping[str, Tensor]) -> Condition:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan
-from fewstep.spec import Condition, ImageSpec, InputSpec, LatentSpec, Precision, Strict
+from fewstep.spec import Condition, Digest, ImageSpec, InputSpec, LatentSpec, Precision, Strict
 
 __all__ = [
     "Condition",
@@ -28,6 +28,7 @@ __all__ = [
     "NetworkEntry",
     "PlanEntry",
     "Precision",
+    "Provenance",
     "RangesEntry",
     "check_name",
 ]
@@ -58,11 +59,13 @@ Words = Annotated[list[str], Field(fail_fast=True)]
 class NetworkEntry(Strict):
     """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.denoiser.
 
-    directory None: the bundle ships the network's graphs without its weights for training. time_ids: constants of an
-    SDXL network (original height and width, crop top and left, target height and width in pixels).
+    directory None: the bundle ships the network's graphs without its weights for training; digest is then what
+    fewstep.made.network_digest was with them, where that is known. time_ids: constants of an SDXL network (original height and
+    width, crop top and left, target height and width in pixels).
     """
 
     directory: str | None
+    digest: Digest | None = None
     parametrisation: Parametrisation
     patch: PositiveInt = 1
     time_ids: Numbers = Field(default=[])
@@ -172,12 +175,19 @@ class EngineEntry(Strict):
 
 
 class FileEntry(Strict):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Digest
     bytes: int = Field(ge=0)
 
 
+class Provenance(Strict):
+    """What networks and plans were made of, how and under which licence, by their names; a network and a plan may share one."""
+
+    networks: dict[Name, dict[str, Any]] = Field(default={})
+    plans: dict[Name, dict[str, Any]] = Field(default={})
+
+
 class Manifest(Strict):
-    """bundle.json."""
+    """bundle.json. card_sha256: of the card.md that fewstep wrote last; another one is somebody's own words."""
 
     version: Literal[1] = Field(default=1, alias="schema")
     name: Name
@@ -190,7 +200,8 @@ class Manifest(Strict):
     ranges: dict[Name, RangesEntry] = Field(default={})
     graphs: dict[Name, GraphEntry] = Field(default={})
     engines: dict[Name, EngineEntry] = Field(default={})
-    provenance: dict[str, Any] = Field(default={})
+    provenance: Provenance = Field(default_factory=Provenance)
+    card_sha256: Digest | None = None
     files: dict[str, FileEntry] = Field(default={}, max_length=MAX_FILES)
 
     @property

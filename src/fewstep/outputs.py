@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fewstep.wire import length_delimited, varint_field
+
 __all__ = ["with_outputs"]
 
 # Field numbers of onnx.proto: ModelProto.graph, GraphProto.output, ValueInfoProto.name and .type, TypeProto.tensor_type,
@@ -15,22 +17,10 @@ def with_outputs(model: bytes, names: list[str]) -> bytes:
 
     Protocol buffers merge: a second `graph` behind the file adds its outputs to the first one's.
     """
-    outputs = b"".join(_field(OUTPUT, _value(name)) for name in names)
-    return model + _field(GRAPH, outputs)
+    outputs = b"".join(length_delimited(OUTPUT, _value(name)) for name in names)
+    return model + length_delimited(GRAPH, outputs)
 
 
 def _value(name: str) -> bytes:
-    tensor = _varint(ELEM << 3) + _varint(FLOAT)
-    return _field(NAME, name.encode()) + _field(TYPE, _field(TENSOR, tensor))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    tensor = varint_field(ELEM, FLOAT)
+    return length_delimited(NAME, name.encode()) + length_delimited(TYPE, length_delimited(TENSOR, tensor))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["grid", "refuse_path", "save_grid"]
+from fewstep.places import writing
 
-
-def refuse_path(path: Path, suffix: str = "") -> None:
-    """Raise ValueError where no file can be written, in no directory or over a directory or device; or for another suffix."""
-    target = path.resolve()
-    if not target.parent.is_dir():
-        raise ValueError(f"{path.parent} is not a directory; create it first or choose another file")
-    if target.exists() and not target.is_file():
-        raise ValueError(f"{path} is not a file that can be replaced; name a new file, such as grid.png")
-    if suffix and path.suffix.lower() != suffix:
-        raise ValueError(f"this writes {suffix[1:].upper()}, so the file ends with {suffix}; got {path.name!r}")
+__all__ = ["grid", "save_grid"]
 
 
 def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Image.Image:
@@ -35,12 +25,6 @@ def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Imag
 
 
 def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
-    """Write a grid as PNG; beside first, then in place. Raises ValueError as refuse_path does."""
-    refuse_path(path)
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        grid(images, columns=columns, scale=scale).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a grid as PNG. Raises what fewstep.places.writing raises."""
+    with writing(path) as beside:
+        grid(images, columns=columns, scale=scale).save(beside, format="PNG")

@@ -48,7 +48,7 @@ def open_session(
     has not opened in time (see load_limit_s).
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; printed, they would bring names of the graph to a terminal
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.intra_op_num_threads = threads or usable_cores()

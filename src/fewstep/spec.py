@@ -8,7 +8,17 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["MAX_CLASS_NAME", "Condition", "ImageSpec", "InputSpec", "LatentSpec", "Precision", "Strict", "check_class_names"]
+__all__ = [
+    "MAX_CLASS_NAME",
+    "Condition",
+    "Digest",
+    "ImageSpec",
+    "InputSpec",
+    "LatentSpec",
+    "Precision",
+    "Strict",
+    "check_class_names",
+]
 
 # What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
 # fp8 leave it in fp16 (GPUs).
@@ -18,6 +28,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 MAX_SIDE = 1 << 14  # pixels
 MAX_SIZE = 1 << 20  # classes, tokens, numbers in a vector
 MAX_CLASS_NAME = 255  # characters; folders have no longer names
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 
@@ -47,7 +58,7 @@ class LatentSpec(Strict):
     """What the sampler of a latent model works on, and the autoencoder whose decoder turns it into images.
 
     image = decode(latent / scaling_factor + shift_factor) in [-1, 1]. directory None: the bundle ships the decoder in its
-    graphs only.
+    graphs only; digest is then what fewstep.made.decoder_digest was with it, where that is known.
     """
 
     channels: Side
@@ -57,6 +68,7 @@ class LatentSpec(Strict):
     shift_factor: float = 0.0
     decoder: Literal["AutoencoderKL", "AutoencoderTiny"]
     directory: str | None
+    digest: Digest | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.places import writing
+
 __all__ = ["os_errors", "save_tensors"]
 
 
@@ -28,12 +30,7 @@ def os_errors() -> Iterator[None]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file beside `path` and rename it into place. Raises OSError, and then leaves what was there before."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with os_errors():
-            contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            save_file(contiguous, temporary, dict(metadata or {}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file, whole or not at all. Raises OSError, and then leaves what was there before, and what `writing` raises."""
+    with writing(path) as beside, os_errors():
+        contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(contiguous, beside, dict(metadata or {}))

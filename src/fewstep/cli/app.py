@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,8 @@ import typer
 
 import fewstep
 from fewstep import solvers
-from fewstep.bundle import Bundle, check_writable
-from fewstep.console import SPEAKS, say, track
+from fewstep.bundle import Bundle
+from fewstep.console import SPEAKS, print_json, results_as_json, say, track, visible
 from fewstep.data import Images
 from fewstep.extras import install_for
 from fewstep.guidance import Guidance
@@ -24,6 +24,7 @@ from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
 from fewstep.progress import Track
 from fewstep.schedule import Grid
+from fewstep.staging import check_place
 
 __all__ = [
     "SOLVERS",
@@ -33,6 +34,7 @@ __all__ = [
     "Replace",
     "Seed",
     "app",
+    "editable",
     "finish",
     "finite",
     "free_name",
@@ -66,16 +68,22 @@ Embeddings = Annotated[
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of what has that name; its graphs go.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=results_as_json, is_eager=True, help="Print the result as JSON, and it alone, on stdout."),
+]
+
+
+def editable(path: Path) -> Bundle:
+    """A bundle that a verb will change, loaded. Raises what check_place raises where it cannot be, which is before the work."""
+    bundle = Bundle.load(path)
+    check_place(bundle.root)
+    return bundle
 
 
 def free_name(bundle: Bundle, name: str, *, replace: bool) -> str:
-    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere.
-
-    PermissionError where the bundle cannot be written, which is to be known before the work.
-    """
+    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere."""
     check_name(name)
-    check_writable(bundle.root)
     if not replace and (name in bundle.manifest.plans or name in bundle.manifest.networks):
         raise ValueError(f"{bundle.root.name} has {name!r} already; choose another --name, or --replace it")
     return name
@@ -102,8 +110,8 @@ def telling(images: Images | None) -> Track:
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:
     """Print the result for machines and the next command for people."""
-    if as_json and SPEAKS:
-        print(json.dumps(result, indent=1))
+    if as_json:
+        print_json(result)
     if then:
         say(f"next: {then}")
 
@@ -161,6 +169,9 @@ INTERRUPTED = 130  # by Ctrl-C
 
 def main() -> None:
     """Run the command; bad input, no permission, a missing package and a full disk end with one sentence and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, where an encoding lacks a character
+    results_as_json(False)
     try:
         app()
     except SystemExit as ended:
@@ -182,12 +193,12 @@ def main() -> None:
             )
         if type(error) is FileNotFoundError and error.filename:
             text = f"there is no {error.filename}"
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
             text = f"no permission ({error.filename or text}); choose another place, or ask for it"
         if isinstance(error, ImportError):
             package = (error.name or text).split(".")[0]
             text = f"this needs the package {package}, which is not installed or does not load: {text}"
             if way_out := install_for(next(iter(sys.argv[1:]), ""), package):
                 text = f"this needs {package}, which is not installed; {way_out}"
-        print(f"fewstep: {text}", file=sys.stderr)  # whichever process it is
+        print(visible(f"fewstep: {text}"), file=sys.stderr)  # whichever process it is
         sys.exit(2)

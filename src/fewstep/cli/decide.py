@@ -10,9 +10,10 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, finish, finite, solver_of, telling
-from fewstep.console import say, table, track
+from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, editable, finish, finite, solver_of, telling
+from fewstep.console import say, show, table, track
 from fewstep.decide.comparison import FARTHEST, Candidate, Comparison, Judged, Limits, Spread, decimals, farthest, pick, read
+from fewstep.places import check_folder
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
@@ -48,15 +49,15 @@ def compare(
     from fewstep.embeddings import read_embeddings
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
-    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds), Bundle.load(bundle)
+    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
-    show(found)
+    show_comparison(found)
     finish(found.model_dump(mode="json"), as_json, f"fewstep pick {bundle} --calls 4, or: fewstep report {bundle}")
 
 
-def show(found: Comparison) -> None:
+def show_comparison(found: Comparison) -> None:
     """The comparison as a table."""
     rows = []
     for name, judged in found.plans.items():
@@ -108,7 +109,7 @@ def pick_sampler(
 ) -> None:
     """Choose the sampler to ship and make it the default: the fastest that is good enough, or the best that is fast enough."""
     limits = Limits(frechet, accuracy, ms, calls, pixels)
-    loaded = [Bundle.load(path) for path in bundles]
+    loaded = [editable(path) for path in bundles]
     compared = [read(bundle) for bundle in loaded]
     for other in compared[1:]:
         if other.judge != compared[0].judge:
@@ -133,7 +134,7 @@ def pick_sampler(
             say(f"left out {left.plan}: its pixels are off in {statistic} by {off:.2f} deviations of real images; look at them")
     judged = chosen.judged
     for line in WATCH:
-        say("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, frechet=judged.frechet))
+        show("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, frechet=judged.frechet))
     described = {
         title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.judged.model_dump(mode="json")}
         for title, c in columns.items()
@@ -173,7 +174,7 @@ def report(
 
     write_report(Bundle.load(bundle), out, track=track)
     finish({"out": str(out)}, as_json)
-    say(f"wrote {out}")
+    show(f"wrote {out}")
 
 
 @app.command(rich_help_panel="Decide what ships")
@@ -202,6 +203,7 @@ def tau(
     from fewstep.trainer.teacher import TeacherConfig
 
     chosen_solver = solver_of(solver)
+    check_folder(out)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
     images = open_images(data)
     following = telling(images)
@@ -211,7 +213,7 @@ def tau(
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
     table(f"Frechet distance, {steps} steps of {solver}, over {runs} training runs", ["tau", "distance"], rows)
     if chosen == 1.0:
-        say("no tau beats the plain loss by more than the spread")
+        show("no tau beats the plain loss by more than the spread")
     result = {"tau": chosen, "distances": {f"{tau:g}": spread.model_dump() for tau, spread in found.items()}}
     finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g} --out tau{chosen:g}.bundle")
 

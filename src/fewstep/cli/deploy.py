@@ -9,7 +9,7 @@ import typer
 
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, precisions
-from fewstep.console import say
+from fewstep.console import show
 
 __all__ = ["ray", "triton"]
 
@@ -54,7 +54,7 @@ def triton(
     settings = Settings(cast(Any, device), wanted, max_batch, wait_ms, max_waiting, timeout)
     names = write_repository(loaded, out, _plans(loaded, plan), settings)
     for name in names:
-        say(f"{out / name}: an ensemble of {name}.noise and {name}.sampler")
+        show(f"{out / name}: an ensemble of {name}.noise and {name}.sampler")
     finish({"out": str(out), "models": names}, as_json, f"tritonserver --model-repository {out}")
 
 
@@ -92,7 +92,7 @@ def ray(
         timeout_s=timeout,
     )
     write_config(out, settings, Replicas(least=min_replicas, most=max_replicas, cpus=cpus, gpus=gpus))
-    say(f"wrote {out}; the bundle must lie at {loaded.root} on every node")
+    show(f"wrote {out}; the bundle must lie at {loaded.root} on every node")
     finish({"out": str(out)}, as_json, f"serve run {out}")
 
 

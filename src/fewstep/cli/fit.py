@@ -20,6 +20,7 @@ from fewstep.cli.app import (
     Replace,
     Seed,
     app,
+    editable,
     finish,
     finite,
     free_name,
@@ -28,7 +29,7 @@ from fewstep.cli.app import (
     solver_of,
     telling,
 )
-from fewstep.console import say, table, track
+from fewstep.console import say, show, table, track
 from fewstep.guidance import PLAIN
 
 __all__ = ["adopt", "calibrate", "interval", "quantise"]
@@ -79,7 +80,7 @@ def calibrate(
     from fewstep.data import images_like
     from fewstep.embeddings import read_embeddings
 
-    guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, Bundle.load(bundle)
+    guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, editable(bundle)
     name = free_name(loaded, name or f"{method}{steps}", replace=replace)
     if method != "table" and data:
         raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
@@ -138,7 +139,7 @@ def interval(
 
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
-    loaded = Bundle.load(bundle)
+    loaded = editable(bundle)
     images = images_like(loaded, data)
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     following = telling(images)
@@ -150,9 +151,9 @@ def interval(
     table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
     plan = done.plan(name)
     taken = [row for row, factor in enumerate(plan.weights) if factor != 1]
-    options = _as_options(**done.manifest.provenance[name]["guidance"])
+    options = _as_options(**done.manifest.provenance.plans[name]["guidance"])
     words = f"{options} guides rows {taken[0]} to {taken[-1]}" if taken else "no guidance"
-    say(f"{name} takes {plan.nfe} calls: {words}")
+    show(f"{name} takes {plan.nfe} calls: {words}")
     result = {"bundle": str(bundle), "plan": name, "trials": [asdict(trial) for trial in tried]}
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")
 
@@ -183,7 +184,7 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Take over a plan that was fitted for another network or guidance, without fitting it again."""
-    loaded, guidance = Bundle.load(bundle), guidance_of(weight, lo, hi)
+    loaded, guidance = editable(bundle), guidance_of(weight, lo, hi)
     origin = Bundle.load(source) if source else loaded
     origin.pick("plan", plan, origin.manifest.plans)
     name = free_name(loaded, name or plan, replace=replace)
@@ -209,7 +210,7 @@ def quantise(
     from fewstep.embeddings import read_embeddings
 
     given = read_embeddings(embeddings) if embeddings else None
-    loaded, wanted = Bundle.load(bundle), precisions(precision)
+    loaded, wanted = editable(bundle), precisions(precision)
     name = plan or loaded.manifest.default
     if name is None:
         raise ValueError(f"{bundle} has no default plan; name one with --plan")

@@ -7,9 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, finish, finite, free_name, telling
-from fewstep.console import say, track
+from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, editable, finish, finite, free_name, telling
+from fewstep.console import say, show, track
 from fewstep.json_object import read_object
 
 __all__ = ["distill", "import_checkpoint", "train"]
@@ -141,7 +140,7 @@ def import_checkpoint(
 
     bundle, proof = import_teacher(source, out, tokens=tokens, licence=licence)
     parametrisation = bundle.manifest.networks["teacher"].parametrisation
-    say(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
+    show(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
     result = {"bundle": str(out), "parametrisation": parametrisation.model_dump(), "max_error": proof.max_error}
     finish(result, as_json, f"fewstep export {out} --solver dpmpp_2m --steps 10")
 
@@ -199,7 +198,7 @@ def distill(
 
     Reads no image, unless --data or --validate names some.
     """
-    loaded, some, metric = Bundle.load(bundle), None, None
+    loaded, some, metric = editable(bundle), None, None
     steps = steps or (loaded.plan(plan).rows if plan else 1)
     name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
     if images and not data:
@@ -243,9 +242,9 @@ def distill(
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}
-    looks = distill(loaded, name, config, log=log, track=telling(some), **extras).manifest.provenance[name]["metrics"]
+    looks = distill(loaded, name, config, log=log, track=telling(some), **extras).manifest.provenance.networks[name]["metrics"]
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name, "metrics": looks}
     if looks:
         best = min(looks, key=lambda look: look["value"])
-        say(f"kept the weights of update {best['iteration']}, at distance {best['value']:.3g}, of {len(looks)} looks")
+        show(f"kept the weights of update {best['iteration']}, at distance {best['value']:.3g}, of {len(looks)} looks")
     finish(result, as_json, f"fewstep export {bundle} --plan {name}")

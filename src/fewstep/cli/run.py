@@ -10,7 +10,8 @@ import typer
 
 from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, size, whole_numbers
-from fewstep.console import say, table, track
+from fewstep.console import say, show, table, track
+from fewstep.places import check_file
 
 __all__ = ["bench", "doctor", "serve"]
 
@@ -70,7 +71,6 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure latency and throughput of every backend that runs here, bucket by bucket."""
-    from fewstep.picture import refuse_path
     from fewstep.runtime.bench import measure, save_plot
     from fewstep.runtime.generator import Generator
     from fewstep.runtime.ladder import LADDER
@@ -78,7 +78,7 @@ def bench(
     if plot is not None:
         import matplotlib  # noqa: F401  (measuring takes a while: say now what is missing)
 
-        refuse_path(plot, ".png")
+        check_file(plot, ".png")
     loaded, results, buckets = Bundle.load(bundle), {}, whole_numbers("batch sizes", batch)
     plans: list[str | None] = [*plan] if plan else [None]
     for name in plans:
@@ -114,7 +114,7 @@ def bench(
         table(title, head, cells)
     if plot is not None:
         save_plot(plot, results)
-        say(f"wrote {plot}")
+        show(f"wrote {plot}")
     finish({"bundle": str(bundle), "results": results}, as_json)
 
 

@@ -11,10 +11,11 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, solver_of, whole_numbers
-from fewstep.console import meter, say, table, track
+from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, solver_of, whole_numbers
+from fewstep.console import meter, say, show, table, track
 from fewstep.guidance import Guidance
 from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
+from fewstep.places import check_file
 
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
@@ -51,7 +52,7 @@ def export(
     """
     from fewstep.exporter.export import export_graphs, refuse_layouts
 
-    loaded, wanted = Bundle.load(bundle), precisions(precision)
+    loaded, wanted = editable(bundle), precisions(precision)
     layouts = [cast(Layout, name) for name in layout or []]
     if unknown := [name for name in layouts if name not in get_args(Layout)]:
         raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
@@ -74,7 +75,7 @@ def export(
     new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
     new = {name: g for name, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
     for graph in new.values():
-        say(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
+        show(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
     files = {name: graph.file for name, graph in new.items()}
     then = f"fewstep generate {bundle} --plan {plans[-1]} --precision {wanted[0]} --out grid.png"
     if loaded.manifest.condition.kind == "embeddings" or wanted[0] == "bf16":
@@ -137,7 +138,9 @@ def build(
 
     if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
         raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")
-    loaded, machine = Bundle.load(bundle), this_machine()
+    if timing_cache:
+        check_file(timing_cache)
+    loaded, machine = Bundle.load(bundle) if explain else editable(bundle), this_machine()
     chosen, reason = choose(cast(Any, flavour), machine)
     settings = Settings(
         targets=tuple(target or ()),
@@ -171,16 +174,16 @@ def _for_gpus(bundle: Bundle) -> list[str]:
 def _say_jobs(jobs: Sequence[Job]) -> None:
     """What speaks against the builds, and why each engine is built or kept."""
     for finding in dict.fromkeys(finding for job in jobs for finding in job.findings):
-        say(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
+        show(f"{finding.severity:<5}  {finding.rule}: {finding.sentence}")
     for job in jobs:
         why = "; ".join(f"{miss.part} was {miss.old}, is {miss.new}" for miss in job.misses)
-        say(f"{job.name}: {'up to date' if job.up_to_date else 'to build'}" + (f" ({why})" if why else ""))
+        show(f"{job.name}: {'up to date' if job.up_to_date else 'to build'}" + (f" ({why})" if why else ""))
 
 
 def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
     for entry in (bundle.manifest.engines[job.name] for job in jobs):
         kinds = ", ".join(f"{count} layers in {kind}" for kind, count in entry.layers.items())
-        say(f"{entry.file}: {kinds}, {size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
+        show(f"{entry.file}: {kinds}, {size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
 
 
 @app.command(rich_help_panel="Export and build")

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from fewstep.bundle import Bundle
+from fewstep.card import licence
 from fewstep.cli.app import BundlePath, Json, app, finish, size
-from fewstep.console import say, table
+from fewstep.console import say, show, table
 from fewstep.labels import listed
 from fewstep.manifest import Manifest
+from fewstep.places import check_file
 
 __all__ = ["check", "demo", "generate", "inspect"]
 
@@ -35,25 +37,25 @@ def generate(
     """Make images and write them as one PNG. Uses ONNX Runtime only."""
     import time
 
-    from fewstep.picture import refuse_path, save_grid
+    from fewstep.picture import save_grid
     from fewstep.runtime import Generator
 
+    check_file(out, ".png")
     generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend, threads=threads)
     classes = generator.condition.classes
     if labels is not None and generator.condition.kind != "labels":
         raise ValueError("this bundle was trained without classes; leave --labels out")
     wanted = generator.classes.read(labels) if labels is not None else list(range(classes)) or None
-    refuse_path(out, ".png")
     seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
     start = time.perf_counter()
     images = generator(wanted, seeds=seeds)
     latency_ms = (time.perf_counter() - start) * 1e3
     save_grid(out, images, columns=min(len(images), 10), scale=scale)
-    say(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
+    show(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
     result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
     called = [generator.classes.called(label) for label in wanted or ()]
     finish(result | {"labels": wanted, "classes": called, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)
-    say(f"wrote {out}" + (f": {listed(called)}" if generator.condition.names else ""))
+    show(f"wrote {out}" + (f": {listed(called)}" if generator.condition.names else ""))
 
 
 @app.command(rich_help_panel="Use it")
@@ -77,9 +79,13 @@ def check(bundle: BundlePath, as_json: Json = False) -> None:
     table("against torch fp32: graphs in ONNX Runtime on the CPU, engines on the GPU", head, rows)
     for r in results:
         if r.skipped:
-            say(f"{r.graph}: {r.skipped}")
+            show(f"{r.graph}: {r.skipped}")
         elif len(r.drift) > 1:
-            say(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
+            show(f"{r.graph}, {r.plan}: drift by row {' '.join(f'{d:.0e}' for d in r.drift)}")
+    for line in _absent(loaded.manifest):
+        show(line)
+    if loaded.card_is_changed():
+        say("card.md is not the one that was saved; the next verb that changes the bundle takes it over")
     finish({"bundle": str(bundle), "graphs": [vars(r) | {"ok": r.ok} for r in results]}, as_json)
     if not all(r.ok for r in results):
         raise typer.Exit(1)
@@ -91,9 +97,9 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     manifest = Bundle.load(bundle).manifest
     kinds = {"none": "no condition", "labels": f"{manifest.condition.classes} classes", "embeddings": "embeddings"}
     condition = kinds[manifest.condition.kind]
-    say(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
+    show(f"{manifest.name}: {manifest.image.channels}x{manifest.image.height}x{manifest.image.width} images, {condition}")
     if names := manifest.condition.names:
-        say("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
+        show("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(names)))
     plans = [
         (
             name + (" (default)" if name == manifest.default else ""),
@@ -104,6 +110,18 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
         )
         for name, p in manifest.plans.items()
     ]
+    networks = [
+        (
+            name,
+            n.parametrisation.kind,
+            licence(manifest, name),
+            size(sum(f.bytes for path, f in manifest.files.items() if path.startswith(f"{n.directory}/")))
+            if n.directory
+            else "not here",
+        )
+        for name, n in manifest.networks.items()
+    ]
+    table("networks", ["name", "estimates", "licence", "training weights"], networks)
     table("plans", ["name", "network", "solver", "calls", "graphs"], plans)
     files = [
         (name, g.file, g.precision, size(sum(manifest.files[path].bytes for path in g.paths)))
@@ -111,7 +129,16 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     ]
     files += [(name, e.file, e.key.precision, size(manifest.files[e.file].bytes)) for name, e in manifest.engines.items()]
     table("graphs and engines", ["name", "file", "precision", "size"], files)
+    for line in _absent(manifest):
+        show(line)
     finish(manifest.model_dump(mode="json", by_alias=True), as_json)
+
+
+def _absent(manifest: Manifest) -> list[str]:
+    """What the bundle was shipped without, and what that is for, a line for each."""
+    names = [f"the network {name}" for name, entry in manifest.networks.items() if entry.directory is None]
+    names += ["the decoder"] if manifest.latent and manifest.latent.directory is None else []
+    return [f"{name} is not here: its graphs run, but nothing can be exported, fitted or distilled from it" for name in names]
 
 
 def _exported(manifest: Manifest, plan: str) -> str:

@@ -10,7 +10,7 @@ from math import inf
 from operator import itemgetter
 from typing import Any
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, model_validator
 
 from fewstep.bundle import Bundle
 from fewstep.manifest import Manifest
@@ -76,6 +76,12 @@ class Judged(Strict):
     p99_ms: float = Field(gt=0)
     images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
 
+    @model_validator(mode="after")
+    def _has_a_distance(self) -> Judged:
+        if "frechet" not in self.scores:
+            raise ValueError("a plan is judged by its Frechet distance, which is missing")
+        return self
+
     @property
     def frechet(self) -> Spread:
         return self.scores["frechet"]
@@ -98,6 +104,12 @@ class Comparison(Strict):
     machine: dict[str, Any]
     real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
     plans: dict[str, Judged] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_what_is_shown(self) -> Comparison:
+        if missing := {"frechet", "recall"} - self.real.keys():
+            raise ValueError(f"the scores of real images lack {', '.join(sorted(missing))}")
+        return self
 
     @property
     def judge(self) -> tuple[str, str, int]:
@@ -193,12 +205,7 @@ def read(bundle: Bundle) -> Comparison:
     again = f"run: fewstep compare {bundle.root.name} --data ..."
     if FILE not in bundle.manifest.files:
         raise ValueError(f"the samplers of {bundle.root.name} were not compared yet; {again}")
-    try:
-        found = Comparison.model_validate_json(bundle.file(FILE).read_bytes())
-    except ValidationError as error:
-        raise ValueError(
-            f"{bundle.root.name}/{FILE} does not hold a comparison ({error.errors()[0]['msg']}); {again}"
-        ) from None
+    found = bundle.parsed(FILE, Comparison, "comparisons", again)
     plans = {name: judged for name, judged in found.plans.items() if _current(bundle.manifest, name, judged)}
     if not plans:
         raise ValueError(f"every graph of {bundle.root.name} has changed since its samplers were compared; {again}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -24,7 +23,8 @@ from fewstep.data import images_like
 from fewstep.decide import charts
 from fewstep.decide.comparison import FARTHEST, Comparison, Judged, farthest, read
 from fewstep.guidance import Guidance, guided
-from fewstep.picture import grid, refuse_path
+from fewstep.picture import grid
+from fewstep.places import check_file, writing
 from fewstep.plan import Plan, trajectory
 from fewstep.progress import Track, silent
 from fewstep.runtime import Generator
@@ -43,7 +43,7 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
 
     Raises ValueError where the bundle's samplers were not compared, or no file can be written at out.
     """
-    refuse_path(out, ".html")
+    check_file(out, ".html")
     comparison = read(bundle)
     names = sorted(comparison.plans, key=lambda name: -comparison.plans[name].nfe)
     parts = [_sampler(bundle, comparison, names[i]) for i in track(range(len(names)), "draw samplers")]
@@ -65,9 +65,8 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
         judged=escape(_judged(comparison)),
         machine=escape(_machine(comparison.machine)),
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.new")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, out)
+    with writing(out) as beside:
+        beside.write_text(text, "utf-8")
 
 
 def _real(bundle: Bundle, comparison: Comparison) -> str:
@@ -175,7 +174,7 @@ def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
     """Fitted plans beside the solvers they were fitted from."""
     for name in names:
         entry = bundle.manifest.plans[name]
-        about = bundle.manifest.provenance.get(name, {})
+        about = bundle.manifest.provenance.plans.get(name, {})
         if not {"fitted", "losses"} & about.keys():
             continue
         method = METHODS.get(about.get("method", ""))
@@ -188,7 +187,7 @@ def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
 
 def _intervals(bundle: Bundle) -> Iterator[str]:
     for name, entry in bundle.manifest.plans.items():
-        about = bundle.manifest.provenance.get(name, {})
+        about = bundle.manifest.provenance.plans.get(name, {})
         if "trials" in about:
             plan = entry.plan()
             plain = sum(value >= SAME for value in about["similarity"])

@@ -1,0 +1,202 @@
+"""What a graph says of itself, in its bytes and when it runs, against what its bundle's manifest says of it.
+
+Facts that stand twice may come apart: by hand, by a file of another export, by a copy that mixed two. A graph that answers with
+images of other classes or another range looks as right as any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from fewstep.bundle import Bundle
+from fewstep.made import made_of
+from fewstep.manifest import GraphEntry, ImageSpec, Layout, Manifest, Precision
+from fewstep.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
+from fewstep.sessions import ERRORS
+
+__all__ = ["LIMITS", "MADE_OF", "Limits", "refuse_other_facts", "refuse_other_images", "refuse_other_labels"]
+
+MADE_OF = "fewstep.made_of"  # key of the file's metadata; see fewstep.made
+
+
+class Limits(NamedTuple):
+    """How far a precision may be from torch's fp32 on golden.npz: largest difference, in image values, and smallest PSNR."""
+
+    max_error: float
+    min_psnr_db: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(1e-4, 90),
+    "fp16": Limits(3e-2, 55),
+    "bf16": Limits(1.0, 35),
+    "int8": Limits(1.0, 30),
+    "int8-fp16": Limits(1.0, 30),
+    "fp8": Limits(1.0, 30),
+}
+# Types of tensors, by their numbers in onnx.proto, that tell precisions apart.
+INT8, FLOAT16, BFLOAT16, FLOAT8 = 3, 10, 16, 17
+TYPES: dict[Precision, set[int]] = {
+    "fp32": set(),
+    "fp16": {FLOAT16},
+    "bf16": {BFLOAT16},
+    "int8": {INT8},
+    "int8-fp16": {INT8, FLOAT16},
+    "fp8": {FLOAT8, FLOAT16},
+}
+TELLING = {INT8, FLOAT16, BFLOAT16, FLOAT8}
+
+
+@dataclass
+class _Stated:
+    """What the bytes of an ONNX file say. both: whether a node evaluates two conditions as one batch."""
+
+    producer: str = ""
+    opset: int = 0
+    types: set[int] = field(default_factory=set)
+    loop: bool = False
+    step: bool = False
+    both: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: bytes) -> _Stated:
+        """Raises ValueError for bytes that are no ONNX file."""
+        stated = cls()
+        for kind, found in messages(model):
+            if kind in READERS:
+                READERS[kind](stated, found)
+        return stated
+
+    @property
+    def layout(self) -> Layout:
+        return "step" if self.step else "loop" if self.loop else "unrolled"
+
+
+def _read_model(stated: _Stated, found: Fields) -> None:
+    stated.producer = _text(dict(found).get(2))
+
+
+def _read_opset(stated: _Stated, found: Fields) -> None:
+    domain, version = (dict(found).get(number) for number in (1, 2))
+    if not domain and isinstance(version, int):
+        stated.opset = version
+
+
+def _read_property(stated: _Stated, found: Fields) -> None:
+    stated.metadata[_text(dict(found).get(1))] = _text(dict(found).get(2))
+
+
+def _read_graph(stated: _Stated, found: Fields) -> None:
+    """Its inputs, of which scales are those of the step layout alone."""
+    inputs = [raw(content) for number, content in found if number == 11]
+    stated.step |= any(value.startswith(b"\n\x06scales") for value in inputs)  # field 1, 6 bytes long: the name
+
+
+def _read_node(stated: _Stated, found: Fields) -> None:
+    stated.loop |= any(number == 4 and raw(content) == b"Loop" for number, content in found)
+    stated.both |= any(number == 2 and b".both/" in raw(content) for number, content in found)
+
+
+def _read_tensor(stated: _Stated, found: Fields) -> None:
+    stated.types |= {content for number, content in found if number == 2 and isinstance(content, int)} & TELLING
+
+
+READERS: dict[int, Callable[[_Stated, Fields], None]] = {
+    MODEL: _read_model,
+    OPSET: _read_opset,
+    PROPERTY: _read_property,
+    GRAPH: _read_graph,
+    NODE: _read_node,
+    TENSOR: _read_tensor,
+}
+
+
+def _text(content: memoryview | int | None) -> str:
+    return raw(content).decode(errors="replace")
+
+
+def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry) -> None:
+    """Raise ValueError where a graph's file says something else of it than the manifest, or its limit is too loose."""
+    stated = _Stated.of(bundle.file(graph.file).read_bytes())
+    facts: list[tuple[str, object, object]] = [
+        ("opset", stated.opset, graph.opset),
+        ("layout", stated.layout, graph.layout),
+    ]
+    foreign, missing = stated.types - TYPES[graph.precision], TYPES[graph.precision] - stated.types
+    if foreign or (missing and not graph.kept):
+        facts.append(("precision", _precision(stated.types), graph.precision))
+    if stated.producer == "fewstep":  # whose nodes have these names
+        facts.append(("doubled", stated.both, graph.doubled))
+    facts += [
+        (key, stated.metadata[key], said) for key, said in _said(bundle.manifest, graph).items() if key in stated.metadata
+    ]
+    for what, found, wanted in facts:
+        if found != wanted:
+            raise ValueError(
+                f"the graph {name!r} has {what} {found} by its file and {wanted} by the manifest; export it again with: "
+                f"fewstep export {bundle.root.name}"
+            )
+    most = LIMITS[graph.precision].max_error
+    if graph.limit > most:
+        raise ValueError(f"the graph {name!r} may be off by {graph.limit:g}, {graph.precision} by {most:g}; export it again")
+
+
+def _said(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
+    """What the manifest says of the facts that stand in a file's metadata, by their keys there."""
+    image, condition = manifest.image, manifest.condition
+    facts = {
+        "precision": graph.precision,
+        "layout": graph.layout,
+        "doubled": str(graph.doubled).lower(),
+        "image": "x".join(map(str, image.shape)),
+        "low": f"{image.low:g}",
+        "high": f"{image.high:g}",
+        "condition": condition.kind,
+        "classes": str(condition.classes),
+    }
+    return {f"fewstep.{key}": fact for key, fact in facts.items()} | {MADE_OF: made_of(manifest, graph.network, graph.plan)}
+
+
+def _precision(types: set[int]) -> str:
+    """The precision that goes with the types of a file's tensors."""
+    return next((name for name, known in TYPES.items() if known == types), "unknown")
+
+
+def refuse_other_images(name: str, image: ImageSpec, made: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise ValueError where a graph's images are not its samples in the manifest's range, by more than a level."""
+    levels = (made["sample"].astype(np.float64) - image.low) * (255 / (image.high - image.low))
+    expected = np.clip(np.round(levels), 0, 255).transpose(0, 2, 3, 1)
+    if not np.isfinite(expected).all():
+        return  # which the limits tell
+    off = np.abs(made["images"] - expected).max()
+    if off > 1:
+        raise ValueError(
+            f"the graph {name!r} makes images of another range than the manifest's, {image.low:g} to {image.high:g}: "
+            f"they are off by up to {off:.0f} of 255 levels; export it again"
+        )
+
+
+def refuse_other_labels(
+    name: str, classes: int, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
+) -> None:
+    """Raise ValueError unless a graph takes the labels 0 .. classes, the last of which means "none", and no other.
+
+    ONNX Runtime on the CPU refuses an index beyond a table.
+    """
+    first = {key: array if key in ("scales", "weight") else array[:1] for key, array in feeds.items()}
+    for label, wanted in ((classes, True), (classes + 1, False)):
+        try:
+            session.run([output], first | {"labels": np.full(1, label, np.int64)})
+            taken = True
+        except ERRORS:
+            taken = False
+        if taken is not wanted:
+            known = f"more than {classes}" if taken else f"fewer than {classes}"
+            raise ValueError(f"the graph {name!r} knows {known} classes, the manifest says {classes}; export it again")
