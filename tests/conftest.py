@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,30 @@ import pytest
 from fewstep.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
+# What alone may skip where FEWSTEP_NO_SKIPS is set, as in .ci/run, which installs all else that tests ask for.
+MAY_SKIP = ("without a GPU", "needs a GPU", "FEWSTEP_TRITON")
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """A test that should run and does not has failed."""
+    if os.environ.get("FEWSTEP_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(words in reason for words in MAY_SKIP):
+            report.outcome, report.longrepr = "failed", f"nothing may skip here, and this did: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_skip(report)
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -90,20 +90,31 @@ def _running(pid: int) -> bool:
         return False
 
 
+def _cpu_seconds(pid: int) -> float:
+    """What a process has computed, which other load does not change."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture
 def command(digits: Bundle) -> subprocess.Popen[str]:
-    """`fewstep build` of a graph that takes seconds, caught when its process has begun to build."""
+    """`fewstep build` of a graph that takes seconds; its building process is held, early in TensorRT's work, until SIGCONT."""
     if not Path("/proc/self/task").is_dir():
         pytest.skip("finds the building process through /proc")
-    arguments = [sys.executable, "-m", "fewstep.cli", "build", str(digits.root), "--graph", "sid2.fp16", "--batch", "1,4,16"]
+    arguments = [sys.executable, "-m", "fewstep.cli", "build", str(digits.root), "--graph", "sid2.fp16"]
+    arguments += ["--batch", "1,2,4,8,16,32"]  # about ten seconds of computing, of which two are let pass
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not _children(process.pid):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1.5)  # past the imports, into the step that takes most of the time
-    assert process.poll() is None
+        time.sleep(0.02)
+    (builder,) = _children(process.pid)
+    while _cpu_seconds(builder) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(builder, signal.SIGSTOP)
     return process
 
 
@@ -118,6 +129,7 @@ def test_ctrl_c_ends_a_build_within_seconds(digits: Bundle, command: subprocess.
     before = (digits.root / MANIFEST).read_bytes()
     (builder,) = _children(command.pid)
     os.kill(command.pid, signal.SIGINT)
+    os.kill(builder, signal.SIGCONT)
     _, said = command.communicate(timeout=30)
     assert command.returncode == 130
     assert said.strip().splitlines()[-1].startswith("fewstep: stopped; bundles are as they were")
@@ -131,6 +143,7 @@ def test_a_killed_build_leaves_the_bundle_whole_and_nothing_running(digits: Bund
     before = (digits.root / MANIFEST).read_bytes()
     (builder,) = _children(command.pid)
     command.kill()
+    os.kill(builder, signal.SIGCONT)
     command.communicate(timeout=30)
     deadline = time.monotonic() + 10
     while _running(builder) and time.monotonic() < deadline:
