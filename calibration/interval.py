@@ -207,13 +207,13 @@ def similarity(teacher: Teacher, plan: Plan, inputs: Inputs) -> list[float]:
     """
     rows: list[float] = []
 
-    def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0) -> torch.Tensor:
-        conditional, unconditional = (teacher.denoiser(x, sigma, *c) for c in (inputs.condition, inputs.null))
+    def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0, **told: float) -> torch.Tensor:
+        conditional, unconditional = (teacher.denoiser(x, sigma, *c, **told) for c in (inputs.condition, inputs.null))
         rows.append(float(cosine_similarity(conditional.flatten(1), unconditional.flatten(1)).mean()))
         made: torch.Tensor = mix(conditional, unconditional, weight)
         return made
 
     with torch.no_grad():
-        for _ in trajectory(denoise, float(plan.sigmas[0]) * inputs.noise[:, 0], plan):
+        for _ in trajectory(denoise, plan.begin(inputs.noise[:, 0]), plan):
             pass
     return rows

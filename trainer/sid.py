@@ -265,8 +265,8 @@ class _Run:
         The last evaluation alone goes through `model`, which may have gradients.
         """
         net: nn.Module = self.generator
-        begin = float(self.plan.sigmas[0]) * noise[0]
-        walk = trajectory(lambda x, sigma: net(x, sigma, *condition), begin, self.plan, noise[1:])
+        begin = self.plan.begin(noise[0])
+        walk = trajectory(lambda x, sigma, **told: net(x, sigma, *condition, **told), begin, self.plan, noise[1:])
         with torch.no_grad():
             for _ in range(exit_step):
                 next(walk)

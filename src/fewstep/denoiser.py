@@ -45,9 +45,12 @@ class Denoiser(nn.Module):
         self.call = NETWORKS[network_class(type(net).__name__).__name__].call
         self.register_buffer("time_ids", torch.tensor(time_ids, dtype=torch.float32) if time_ids else None, persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor) -> Tensor:
-        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,)."""
-        scales = self.scales(sigma)
+    def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor, timestep: float | None = None) -> Tensor:
+        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,).
+
+        timestep: what the network is told instead of what follows from sigma, for plans that have their own.
+        """
+        scales = self.scales(sigma).told(timestep)
         timestep = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
         skip, out, into = (s.reshape(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in scales[:3])
         return (skip * x + out * self.evaluate(into * x, timestep, *condition)).to(x.dtype)

@@ -55,11 +55,11 @@ def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ..
     denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the weight is not 1.
     """
 
-    def guided_denoise(x: Array, sigma: float, weight: float = 1.0) -> Array:
-        conditional = denoise(x, sigma, *condition)
+    def guided_denoise(x: Array, sigma: float, weight: float = 1.0, **told: float) -> Array:
+        conditional = denoise(x, sigma, *condition, **told)
         if weight == 1:
             return conditional
-        return mix(conditional, denoise(x, sigma, *null), weight)
+        return mix(conditional, denoise(x, sigma, *null, **told), weight)
 
     return guided_denoise
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan
@@ -79,14 +80,23 @@ class PlanEntry(Strict):
     b: Rows
     c: Numbers
     weights: Numbers
+    start: float | None = None
+    timesteps: Numbers | None = None
+    clip: Rows | None = None
+    clip_range: float | None = None
 
     @classmethod
     def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
-        tables = {name: getattr(plan, name).tolist() for name in ("alphas", "sigmas", "a", "b", "c", "weights")}
-        return cls(network=network, solver=solver, **tables)
+        tables = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+        lists = {name: table.tolist() if isinstance(table, np.ndarray) else table for name, table in tables.items()}
+        return cls(network=network, solver=solver, **lists)
 
     def plan(self) -> Plan:
-        return Plan(*(np.array(t) for t in (self.alphas, self.sigmas, self.a, self.b, self.c, self.weights)))
+        return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> PlanEntry:

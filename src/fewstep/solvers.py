@@ -138,9 +138,11 @@ def scaled(plan: Plan, factors: Floats) -> Plan:
     """The plan whose noise estimate in row k, eps_k = (x_k - alpha_k D_k) / sigma_k, counts factors[k] times, (n,).
 
     Epsilon scaling, Ning et al. 2023 (arXiv 2308.15321): no network changes, for D becomes f D + (1 - f) x / alpha. Raises
-    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image.
+    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image, or one that clips estimates.
     """
     alphas = plan.alphas[:-1]
+    if plan.clip is not None:
+        raise ValueError("noise estimates cannot be scaled in a plan that clips its estimates; take one without clip")
     if not alphas.all():
         raise ValueError("noise estimates are scaled where alpha is above 0; take a grid that starts below pure noise")
     return replace(plan, a=plan.a + plan.b * ((1 - factors) / alphas), b=plan.b * factors)

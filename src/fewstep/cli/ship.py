@@ -62,13 +62,13 @@ def export(
         )
     if not plan and not solver and loaded.manifest.default is None:
         raise ValueError(f"{bundle} has no default plan; name one with --plan, or a solver with --solver")
+    refuse_layouts(layouts, wanted)
     if solver:
         loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
         plan = [name]
     plans = plan or [cast(str, loaded.manifest.default)]
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
-    refuse_layouts(layouts, wanted)
     loaded = _with_ranges(loaded, plans, wanted)
     exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
     new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
@@ -83,14 +83,17 @@ def export(
 
 
 def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
-    """A bundle with a solver's plan on the usual grid of the teacher, which the next edit writes, and the plan's name."""
+    """Write a solver's plan on the usual grid of the teacher into the bundle; the bundle as it is then, and the plan's name."""
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
     plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
     interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
     name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
-    manifest = bundle.manifest.model_copy(deep=True)
-    manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
-    return Bundle(bundle.root, manifest), name
+    entry = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
+    if bundle.manifest.plans.get(name) == entry:
+        return bundle, name
+    with bundle.edit() as draft:
+        draft.manifest.plans[name] = entry
+    return Bundle.load(bundle.root), name
 
 
 def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precision]) -> Bundle:
