@@ -103,8 +103,8 @@ def calibrate_interval(
     Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
     check_name(name)
-    if bundle.manifest.condition.kind == "none":
-        raise ValueError(f"{bundle.root.name} has no condition, so there is nothing to guide")
+    if not bundle.manifest.condition.guidable:
+        raise ValueError(f"{bundle.root.name} has no condition that means none, so there is nothing to guide")
     teacher = Teacher(bundle, network)
     grid = teacher.denoiser.parametrisation.grid(config.steps)
     least, most = solver(grid, PLAIN).nfe, config.calls or np.inf

@@ -270,6 +270,8 @@ class Generator:
             if labels is not None:
                 raise ValueError("this bundle was trained without classes; leave labels out")
             return {}
+        if labels is None and not self.condition.null:
+            raise ValueError(f"this bundle knows no image without a class; give labels, 0 to {classes - 1}")
         values = np.full(batch, classes) if labels is None else np.asarray(labels)
         if values.shape != (batch,) or values.dtype.kind not in "iu":
             raise ValueError(f"labels are whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}")

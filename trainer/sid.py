@@ -98,6 +98,8 @@ class _Run:
     ) -> None:
         if name in (teacher, config.start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
+        if not bundle.manifest.condition.null and (config.mode != "teacher" or config.guidance != 1):
+            raise ValueError(f"no label of {bundle.root.name} means none, so its teacher cannot be guided; give --guidance 1")
         _refuse_others(bundle, images)
         self.bundle, self.name, self.config, self.validate = bundle, name, config, validate
         self.loader = Loader(images) if images else None
@@ -361,7 +363,8 @@ def _refuse_others(bundle: Bundle, images: Images | None) -> None:
         return
     latent = images.latent if isinstance(images, Latents) else None
     made = manifest.latent.model_copy(update={"directory": None}) if manifest.latent else None
-    if latent != made or images.image != manifest.image or images.condition != manifest.condition:
+    condition = manifest.condition.model_copy(update={"null": True})  # data do not say whether a network knows none
+    if latent != made or images.image != manifest.image or images.condition != condition:
         raise ValueError(
             f"{bundle.root.name} makes other images than {images.source} holds; give real images like those it was trained on"
         )

@@ -7,7 +7,7 @@ from typing import Any
 from fewstep.bundle import Draft
 from fewstep.manifest import Manifest
 
-__all__ = ["CARD", "write_card"]
+__all__ = ["CARD", "proven", "write_card"]
 
 CARD = "card.md"
 MARK = "<!-- written by fewstep; remove this line to keep your own words -->"
@@ -40,8 +40,26 @@ def card(manifest: Manifest) -> str:
         about = manifest.provenance.get(name, {})
         cells = [name, network.parametrisation.kind, _source(about), _data(about), about.get("licence") or "not stated"]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
+    for name in manifest.networks:
+        if said := proven(manifest.provenance.get(name, {})):
+            lines += ["", _plain(f"{name}: {said}.")]
     lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", MARK, ""]
     return "\n".join(lines)
+
+
+def proven(about: dict[str, Any]) -> str:
+    """What the proof of an imported network compared, as a sentence; "" for another."""
+    proof = about.get("proof")
+    if not isinstance(proof, dict):
+        return ""
+    cases = [
+        f"{c['steps']} steps{'' if c['guidance'] == 1 else ' guided by ' + format(c['guidance'], 'g')}" for c in proof["cases"]
+    ]
+    share = max(case["max_error"] / case["scale"] for case in proof["cases"])
+    left = f"; not compared: {', '.join(proof['left_out'])}" if proof["left_out"] else ""
+    return (
+        f"last states come within {share:.1e} of those of {proof['against']}, of the largest number ({', '.join(cases)}){left}"
+    )
 
 
 def _source(about: dict[str, Any]) -> str:

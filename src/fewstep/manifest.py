@@ -67,6 +67,11 @@ class NetworkEntry(Strict):
     parametrisation: Parametrisation
     patch: PositiveInt = 1
     time_ids: Numbers = Field(default=[])
+    guidance_scale: float | None = Field(default=None, description="what a network that embeds it is told (LCM), a constant")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if (key, value) != ("guidance_scale", None)}
 
 
 class PlanEntry(Strict):
@@ -235,6 +240,15 @@ class Manifest(Strict):
                         f"the plan {name!r} has alpha {alpha:g} at sigma {sigma:g}, which is not in the {parametrisation.kind} "
                         f"coordinates of its network {plan.network!r}; write it on a grid of that network's parametrisation"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _guided_plans_have_something_to_go_away_from(self) -> Manifest:
+        for name, plan in self.plans.items():
+            if not self.condition.null and any(weight != 1 for weight in plan.weights):
+                raise ValueError(
+                    f"the plan {name!r} is guided, and no label of this bundle means none; write one without guidance"
+                )
         return self
 
     @model_validator(mode="after")

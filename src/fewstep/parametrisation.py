@@ -69,7 +69,9 @@ class Betas(_Frozen):
     @model_validator(mode="after")
     def _is_a_schedule(self) -> Betas:
         if len(self.trained) != (self.steps if self.kind == "trained" else 0):
-            raise ValueError(f"trained betas are as many as steps ({self.steps}), and of that kind alone; got {len(self.trained)}")
+            raise ValueError(
+                f"trained betas are as many as steps ({self.steps}), and of that kind alone; got {len(self.trained)}"
+            )
         return self
 
     def signal(self) -> Floats:
@@ -97,7 +99,8 @@ class Betas(_Frozen):
 
     def _logs(self) -> Floats:
         """ln(sigma / alpha), (steps,), increasing; of pure noise, a finite number beyond all others."""
-        signal = self.signal().clip(PURE_NOISE)
+        signal = self.signal().copy()
+        signal[-1] = max(signal[-1], min(PURE_NOISE, signal[-2] / 2))
         logs: Floats = np.log((1 - signal) / signal) / 2
         return logs
 

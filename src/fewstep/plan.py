@@ -74,8 +74,12 @@ class Plan:
         if (self.sigmas > MAX_SIGMA).any():
             raise ValueError(f"a plan's sigmas are at most {MAX_SIGMA:g}, got {self.sigmas.max():g}")
         if self.start is not None and not 0 < self.start <= MAX_SIGMA:
-            raise ValueError(f"a plan's start is what unit noise is multiplied by, above 0 and up to {MAX_SIGMA:g}, got {self.start}")
-        if (self.clip is None) != (self.clip_range is None) or (self.clip_range is not None and not 0 < self.clip_range < np.inf):
+            raise ValueError(
+                f"a plan's start is what unit noise is multiplied by, above 0 and up to {MAX_SIGMA:g}, got {self.start}"
+            )
+        if (self.clip is None) != (self.clip_range is None) or (
+            self.clip_range is not None and not 0 < self.clip_range < np.inf
+        ):
             raise ValueError(f"a plan has clip together with a clip_range above 0, got the range {self.clip_range}")
         clipped = np.zeros(self.rows, bool) if self.clip is None else self.clip.any(1)
         if not (self.a.any(1) | self.b.any(1) | clipped).all():

@@ -14,7 +14,8 @@ from fewstep.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, solver_of, whole_numbers
 from fewstep.console import meter, say, table, track
 from fewstep.guidance import Guidance
-from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
+from fewstep.json_object import read_object
+from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision, check_name
 
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
@@ -31,10 +32,17 @@ def export(
     solver: Annotated[
         str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m, spndm, ipndm.", show_default=False)
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Or one of diffusers, such as UniPCMultistepScheduler.", show_default=False)
+    ] = None,
+    scheduler_config: Annotated[
+        Path | None, typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
     guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
     lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
     hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="by what it is")] = None,
     precision: Annotated[str, typer.Option(help=f"Of {', '.join(get_args(Precision))}, commas between.")] = "fp32,fp16",
     layout: Annotated[
         list[str] | None, typer.Option(help="unrolled, loop or step; repeat for more.", show_default="by size")
@@ -55,17 +63,22 @@ def export(
     layouts = [cast(Layout, name) for name in layout or []]
     if unknown := [name for name in layouts if name not in get_args(Layout)]:
         raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
-    described = (steps, guidance, lo, hi) != (10, 1.0, 0.0, inf)
-    if (plan and solver) or (described and not solver):
+    described = (steps, guidance, lo, hi, name, scheduler_config) != (10, 1.0, 0.0, inf, None, None)
+    if sum(map(bool, (plan, solver, scheduler))) > 1 or (described and not (solver or scheduler)):
         raise ValueError(
-            "--plan names a plan there is; --steps, --guidance, --lo and --hi describe a new one and need --solver alone"
+            "--plan names a plan there is; --steps, --guidance, --lo, --hi and --name describe a new one and need --solver or "
+            "--scheduler alone"
         )
-    if not plan and not solver and loaded.manifest.default is None:
+    if scheduler_config and not scheduler:
+        raise ValueError("--scheduler-config has the settings of a --scheduler; name one")
+    if not (plan or solver or scheduler) and loaded.manifest.default is None:
         raise ValueError(f"{bundle} has no default plan; name one with --plan, or a solver with --solver")
     refuse_layouts(layouts, wanted)
-    if solver:
-        loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
-        plan = [name]
+    if solver or scheduler:
+        asked = Guidance(guidance, lo, hi)
+        made = _by_scheduler(loaded, scheduler, scheduler_config, steps, asked) if scheduler else None
+        loaded, new = _with_plan(loaded, *(made or _by_solver(loaded, cast(str, solver), steps, asked)), name)
+        plan = [new]
     plans = plan or [cast(str, loaded.manifest.default)]
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
@@ -82,15 +95,40 @@ def export(
     finish({"bundle": str(bundle), "graphs": files}, as_json, then)
 
 
-def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
-    """Write a solver's plan on the usual grid of the teacher into the bundle; the bundle as it is then, and the plan's name."""
+def _by_solver(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
+    """A solver's plan on the usual grid of the teacher, and its name."""
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
     plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
-    interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
-    name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
-    entry = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
-    if bundle.manifest.plans.get(name) == entry:
+    return PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps"), f"{solver}{steps}{guidance.suffix}"
+
+
+def _by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
+    """The plan of a scheduler of diffusers for the teacher, and its name."""
+    from fewstep.schedulers import plan_for
+
+    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
+    about = bundle.manifest.provenance.get("teacher", {})
+    own = about.get("scheduler") if "imported" in about else None
+    settings = read_object(config) if config else None
+    plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=about.get("mu"), config=settings)
+    return PlanEntry.of(plan, network="teacher", solver=f"{scheduler} of diffusers, {steps} steps"), name
+
+
+def _with_plan(bundle: Bundle, entry: PlanEntry, usual: str, name: str | None) -> tuple[Bundle, str]:
+    """Write a plan into the bundle; the bundle as it is then, and the plan's name.
+
+    Raises ValueError where a plan of that name has other numbers.
+    """
+    name = name or usual
+    check_name(name)
+    known = bundle.manifest.plans.get(name)
+    if known and known.model_dump(exclude={"solver"}) == entry.model_dump(exclude={"solver"}):
         return bundle, name
+    if known or name in bundle.manifest.networks:
+        raise ValueError(
+            f"{bundle.root.name} has {name!r} already, which is another one ({known.solver if known else 'a network'}); "
+            "give this one a --name"
+        )
     with bundle.edit() as draft:
         draft.manifest.plans[name] = entry
     return Bundle.load(bundle.root), name
