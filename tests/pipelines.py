@@ -87,7 +87,8 @@ def network(name: str) -> Any:
         )
     elif name == "lcm":
         torch.manual_seed(0)
-        net = UNet2DConditionModel.from_config(dict(small("text").denoiser.net.config) | {"time_cond_proj_dim": 32})
+        config = {k: v for k, v in small("text").denoiser.net.config.items() if not k.startswith("_")}
+        net = UNet2DConditionModel(**config | {"time_cond_proj_dim": 32})
     else:
         net = small(name).denoiser.net
     for parameter in net.parameters():
@@ -119,5 +120,3 @@ def save(path: Path, tiny: Tiny) -> Path:
         index[name] = ["diffusers", type(module).__name__]
     (path / "model_index.json").write_text(json.dumps(index))
     return path
-
-

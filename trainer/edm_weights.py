@@ -45,7 +45,7 @@ LEVEL = re.compile(r"(enc|dec)\.(\d+)x\2_(conv|down|up|in\d|block\d+)\.(.+)")
 
 
 def is_edm(path: Path) -> bool:
-    """Whether a file is to be read here: all but a safetensors file that holds a whole pipeline, or a network of another kind."""
+    """Whether a file is to be read here: all but a safetensors file of a whole pipeline, or of a network of another kind."""
     if path.suffix != ".safetensors":
         return True
     try:
@@ -58,9 +58,8 @@ def is_edm(path: Path) -> bool:
 def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = False) -> tuple[Denoiser, Condition]:
     """The denoiser whose weights a file holds, and its condition: class labels, or none.
 
-    path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. null_class: see
-    fewstep.trainer.importer; without it, no label means "none", as in networks that were trained without dropping any. Raises ValueError for a file that is
-    neither, or weights of another network.
+    path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. null_class: it was trained without a
+    class, too; else no label means "none". Raises ValueError for a file that is neither, or weights of another network.
     """
     weights = {key.removeprefix("model."): value for key, value in _read(path).items() if not key.endswith("resample_filter")}
     try:

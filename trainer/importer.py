@@ -1,4 +1,4 @@
-"""A checkpoint of diffusers or of EDM as a teacher: its network and its own sampler in a bundle, what it estimates, and the proof.
+"""A checkpoint of diffusers or of EDM as a teacher: its network and its own sampler in a bundle, and the proof of both.
 
 What a checkpoint says is used, known to mean nothing, or refused by name; what it does not say is asked by an option.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from fewstep.accounting import account, keys_of
 from fewstep.bundle import Bundle, Draft, check_new
@@ -21,7 +20,6 @@ from fewstep.denoiser import Denoiser, save_network
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.networks import network_class
-from fewstep.parametrisation import Parametrisation
 from fewstep.schedulers import dynamic_mu, make_scheduler, parametrisation_of, plan_name, scheduler_plan
 from fewstep.solvers import heun
 from fewstep.spec import MAX_SIZE
@@ -50,9 +48,9 @@ class ImportOptions:
     """What a checkpoint does not say.
 
     tokens: of a text condition. resolution: side of images in pixels, where the network takes any. null_class: it was trained
-    without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for. steps, guidance: of the plan, and of the network where it embeds its guidance scale; the pipeline's own
-    number of steps, and no guidance, unless given. variant: of the files. licence: in words. config: a directory with the
-    configurations that belong to a single file.
+    without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for. steps: of the plan, where not the
+    pipeline's own. guidance: of the plan, where not none, or of a network that embeds it. variant: of the files. licence: in
+    words. config: a directory with the configurations that belong to a single file.
     """
 
     tokens: int | None = None
@@ -84,8 +82,8 @@ class Checkpoint:
 def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptions()) -> tuple[Bundle, Proof]:
     """Start a bundle with the network of a checkpoint as `teacher`, and with its own scheduler as the default plan.
 
-    source: a diffusers pipeline directory, a file with its weights, or one with those of an ADM network of EDM. Nothing in it is
-    executed.
+    source: a diffusers pipeline directory, a network with a scheduler beside it, a single file with the weights of a pipeline,
+    or one with those of an ADM network of EDM. Nothing in it is executed.
 
     Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
     scheduler or autoencoder that fewstep does not drive, or where the pipeline and the plan end differently.
@@ -130,8 +128,8 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
         return _of_edm(source, options)
     if source.is_file() and options.config is None:
         raise ValueError(
-            f"{source} holds weights and no configurations; give --config a directory with those of its pipeline (unet/config.json, "
-            "scheduler/scheduler_config.json, vae/config.json), as the repository it was made from has them"
+            f"{source} holds weights and no configurations; give --config a directory with those of its pipeline "
+            "(unet/config.json, scheduler/scheduler_config.json, vae/config.json), as the repository it was made from has them"
         )
     layout = find_layout(cast(Path, options.config), source) if source.is_file() else find_layout(source)
     made = _network_class(layout.config)
@@ -250,18 +248,15 @@ def _labels(net: Any, options: ImportOptions, notes: list[str]) -> Condition:
         return Condition(kind="none")
     if options.null_class:
         return Condition(kind="labels", classes=count - 1)
-    net.class_embedding = torch.nn.Embedding.from_pretrained(_with_none(net.class_embedding.weight), freeze=False)
+    known = net.class_embedding.weight.detach()
+    weight = torch.cat([known, torch.zeros(1, known.shape[1])])  # bundles have a row for "none", which nobody reads here
+    net.class_embedding = torch.nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
     net.register_to_config(num_class_embeds=count + 1)
     notes.append(
-        f"all {count} classes are taken for classes, and nothing means none, so nothing is guided; where the last one does, give "
-        "--null-class"
+        f"all {count} classes are taken for classes, and nothing means none, so nothing can be guided; where the last one "
+        "does, give --null-class"
     )
     return Condition(kind="labels", classes=count, null=False)
-
-
-def _with_none(weight: Tensor) -> Tensor:
-    """An embedding with a row more, of zeros."""
-    return torch.cat([weight.detach(), torch.zeros(1, weight.shape[1])])
 
 
 def _pooled(config: Any, layout: Layout) -> int:
@@ -273,8 +268,8 @@ def _pooled(config: Any, layout: Layout) -> int:
     if told is not None and told != pooled:
         ids = (config.projection_class_embeddings_input_dim - told) / config.addition_time_embed_dim
         raise ValueError(
-            f"this network is told {ids:g} numbers besides the prompt, {SDXL_IDS} are driven (SDXL's sizes and crop); a refiner has "
-            "5, and begins with an image"
+            f"this network is told {ids:g} numbers besides the prompt, {SDXL_IDS} are driven (SDXL's sizes and crop); a "
+            "refiner has 5, and begins with an image"
         )
     return pooled
 

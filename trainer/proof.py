@@ -1,8 +1,8 @@
 """The proof of an import: diffusers' own pipeline, and the plan that is to be the bundle's, end in the same state.
 
-Theirs: the pipeline's class around the checkpoint's network, its scheduler as configured, its own call of the network. Ours: the
-plan around D. The same noise goes into both, that of schedulers that draw some included. Where the pipeline's class cannot be
-made, because it needs a package that is not installed or is none of those here, its scheduler walks around the network.
+Theirs: the pipeline's class around the checkpoint's network, its scheduler as configured, its own call of the network. Ours:
+the plan around D. The same noise goes into both, that of schedulers that draw some included. Where the pipeline's class cannot
+be made, because it needs a package that is not installed or is none of those here, its scheduler walks around the network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NULL_OF_DIT = 1000  # DiTPipeline's own label for "none"
 
 
 class Pipeline(NamedTuple):
-    """A pipeline class of diffusers: its default number of steps and guidance scale, and whether that is the network's to know."""
+    """A pipeline class of diffusers: its default number of steps and its default guidance scale, 1 where it has none."""
 
     steps: int
     guidance: float = 1.0
@@ -177,7 +177,7 @@ def _theirs(subject: _Subject) -> tuple[Callable[[Case], Tensor], str]:
         return around, f"{kind} around the network"
     pipeline = _made(name, subject)
     if pipeline is None:
-        return around, f"{kind} around the network, {name} needs transformers, which is not installed"
+        return around, f"{kind} around the network (for {name} itself: pip install transformers)"
     return functools.partial(_run, pipeline, subject), name
 
 
@@ -238,7 +238,7 @@ def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
 def _around_the_network(subject: _Subject, case: Case) -> Tensor:
     """The loop of diffusers' pipelines, around the network itself."""
     scheduler, denoiser = with_steps(subject.scheduler, case.steps, subject.mu), subject.denoiser
-    given, null = subject.inputs()
+    (given, null), start = subject.inputs(), subject.noise(0)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         evaluate = functools.partial(denoiser.evaluate, x, t.reshape(-1).float())
@@ -246,5 +246,5 @@ def _around_the_network(subject: _Subject, case: Case) -> Tensor:
         return out if case.guidance == 1 else mix(out, evaluate(*null), case.guidance)
 
     with HandedNoise((1, *subject.shape), lambda count: subject.noise(1 + count)):
-        *_, end = steps_of(scheduler, subject.noise(0), network)
+        *_, end = steps_of(scheduler, start, network)
     return end

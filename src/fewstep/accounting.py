@@ -31,8 +31,8 @@ def account(
         if not (key.startswith("_") or key in known or key in theirs or means_nothing):
             version = importlib.import_module("diffusers").__version__
             raise ValueError(
-                f"the configuration sets {key} to {value!r}, which {made.__name__} of diffusers {version} does not read; remove "
-                "the key where it means nothing, or upgrade diffusers"
+                f"the configuration sets {key} to {value!r}, which {made.__name__} of diffusers {version} does not read; "
+                "remove the key where it means nothing, or upgrade diffusers"
             )
 
 

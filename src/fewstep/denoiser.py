@@ -27,8 +27,8 @@ class Denoiser(nn.Module):
     """D(x, sigma, *condition) around a network F; condition are the tensors of Condition.inputs(), with a batch.
 
     patch > 1 folds patch x patch pixels into channels before F and back after it, so that F works on a smaller image.
-    time_ids, guidance_scale: constants of networks of SDXL and LCM, see NetworkEntry. Arithmetic in sigma stays in the dtype of x; only F runs in the
-    dtype of its weights.
+    time_ids, guidance_scale: constants of networks of SDXL and LCM, see NetworkEntry. Arithmetic in sigma stays in the dtype of
+    x; only F runs in the dtype of its weights.
 
     Raises ValueError for a network of a class that is not in fewstep.networks.NETWORKS.
     """
@@ -62,9 +62,9 @@ class Denoiser(nn.Module):
         timestep: what the network is told instead of what follows from sigma, for plans that have their own.
         """
         scales = self.scales(sigma).told(timestep)
-        timestep = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
+        when = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
         skip, out, into = (s.reshape(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in scales[:3])
-        return (skip * x + out * self.evaluate(into * x, timestep, *condition)).to(x.dtype)
+        return (skip * x + out * self.evaluate(into * x, when, *condition)).to(x.dtype)
 
     def evaluate(self, x: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
         """F(x, timestep, *condition) alone, (B, C, H, W) in the dtype of x; timestep () or (B,) float32."""

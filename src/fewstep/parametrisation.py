@@ -113,7 +113,7 @@ def _signal(betas: Betas) -> Floats:
         numbers = cosine_betas(betas.steps)
     else:
         numbers = linear_betas(betas.steps, betas.start, betas.end, scaled=betas.kind == "scaled_linear")
-    signal: Floats = np.cumprod(1 - numbers)
+    signal: Floats = np.cumprod(1 - numbers, dtype=np.float64)
     signal = zero_terminal_snr(signal) if betas.zero_snr else signal
     signal.setflags(write=False)
     return signal

@@ -93,16 +93,17 @@ def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, s
 def cosine_betas(steps: int = 1000) -> Floats:
     """The cosine schedule, (steps,), at most 0.999. Nichol and Dhariwal 2021, eq. 17."""
     curve = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    betas: Floats = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    return betas
 
 
 def vp_signal(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, scaled: bool = False) -> Floats:
     """abar_t of the linear beta schedule, (steps,)."""
-    return np.cumprod(1 - linear_betas(steps, start, end, scaled=scaled))
+    return np.cumprod(1 - linear_betas(steps, start, end, scaled=scaled), dtype=np.float64)
 
 
 def zero_terminal_snr(signal: Floats) -> Floats:
-    """abar_t moved and stretched in its root, so that the first level stays and the last is pure noise. Lin et al. 2023, alg. 1."""
+    """abar_t moved and stretched in its root: the first level stays, the last is pure noise. Lin et al. 2023, algorithm 1."""
     root = np.sqrt(signal)
     moved: Floats = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     return moved**2

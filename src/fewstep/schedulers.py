@@ -104,7 +104,7 @@ def _betas(name: str, found: Any) -> Betas:
 
 
 def _flow(name: str, found: Any, mu: float | None) -> Flow:
-    plain = {"num_train_timesteps": 1000}
+    plain: dict[str, Any] = {"num_train_timesteps": 1000}
     if KINDS[name] != "flow":
         plain |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     for key, value in plain.items():

@@ -72,8 +72,9 @@ class InputSpec(NamedTuple):
 class Condition(Strict):
     """What an image is made from.
 
-    labels: 0 .. classes - 1, and `classes` means "none"; not null: nothing does, so nothing can be guided. embeddings: (tokens, width) of a text and, where pooled > 0, one
-    vector (pooled,) for the whole of it; what means "none" is given with them, as the embeddings of a negative prompt.
+    labels: 0 .. classes - 1, and `classes` means "none"; where `null` is false nothing does, and nothing can be guided.
+    embeddings: (tokens, width) of a text and, where pooled > 0, one vector (pooled,) for the whole of it; what means "none" is
+    given with them, as the embeddings of a negative prompt.
     """
 
     kind: Literal["none", "labels", "embeddings"]

@@ -51,7 +51,7 @@ class HandedNoise(TorchFunctionMode):
         super().__init__()
         self.shape, self.noise, self.clip, self.count = shape, noise, clip, 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in ("randn", "randn_like"):
@@ -84,10 +84,10 @@ class _Clip(NamedTuple):
 
 
 class _Draw(NamedTuple):
-    """Which unit vector a noise tensor is, and the how many-th draw of the scheduler."""
+    """Which unit vector a noise tensor is, and the how many-th that the scheduler drew."""
 
     unit: int
-    count: int
+    number: int
 
 
 @dataclass
@@ -271,7 +271,7 @@ class _Tables:
         return clips
 
     def _note(self, row: int, factors: Floats) -> None:
-        used = [draw.count for draw, factor in zip(self.traced.draws[row], factors, strict=False) if factor]
+        used = [draw.number for draw, factor in zip(self.traced.draws[row], factors, strict=False) if factor]
         if len(used) > 1:
             raise ValueError("this scheduler adds two noise tensors in a step, which no table does")
         self.drawn += used
@@ -303,7 +303,8 @@ def _check(scheduler: Any, plan: Plan, parametrisation: Parametrisation, drawn: 
 
     def denoise(x: Tensor, sigma: float, **_: float) -> Tensor:
         scales = parametrisation.scales(sigma)
-        return scales.skip * x + scales.out * next(given)
+        made: Tensor = scales.skip * x + scales.out * next(given)
+        return made
 
     ours = sample(denoise, plan.begin(start[0]), plan, [noises[count] for count in drawn])
     error, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())

@@ -11,11 +11,11 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, solver_of, whole_numbers
+from fewstep.cli.app import BundlePath, Json, app, finish, precisions, size, whole_numbers
+from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
 from fewstep.console import meter, say, table, track
 from fewstep.guidance import Guidance
-from fewstep.json_object import read_object
-from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision, check_name
+from fewstep.manifest import EngineFlag, Layout, Precision
 
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
@@ -76,62 +76,24 @@ def export(
     refuse_layouts(layouts, wanted)
     if solver or scheduler:
         asked = Guidance(guidance, lo, hi)
-        made = _by_scheduler(loaded, scheduler, scheduler_config, steps, asked) if scheduler else None
-        loaded, new = _with_plan(loaded, *(made or _by_solver(loaded, cast(str, solver), steps, asked)), name)
-        plan = [new]
+        made = by_scheduler(loaded, scheduler, scheduler_config, steps, asked) if scheduler else None
+        entry, usual = made or by_solver(loaded, cast(str, solver), steps, asked)
+        loaded, plan = with_plan(loaded, entry, name or usual), [name or usual]
     plans = plan or [cast(str, loaded.manifest.default)]
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
     loaded = _with_ranges(loaded, plans, wanted)
     exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
-    new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
-    new = {name: g for name, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
+    known = loaded.manifest.graphs
+    new = {key: g for key, g in exported.manifest.graphs.items() if known.get(key) != g or g.plan in plans}
+    new = {key: g for key, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
     for graph in new.values():
         say(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
-    files = {name: graph.file for name, graph in new.items()}
+    files = {key: graph.file for key, graph in new.items()}
     then = f"fewstep generate {bundle} --plan {plans[-1]} --precision {wanted[0]} --out grid.png"
     if loaded.manifest.condition.kind == "embeddings" or wanted[0] == "bf16":
         then = f"fewstep check {bundle}"  # what generate cannot make here
     finish({"bundle": str(bundle), "graphs": files}, as_json, then)
-
-
-def _by_solver(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
-    """A solver's plan on the usual grid of the teacher, and its name."""
-    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
-    plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
-    return PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps"), f"{solver}{steps}{guidance.suffix}"
-
-
-def _by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
-    """The plan of a scheduler of diffusers for the teacher, and its name."""
-    from fewstep.schedulers import plan_for
-
-    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
-    about = bundle.manifest.provenance.get("teacher", {})
-    own = about.get("scheduler") if "imported" in about else None
-    settings = read_object(config) if config else None
-    plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=about.get("mu"), config=settings)
-    return PlanEntry.of(plan, network="teacher", solver=f"{scheduler} of diffusers, {steps} steps"), name
-
-
-def _with_plan(bundle: Bundle, entry: PlanEntry, usual: str, name: str | None) -> tuple[Bundle, str]:
-    """Write a plan into the bundle; the bundle as it is then, and the plan's name.
-
-    Raises ValueError where a plan of that name has other numbers.
-    """
-    name = name or usual
-    check_name(name)
-    known = bundle.manifest.plans.get(name)
-    if known and known.model_dump(exclude={"solver"}) == entry.model_dump(exclude={"solver"}):
-        return bundle, name
-    if known or name in bundle.manifest.networks:
-        raise ValueError(
-            f"{bundle.root.name} has {name!r} already, which is another one ({known.solver if known else 'a network'}); "
-            "give this one a --name"
-        )
-    with bundle.edit() as draft:
-        draft.manifest.plans[name] = entry
-    return Bundle.load(bundle.root), name
 
 
 def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precision]) -> Bundle:
