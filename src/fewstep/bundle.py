@@ -45,8 +45,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _blobs(root: Path) -> Path | None:
+    """Where the files of a bundle in a Hugging Face cache (models--NAME/snapshots/REVISION) lie; None for one elsewhere."""
+    for above in (root, *root.parents):
+        blobs = above.parent.parent / "blobs"
+        if above.parent.name == "snapshots" and blobs.is_dir():
+            return blobs.resolve()
+    return None
+
+
 def _inside(root: Path, name: str) -> Path:
-    """The path of a file of the bundle; refuses names that leave the directory and links, wherever they point."""
+    """The path of a file of the bundle; refuses names that leave the directory, and links other than a cache's to its blobs."""
     parts = name.split("/")  # the first one of an absolute path is empty
     plain = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES and not {"", ".", ".."} & {*parts}
     if not plain or "\\" in name or ":" in name:
@@ -54,7 +63,8 @@ def _inside(root: Path, name: str) -> Path:
             f"{root.name} names the file {name[:100]!r}, which is not a plain path inside it; do not use this bundle"
         )
     path = root.joinpath(*parts)
-    if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
+    links = [p for p in (path, *path.parents) if p != root and p.is_relative_to(root) and p.is_symlink()]
+    if links and not (links == [path] and (blobs := _blobs(root)) and path.resolve().parent == blobs):
         raise ValueError(f"{root.name}/{name} is a link; a bundle holds plain files only, do not use this bundle")
     return path
 
@@ -197,6 +207,8 @@ class Bundle:
         Raises ValueError where files lie in it that the manifest does not know, for they would be lost, and where a network or
         plan is another one than when it was loaded.
         """
+        if _blobs(self.root):
+            raise ValueError(f"{self.root} lies in a cache, which holds what others have; copy it first: cp -rL {self.root} .")
         with staged(self.root) as staging:
             now = self._now()
             now._refuse_strangers(self.root)
