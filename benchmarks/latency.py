@@ -59,7 +59,7 @@ def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarr
 
     def run() -> np.ndarray:
         with torch.inference_mode():
-            return to_images(sample(guided(denoiser, condition, null), float(plan.sigmas[0]) * draws[0], plan, draws[1:]))
+            return to_images(sample(guided(denoiser, condition, null), plan.begin(draws[0]), plan, draws[1:]))
 
     return run
 
@@ -85,7 +85,7 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
             scheduler.set_timesteps(plan.rows)
             scheduler.sigmas = torch.tensor(plan.sigmas, dtype=torch.float32)
             scheduler.timesteps = scheduler.precondition_noise(scheduler.sigmas[:-1])
-            x = torch.tensor(start[:, 0]) * float(plan.sigmas[0])
+            x = plan.begin(torch.tensor(start[:, 0]))
             for t in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(x, t)
                 if weight == 1:
@@ -138,7 +138,7 @@ def in_python(
     null = np.full_like(labels, 10)
 
     def run() -> np.ndarray:
-        x = np.float32(plan.sigmas[0]) * start[:, 0]
+        x = plan.begin(start[:, 0])
         draws = list(start[:, 1:].swapaxes(0, 1))
         return to_images(sample(guided(denoise, (labels,), (null,)), x, plan, draws))
 

@@ -83,11 +83,11 @@ def calibrate(
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
     inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
-    parts = []
+    begin, parts = method.solver(grid, config.guidance).begin, []
     with processes.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
         for start in starts:
             some = inputs[start : start + config.batch].to(processes.device)
-            parts.append(Part(guided(denoiser, some.condition, some.null), float(grid.sigmas[0]) * some.noise[:, 0]))
+            parts.append(Part(guided(denoiser, some.condition, some.null), begin(some.noise[:, 0])))
     kept = Cache(cache or default_folder(), "fit", settings)
     (read,) = broadcast_object_list([kept.read()])  # one process's: the others' caches may hold less, and all must agree
     known = [StepFit(*step) for step in read or ()]

@@ -103,8 +103,8 @@ def calibrate_interval(
     Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
     check_name(name)
-    if bundle.manifest.condition.kind == "none":
-        raise ValueError(f"{bundle.root.name} has no condition, so there is nothing to guide")
+    if not bundle.manifest.condition.guidable:
+        raise ValueError(f"{bundle.root.name} has no condition that means none, so there is nothing to guide")
     teacher = Teacher(bundle, network)
     grid = teacher.denoiser.parametrisation.grid(config.steps)
     least, most = solver(grid, PLAIN).nfe, config.calls or np.inf
@@ -207,13 +207,13 @@ def similarity(teacher: Teacher, plan: Plan, inputs: Inputs) -> list[float]:
     """
     rows: list[float] = []
 
-    def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0) -> torch.Tensor:
-        conditional, unconditional = (teacher.denoiser(x, sigma, *c) for c in (inputs.condition, inputs.null))
+    def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0, **told: float) -> torch.Tensor:
+        conditional, unconditional = (teacher.denoiser(x, sigma, *c, **told) for c in (inputs.condition, inputs.null))
         rows.append(float(cosine_similarity(conditional.flatten(1), unconditional.flatten(1)).mean()))
         made: torch.Tensor = mix(conditional, unconditional, weight)
         return made
 
     with torch.no_grad():
-        for _ in trajectory(denoise, float(plan.sigmas[0]) * inputs.noise[:, 0], plan):
+        for _ in trajectory(denoise, plan.begin(inputs.noise[:, 0]), plan):
             pass
     return rows

@@ -188,7 +188,7 @@ class _Position:
 def _run(denoiser: Denoiser, plan: Plan, inputs: Inputs, position: _Position) -> Tensor:
     """The plan's last state; `position` says at any time which row the network is in."""
     position.row = 0
-    x = float(plan.sigmas[0]) * inputs.noise[:, 0]
+    x: Tensor = plan.begin(inputs.noise[:, 0])
     with torch.no_grad():
         denoise = guided(denoiser, inputs.condition, inputs.null)
         for step in trajectory(denoise, x, plan, list(inputs.noise[:, 1:].unbind(1))):

@@ -54,7 +54,7 @@ class Teacher:
             for i in track(range(len(starts)), "sample"):
                 some = inputs[starts[i] : starts[i] + self.batch].to(self.device)
                 denoise = guided(self.denoiser, some.condition, some.null)
-                x = float(plan.sigmas[0]) * some.noise[:, 0]
+                x = plan.begin(some.noise[:, 0])
                 made.append(sample(denoise, x, plan, list(some.noise[:, 1:].unbind(1))).cpu())
         return torch.cat(made)
 

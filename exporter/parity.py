@@ -125,12 +125,15 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
         f"null_{spec.name}": golden[spec.name] for spec in bundle.manifest.condition.inputs() if not plan.guided
     }
 
-    def denoise(x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0) -> npt.NDArray[np.float32]:
-        row = {"x": x, "scales": np.array(scales(sigma), np.float32), "weight": np.array(weight, np.float32)}
+    def denoise(
+        x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0, timestep: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        numbers = np.array(scales(sigma).told(timestep), np.float32)
+        row = {"x": x, "scales": numbers, "weight": np.array(weight, np.float32)}
         return step(given | row)
 
     noise = golden["noise"]
-    steps = trajectory(denoise, np.float32(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].swapaxes(0, 1)))
+    steps = trajectory(denoise, plan.begin(noise[:, 0]), plan, list(noise[:, 1:].swapaxes(0, 1)))
     states = {f"state_{s.row + 1}": s.x for s in steps}
     return {**states, "sample": finish({"x": states[f"state_{plan.rows}"]})}
 

@@ -42,7 +42,7 @@ def reference(
         null = (torch.full((batch,), condition.classes),)
     noise = inputs["noise"]
     with torch.no_grad():
-        x = float(plan.sigmas[0]) * noise[:, 0]
+        x = plan.begin(noise[:, 0])
         states = [step.x for step in trajectory(guided(denoiser, given, null), x, plan, list(noise[:, 1:].unbind(1)))]
         sample = states[-1] if decoder is None else decoder(states[-1])
     return {name: value.numpy() for name, value in (inputs | {"states": torch.stack(states), "sample": sample}).items()}

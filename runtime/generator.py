@@ -281,6 +281,8 @@ class Generator:
             if labels is not None:
                 raise ValueError("this bundle was trained without classes; leave labels out")
             return {}
+        if labels is None and not self.condition.null:
+            raise ValueError(f"this bundle knows no image without a class; give labels, 0 to {self.condition.classes - 1}")
         if labels is None:
             return {"labels": np.full(batch, self.condition.classes)}
         values = np.asarray(labels)

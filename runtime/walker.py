@@ -78,7 +78,7 @@ class Walk:
             # A step graph takes what guidance needs even where this plan has none.
             given[name][...] = self.inputs[name if name in self.inputs else name.removeprefix("null_")]
         noise = self.inputs["noise"]
-        x = np.float32(plan.sigmas[0]) * noise[:, 0]
+        x = plan.begin(noise[:, 0])
         for made in trajectory(self._denoise, x, plan, list(noise[:, 1:].swapaxes(0, 1))):
             x = made.x
             if on_step and on_step(Preview(made.row, plan.rows, partial(self._images, made.denoised))) is False:
@@ -90,10 +90,10 @@ class Walk:
         step, finish = (cast("ExactBinding", binding).narrowed(batch) for binding in (self._step, self._finish))
         return Walk(self._walker, first_rows(self._walker.inputs, self.inputs, batch), step, finish)
 
-    def _denoise(self, x: Array, sigma: float, weight: float = 1.0) -> Array:
+    def _denoise(self, x: Array, sigma: float, weight: float = 1.0, timestep: float | None = None) -> Array:
         given = self._step.inputs
         given["x"][...] = x
-        for name, value in (("scales", self._walker.scales(sigma)), ("weight", weight)):
+        for name, value in (("scales", self._walker.scales(sigma).told(timestep)), ("weight", weight)):
             if name in given:
                 given[name][...] = value
         self._step.run()

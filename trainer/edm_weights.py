@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from fewstep.networks import network_class
 from fewstep.parametrisation import Edm
 from fewstep.spec import Condition
 
-__all__ = ["load_edm_weights"]
+__all__ = ["is_edm", "load_edm_weights"]
 
 HEAD = 64  # channels of an attention head
 GROUPS, LEAST = 32, 4  # of a normalisation: 32, or fewer where one would have less than 4 channels
@@ -39,14 +40,26 @@ ENDS = {
     "out_norm": "conv_norm_out",
     "out_conv": "conv_out",
 }
+OTHERS = ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks.")  # SD, SDXL, SD3, FLUX
 LEVEL = re.compile(r"(enc|dec)\.(\d+)x\2_(conv|down|up|in\d|block\d+)\.(.+)")
 
 
-def load_edm_weights(path: Path, *, sigma_data: float = 0.5) -> tuple[Denoiser, Condition]:
+def is_edm(path: Path) -> bool:
+    """Whether a file is to be read here: all but a safetensors file of a whole pipeline, or of a network of another kind."""
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        with safe_open(path, "pt") as file:
+            return not any(key.startswith(OTHERS) for key in file.keys())  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, OSError):
+        return True  # which says why it cannot be read
+
+
+def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = False) -> tuple[Denoiser, Condition]:
     """The denoiser whose weights a file holds, and its condition: class labels, or none.
 
-    path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. Raises ValueError for a file that is
-    neither, or weights of another network.
+    path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. null_class: it was trained without a
+    class, too; else no label means "none". Raises ValueError for a file that is neither, or weights of another network.
     """
     weights = {key.removeprefix("model."): value for key, value in _read(path).items() if not key.endswith("resample_filter")}
     try:
@@ -59,7 +72,9 @@ def load_edm_weights(path: Path, *, sigma_data: float = 0.5) -> tuple[Denoiser, 
             f"{path} does not hold the weights of an ADM network of EDM ({reason}); DDPM++ and EDM2 have no diffusers network"
         ) from None
     classes = config["num_class_embeds"]
-    condition = Condition(kind="labels", classes=classes - 1) if classes else Condition(kind="none")
+    condition = Condition(kind="none")
+    if classes:
+        condition = Condition(kind="labels", classes=classes - 1, null=null_class)
     return Denoiser(net.eval(), parametrisation=Edm(sigma_data=sigma_data, time_scale=0.25)), condition
 
 

@@ -98,6 +98,8 @@ class _Run:
     ) -> None:
         if name in (teacher, config.start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
+        if not bundle.manifest.condition.null and (config.mode != "teacher" or config.guidance != 1):
+            raise ValueError(f"no label of {bundle.root.name} means none, so its teacher cannot be guided; give --guidance 1")
         images = _like(bundle, images)
         self.bundle, self.name, self.config, self.validate = bundle, name, config, validate
         self.loader = Loader(images) if images else None
@@ -265,8 +267,8 @@ class _Run:
         The last evaluation alone goes through `model`, which may have gradients.
         """
         net: nn.Module = self.generator
-        begin = float(self.plan.sigmas[0]) * noise[0]
-        walk = trajectory(lambda x, sigma: net(x, sigma, *condition), begin, self.plan, noise[1:])
+        begin = self.plan.begin(noise[0])
+        walk = trajectory(lambda x, sigma, **told: net(x, sigma, *condition, **told), begin, self.plan, noise[1:])
         with torch.no_grad():
             for _ in range(exit_step):
                 next(walk)

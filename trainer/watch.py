@@ -81,7 +81,7 @@ class Watch:
         classes = self.condition.classes
         labels = (torch.arange(SHEET, device=noise.device) % classes,) if classes else ()
         with torch.no_grad():
-            x = sample(guided(denoiser, labels, ()), float(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].unbind(1)))
+            x = sample(guided(denoiser, labels, ()), plan.begin(noise[:, 0]), plan, list(noise[:, 1:].unbind(1)))
             images = to_bytes(x, self.image, self.decoder).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         if not self.accelerator.is_main_process:
             return

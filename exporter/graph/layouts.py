@@ -24,6 +24,7 @@ from fewstep.exporter.graph.traced import Traced
 from fewstep.exporter.graph.writer import Symbol, Writer
 from fewstep.guidance import mix
 from fewstep.manifest import Condition, ImageSpec, InputSpec
+from fewstep.parametrisation import Scales
 from fewstep.plan import Plan, trajectory
 
 __all__ = ["Decoder", "Sampler", "finish", "guided_output", "guided_where", "scaled", "step", "unroll"]
@@ -53,7 +54,12 @@ class Sampler:
         self.evaluations = Evaluations(network, self.root, self.start.value, given, null, folded=folded, layers=layers)
 
     def timesteps(self) -> list[float]:
-        return [float(self.network.scales(float(sigma)).timestep) for sigma in self.plan.sigmas[:-1]]
+        return [float(scales.timestep) for scales in self.scales()]
+
+    def scales(self) -> list[Scales]:
+        """What turns F into D in every row, and what the network is told."""
+        plan, scales = self.plan, self.network.scales
+        return [scales(float(sigma)).told(**plan.told(k)) for k, sigma in enumerate(plan.sigmas[:-1])]
 
     def draw(self, i: int) -> Symbol:
         """The i-th noise tensor of every image, (B, C, H, W)."""
@@ -78,15 +84,15 @@ def unroll(
     Raises ValueError for a plan that does not fit the network.
     """
     graph = Sampler(network, plan, layers)
-    rows = iter(range(plan.rows))
+    rows = iter(enumerate(graph.scales()))
 
-    def denoise(x: Symbol, sigma: float, weight: float = 1.0) -> Symbol:
-        scales, row = network.scales(sigma), next(rows)
+    def denoise(x: Symbol, _: float, weight: float = 1.0, **__: float) -> Symbol:
+        row, scales = next(rows)
         at = At(f"row_{row}", row)
         out = guided_output(graph.evaluations, graph.root, scaled(scales.into, x), weight, at, doubled=doubled)
         return scaled(scales.skip, x) + scaled(scales.out, out)
 
-    x = scaled(float(plan.sigmas[0]), graph.start)
+    x: Symbol = plan.begin(graph.start)
     for made in trajectory(denoise, x, plan, [graph.draw(i) for i in range(1, plan.draws)]):
         x = made.x
         x.value.name = f"state_{made.row + 1}"  # parity is checked state by state under these names

@@ -33,7 +33,7 @@ def loop(
     """
     graph = Sampler(network, plan, layers)
     body = _Body(graph, doubled=doubled)
-    x = scaled(float(plan.sigmas[0]), graph.start).value
+    x = plan.begin(graph.start).value
     empty = graph.root.op("Mul", x, graph.root.constant(0.0))
     start = [*[empty] * (len(body.states) - 1), x, *[empty] * len(body.estimates)]
     written = body.write()
@@ -50,8 +50,9 @@ class _Body:
         self.graph, self.plan, self.doubled = graph, graph.plan, doubled
         self.writer = Writer(graph.root)
         self.i = ir.val("i", ir.DataType.INT64, ())
+        depth = max(_depth(table) for table in (self.plan.b, self.plan.clip) if table is not None)
         self.states = [self._carried(f"state.{lag}") for lag in reversed(range(_depth(self.plan.a)))]
-        self.estimates = [self._carried(f"estimate.{lag}") for lag in reversed(range(1, _depth(self.plan.b)))]
+        self.estimates = [self._carried(f"estimate.{lag}") for lag in reversed(range(1, depth))]
 
     def _carried(self, name: str) -> Symbol:
         return Symbol(self.writer, ir.val(name, ir.DataType.FLOAT, ("batch", *self.graph.network.state)))
@@ -59,7 +60,7 @@ class _Body:
     def write(self) -> ir.Graph:
         writer, x = self.writer, self.states[-1]
         going = ir.val("going", ir.DataType.BOOL, ())
-        scales = [self.graph.network.scales(float(sigma)) for sigma in self.plan.sigmas[:-1]]
+        scales = self.graph.scales()
         skip, out, into = (self.number([s[j] for s in scales]) for j in range(3))
         timestep = writer.op("Gather", self.table(np.array(self.graph.timesteps(), np.float32)), self.i, axis=0)
         estimate = self._times(skip, x) + self._times(out, self._output(self._times(into, x), timestep))
@@ -89,6 +90,9 @@ class _Body:
             draws = np.where(self.plan.c != 0, np.cumsum(self.plan.c != 0), 0)  # draw 0 is the start; c is 0 in rows without
             index = self.writer.op("Gather", self.table(draws.astype(np.int64)), self.i, axis=0)
             terms.append((self.plan.c, Symbol(self.writer, self.writer.op("Gather", self.graph.noise, index, axis=1))))
+        if self.plan.clip is not None and (top := self.plan.clip_range):
+            clipped = ((_lagged(self.plan.clip, lag), d) for lag, d in _lags(estimates))
+            terms += [(column, d.clip(-top, top)) for column, d in clipped if column.any()]
         written = [self._times(self.number(list(column)), value) for column, value in terms if column.any()]
         total = written[0]
         for term in written[1:]:

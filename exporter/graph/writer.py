@@ -112,6 +112,10 @@ class Symbol:
     def __sub__(self, other: Symbol) -> Symbol:
         return self._with("Sub", other)
 
+    def clip(self, low: float, high: float) -> Symbol:
+        """Cut to [low, high]."""
+        return Symbol(self.writer, self.writer.op("Clip", self.value, self.writer.constant(low), self.writer.constant(high)))
+
     def __mul__(self, factor: Symbol) -> Symbol:
         return self._with("Mul", factor)
 

@@ -38,6 +38,11 @@ def adopt(
             f"the plan {plan!r} is in {found.kind} coordinates, the network {network!r} in {wanted.parametrisation.kind} ones; "
             "fit one for it with: fewstep calibrate"
         )
+    if found != wanted.parametrisation and entry.timesteps:
+        raise ValueError(
+            f"the plan {plan!r} tells its network timesteps of its own, which mean other levels to {network!r}; "
+            "write one for it with: fewstep export --scheduler"
+        )
     table = entry.plan()
     if guidance:
         table = replace(table, weights=guidance.at(levels[:-1]))

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fewstep.draft import Draft, check_new, digest, inside, reason
+from fewstep.draft import Draft, blobs, check_new, digest, inside, reason
 from fewstep.golden import GOLDEN, Arrays, read_golden
 from fewstep.made import decoder_digest, network_digest
 from fewstep.manifest import Manifest, NetworkEntry, PlanEntry
@@ -208,6 +208,8 @@ class Bundle:
         Raises ValueError where files lie in it that the manifest does not know, for they would be lost, and where a network, a
         plan or the images are others than when it was loaded; and what `staged` raises.
         """
+        if blobs(self.root):
+            raise ValueError(f"{self.root} lies in a cache, which holds what others have; copy it first: cp -rL {self.root} .")
         with staged(self.root) as staging:
             now = self._now()
             now._refuse_strangers(self.root)

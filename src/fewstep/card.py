@@ -8,7 +8,7 @@ from fewstep.bundle import CARD, Draft
 from fewstep.draft import digest
 from fewstep.manifest import Manifest
 
-__all__ = ["inherited", "licence", "write_card"]
+__all__ = ["inherited", "licence", "proven", "write_card"]
 
 NOTE = "<!-- Written by fewstep, and anew whenever a network is added, unless you change it: then it is yours and stays. -->"
 
@@ -58,8 +58,26 @@ def card(manifest: Manifest) -> str:
         about = manifest.provenance.networks.get(name, {})
         cells = [name, network.parametrisation.kind, _source(about), _data(about), licence(manifest, name)]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
+    for name in manifest.networks:
+        if said := proven(manifest.provenance.networks.get(name, {})):
+            lines += ["", _plain(f"{name}: {said}.")]
     lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", NOTE, ""]
     return "\n".join(lines)
+
+
+def proven(about: dict[str, Any]) -> str:
+    """What the proof of an imported network compared, as a sentence; "" for another."""
+    proof = about.get("proof")
+    if not isinstance(proof, dict):
+        return ""
+    cases = [
+        f"{c['steps']} steps{'' if c['guidance'] == 1 else ' guided by ' + format(c['guidance'], 'g')}" for c in proof["cases"]
+    ]
+    share = max(case["max_error"] / case["scale"] for case in proof["cases"])
+    left = f"; not compared: {', '.join(proof['left_out'])}" if proof["left_out"] else ""
+    return (
+        f"last states come within {share:.1e} of those of {proof['against']}, of the largest number ({', '.join(cases)}){left}"
+    )
 
 
 def _source(about: dict[str, Any]) -> str:

@@ -15,7 +15,16 @@ from fewstep.manifest import ImageSpec, LatentSpec
 from fewstep.readable import readable
 from fewstep.tensors import os_errors
 
-__all__ = ["Decoder", "latent_spec", "load_autoencoder", "load_decoder", "pixels_per_latent", "save_decoder", "to_bytes"]
+__all__ = [
+    "Decoder",
+    "check_decoder_class",
+    "latent_spec",
+    "load_autoencoder",
+    "load_decoder",
+    "pixels_per_latent",
+    "save_decoder",
+    "to_bytes",
+]
 
 DIRECTORY = "decoder"
 CLASSES = get_args(LatentSpec.model_fields["decoder"].annotation)
@@ -68,7 +77,7 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
 def latent_spec(autoencoder: Any, image: ImageSpec) -> LatentSpec:
     """What an autoencoder makes of images. Raises ValueError as `save_decoder` does."""
     kind, config = type(autoencoder).__name__, autoencoder.config
-    _check_class(kind)
+    check_decoder_class(kind)
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise ValueError(f"this {kind} normalises latents by channel (latents_mean, latents_std), which fewstep does not do")
     factor = pixels_per_latent(autoencoder)
@@ -107,13 +116,14 @@ def load_decoder(bundle: Bundle) -> Decoder:
 
 def load_autoencoder(directory: Path, kind: str) -> Any:
     """An autoencoder that diffusers saved, in fp32. Raises ValueError for a class fewstep does not drive."""
-    _check_class(kind)
+    check_decoder_class(kind)
     made = getattr(importlib.import_module("diffusers"), kind)
     with readable(f"the {kind} in {directory}", "copy it again from its source"):
         return made.from_pretrained(directory, local_files_only=True, use_safetensors=True)
 
 
-def _check_class(kind: str) -> None:
+def check_decoder_class(kind: str) -> None:
+    """Raises ValueError for an autoencoder that fewstep does not drive."""
     if kind not in CLASSES:
         raise ValueError(f"the decoder is a {kind}; this version of fewstep drives {', '.join(CLASSES)}")
 

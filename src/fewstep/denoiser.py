@@ -13,7 +13,7 @@ from torch.nn import functional
 from fewstep.bundle import Bundle, Draft
 from fewstep.json_object import read_object
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry
-from fewstep.networks import NETWORKS, check_fit, network_class
+from fewstep.networks import NETWORKS, Constants, Given, check_fit, guidance_embedding, network_class
 from fewstep.parametrisation import Edm, Parametrisation, Scales
 from fewstep.tensors import os_errors
 
@@ -27,16 +27,23 @@ class Denoiser(nn.Module):
     """D(x, sigma, *condition) around a network F; condition are the tensors of Condition.inputs(), with a batch.
 
     patch > 1 folds patch x patch pixels into channels before F and back after it, so that F works on a smaller image.
-    time_ids: constants of an SDXL network, see NetworkEntry. Arithmetic in sigma stays in the dtype of x; only F runs in the
-    dtype of its weights.
+    time_ids, guidance_scale: constants of networks of SDXL and LCM, see NetworkEntry. Arithmetic in sigma stays in the dtype of
+    x; only F runs in the dtype of its weights.
 
     Raises ValueError for a network of a class that is not in fewstep.networks.NETWORKS.
     """
 
     time_ids: Tensor | None
+    guidance: Tensor | None
 
     def __init__(
-        self, net: nn.Module, *, parametrisation: Parametrisation, patch: int = 1, time_ids: Sequence[float] = ()
+        self,
+        net: nn.Module,
+        *,
+        parametrisation: Parametrisation,
+        patch: int = 1,
+        time_ids: Sequence[float] = (),
+        guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -44,13 +51,20 @@ class Denoiser(nn.Module):
         self.patch = patch
         self.call = NETWORKS[network_class(type(net).__name__).__name__].call
         self.register_buffer("time_ids", torch.tensor(time_ids, dtype=torch.float32) if time_ids else None, persistent=False)
+        self.guidance_scale = guidance_scale
+        config: Any = getattr(net, "config", {})
+        scale = None if guidance_scale is None else guidance_embedding(guidance_scale, config.time_cond_proj_dim)
+        self.register_buffer("guidance", scale, persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor) -> Tensor:
-        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,)."""
-        scales = self.scales(sigma)
-        timestep = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
+    def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor, timestep: float | None = None) -> Tensor:
+        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,).
+
+        timestep: what the network is told instead of what follows from sigma, for plans that have their own.
+        """
+        scales = self.scales(sigma).told(timestep)
+        when = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
         skip, out, into = (s.reshape(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in scales[:3])
-        return (skip * x + out * self.evaluate(into * x, timestep, *condition)).to(x.dtype)
+        return (skip * x + out * self.evaluate(into * x, when, *condition)).to(x.dtype)
 
     def evaluate(self, x: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
         """F(x, timestep, *condition) alone, (B, C, H, W) in the dtype of x; timestep () or (B,) float32."""
@@ -58,7 +72,7 @@ class Denoiser(nn.Module):
         folded = functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         # One timestep for all stays (1,), so that what depends on it alone is computed once and folds to constants in graphs.
         inputs = [c.to(self.dtype) if c.is_floating_point() else c for c in condition]
-        out = self.call(self.net, folded.to(self.dtype), timestep.reshape(-1), inputs, self.time_ids)
+        out = self.call(self.net, folded.to(self.dtype), timestep.reshape(-1), inputs, Constants(self.time_ids, self.guidance))
         out = out[:, : folded.shape[1]].to(x.dtype)  # without the variance that some networks learned besides
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
@@ -86,7 +100,12 @@ def on_meta(denoiser: Denoiser) -> Denoiser:
         net: Any = type(denoiser.net)
         copy = nn.Module.to(net.from_config(denoiser.net.config), denoiser.dtype)  # diffusers' own warns where nothing is wrong
         time_ids = [] if denoiser.time_ids is None else [0.0] * denoiser.time_ids.numel()
-        return Denoiser(copy, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids).eval()
+        about = {
+            "parametrisation": denoiser.parametrisation,
+            "patch": denoiser.patch,
+            "guidance_scale": denoiser.guidance_scale,
+        }
+        return Denoiser(copy, time_ids=time_ids, **about).eval()  # type: ignore[arg-type]
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -144,7 +163,7 @@ def fresh_network(
         raise ValueError(
             f"{made.__name__} does not take this configuration ({error}); compare it with diffusers' own"
         ) from None
-    check_fit(net, image.shape, condition, patch=patch, time_ids=0)
+    check_fit(net, image.shape, condition, patch=patch, given=Given())
     return Denoiser(net, parametrisation=parametrisation, patch=patch)
 
 
@@ -156,14 +175,19 @@ def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
     time_ids = [] if denoiser.time_ids is None else denoiser.time_ids.tolist()
     net: Any = denoiser.net
     manifest = draft.manifest
-    check_fit(net, manifest.state_shape, manifest.condition, patch=denoiser.patch, time_ids=len(time_ids))
+    given = Given(len(time_ids), denoiser.guidance_scale)
+    check_fit(net, manifest.state_shape, manifest.condition, patch=denoiser.patch, given=given)
     directory = f"networks/{name}"
     draft.remove(directory)
     net.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
     with os_errors():
         net.save_pretrained(draft.new(f"{directory}/config.json").parent)
     manifest.networks[name] = NetworkEntry(
-        directory=directory, parametrisation=denoiser.parametrisation, patch=denoiser.patch, time_ids=time_ids
+        directory=directory,
+        parametrisation=denoiser.parametrisation,
+        patch=denoiser.patch,
+        time_ids=time_ids,
+        guidance_scale=denoiser.guidance_scale,
     )
 
 
@@ -191,5 +215,12 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
         )
     net.register_to_config(_name_or_path="")
     manifest = bundle.manifest
-    check_fit(net, manifest.state_shape, manifest.condition, patch=entry.patch, time_ids=len(entry.time_ids))
-    return Denoiser(net, parametrisation=entry.parametrisation, patch=entry.patch, time_ids=entry.time_ids).eval()
+    given = Given(len(entry.time_ids), entry.guidance_scale)
+    check_fit(net, manifest.state_shape, manifest.condition, patch=entry.patch, given=given)
+    return Denoiser(
+        net,
+        parametrisation=entry.parametrisation,
+        patch=entry.patch,
+        time_ids=entry.time_ids,
+        guidance_scale=entry.guidance_scale,
+    ).eval()

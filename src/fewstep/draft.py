@@ -18,7 +18,7 @@ from fewstep.manifest import Condition, FileEntry, ImageSpec, Manifest, check_na
 from fewstep.places import MANIFEST
 from fewstep.staging import check_place, recover, staged
 
-__all__ = ["Draft", "check_new", "digest", "inside", "reason"]
+__all__ = ["Draft", "blobs", "check_new", "digest", "inside", "reason"]
 
 MAX_NAME_BYTES = 255  # file systems take no more
 
@@ -29,8 +29,17 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def blobs(root: Path) -> Path | None:
+    """Where the files of a bundle in a Hugging Face cache (models--NAME/snapshots/REVISION) lie; None for one elsewhere."""
+    for above in (root, *root.parents):
+        folder = above.parent.parent / "blobs"
+        if above.parent.name == "snapshots" and folder.is_dir():
+            return folder.resolve()
+    return None
+
+
 def inside(root: Path, name: str) -> Path:
-    """The path of a file of the bundle; refuses names that leave the directory and links, wherever they point."""
+    """The path of a file of the bundle; refuses names that leave the directory, and links other than a cache's to its blobs."""
     parts = name.split("/")  # the first one of an absolute path is empty
     plain = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES and not {"", ".", ".."} & {*parts}
     if not plain or "\\" in name or ":" in name:
@@ -38,7 +47,8 @@ def inside(root: Path, name: str) -> Path:
             f"{root.name} names the file {name[:100]!r}, which is not a plain path inside it; do not use this bundle"
         )
     path = root.joinpath(*parts)
-    if any(p.is_symlink() for p in (path, *path.parents) if p != root and p.is_relative_to(root)):
+    links = [p for p in (path, *path.parents) if p != root and p.is_relative_to(root) and p.is_symlink()]
+    if links and not (links == [path] and (kept := blobs(root)) and path.resolve().parent == kept):
         raise ValueError(f"{root.name}/{name} is a link; a bundle holds plain files only, do not use this bundle")
     return path
 

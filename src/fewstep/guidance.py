@@ -41,6 +41,12 @@ class Guidance:
         """For JSON, which has no infinity: None is no upper bound."""
         return {key: value if isfinite(value) else None for key, value in asdict(self).items()}
 
+    @property
+    def suffix(self) -> str:
+        """What it adds to a plan's name."""
+        interval = "" if (self.lo, self.hi) == (0.0, inf) else f"_{self.lo:g}-{self.hi:g}"
+        return "" if self.weight == 1 else f"_w{self.weight:g}{interval}"
+
     def at(self, levels: Floats) -> Floats:
         """The weight of steps that start at these noise levels, same shape."""
         return np.where((levels > self.lo) & (levels <= self.hi), self.weight, 1.0)
@@ -55,11 +61,11 @@ def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ..
     denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the weight is not 1.
     """
 
-    def guided_denoise(x: Array, sigma: float, weight: float = 1.0) -> Array:
-        conditional = denoise(x, sigma, *condition)
+    def guided_denoise(x: Array, sigma: float, weight: float = 1.0, **told: float) -> Array:
+        conditional = denoise(x, sigma, *condition, **told)
         if weight == 1:
             return conditional
-        return mix(conditional, denoise(x, sigma, *null), weight)
+        return mix(conditional, denoise(x, sigma, *null, **told), weight)
 
     return guided_denoise
 

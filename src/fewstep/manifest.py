@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Plan
@@ -69,6 +70,11 @@ class NetworkEntry(Strict):
     parametrisation: Parametrisation
     patch: PositiveInt = 1
     time_ids: Numbers = Field(default=[])
+    guidance_scale: float | None = Field(default=None, description="what a network that embeds it is told (LCM), a constant")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if (key, value) != ("guidance_scale", None)}
 
 
 class PlanEntry(Strict):
@@ -82,14 +88,23 @@ class PlanEntry(Strict):
     b: Rows
     c: Numbers
     weights: Numbers
+    start: float | None = None
+    timesteps: Numbers | None = None
+    clip: Rows | None = None
+    clip_range: float | None = None
 
     @classmethod
     def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
-        tables = {name: getattr(plan, name).tolist() for name in ("alphas", "sigmas", "a", "b", "c", "weights")}
-        return cls(network=network, solver=solver, **tables)
+        tables = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+        lists = {name: table.tolist() if isinstance(table, np.ndarray) else table for name, table in tables.items()}
+        return cls(network=network, solver=solver, **lists)
 
     def plan(self) -> Plan:
-        return Plan(*(np.array(t) for t in (self.alphas, self.sigmas, self.a, self.b, self.c, self.weights)))
+        return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> PlanEntry:
@@ -236,6 +251,15 @@ class Manifest(Strict):
                         f"the plan {name!r} has alpha {alpha:g} at sigma {sigma:g}, which is not in the {parametrisation.kind} "
                         f"coordinates of its network {plan.network!r}; write it on a grid of that network's parametrisation"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _guided_plans_have_something_to_go_away_from(self) -> Manifest:
+        for name, plan in self.plans.items():
+            if not self.condition.null and any(weight != 1 for weight in plan.weights):
+                raise ValueError(
+                    f"the plan {name!r} is guided, and no label of this bundle means none; write one without guidance"
+                )
         return self
 
     @model_validator(mode="after")

@@ -8,17 +8,30 @@ of a network, so that whoever walks a plan without torch finds the numbers here.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from fewstep.plan import Floats
-from fewstep.schedule import Grid, flow, karras, to_edm, to_flow, to_vp, vp, vp_signal
+from fewstep.schedule import (
+    Grid,
+    cosine_betas,
+    flow,
+    karras,
+    linear_betas,
+    to_edm,
+    to_flow,
+    to_vp,
+    vp,
+    zero_terminal_snr,
+)
 from fewstep.spec import Strict
 
 __all__ = ["Betas", "Edm", "Eps", "Flow", "Parametrisation", "Scales", "Velocity"]
 
+PURE_NOISE = 2.0**-24  # what abar counts as there, as in diffusers: the smallest number above 0 that half precision has
 Level: TypeAlias = Any  # one float, exact in float64, or a torch Tensor of noise levels (B,); torch itself is not needed here
 
 
@@ -30,27 +43,44 @@ class Scales(NamedTuple):
     into: Any
     timestep: Any
 
+    def told(self, timestep: float | None = None) -> Scales:
+        """With another timestep, where a plan has its own."""
+        return self if timestep is None else self._replace(timestep=timestep)
+
 
 class _Frozen(Strict):
     model_config = ConfigDict(frozen=True)
 
 
 class Betas(_Frozen):
-    """The discrete noise schedule that a VP network was trained on. linear: DDPM; scaled_linear: Stable Diffusion."""
+    """The discrete noise schedule that a VP network was trained on.
 
-    kind: Literal["linear", "scaled_linear"] = "linear"
+    linear: DDPM; scaled_linear: Stable Diffusion; squaredcos_cap_v2: improved DDPM, which start and end do not change; trained:
+    the numbers in `trained`. zero_snr: moved so that the last level is pure noise. Lin et al. 2023, arXiv 2305.08891, alg. 1.
+    """
+
+    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "trained"] = "linear"
     start: float = Field(default=1e-4, gt=0, lt=1)
     end: float = Field(default=0.02, gt=0, lt=1)
     steps: int = Field(default=1000, ge=2, le=100_000)
+    trained: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), max_length=100_000)
+    zero_snr: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_schedule(self) -> Betas:
+        if len(self.trained) != (self.steps if self.kind == "trained" else 0):
+            raise ValueError(
+                f"trained betas are as many as steps ({self.steps}), and of that kind alone; got {len(self.trained)}"
+            )
+        return self
 
     def signal(self) -> Floats:
-        """abar_t, (steps,), decreasing."""
-        return vp_signal(self.steps, self.start, self.end, scaled=self.kind == "scaled_linear")
+        """abar_t, (steps,), decreasing; read-only."""
+        return _signal(self)
 
     def timestep(self, sigma: Level, alpha: Level) -> Level:
         """The index t, between whole numbers where need be, at which training had this level; ends hold beyond the table."""
-        signal = self.signal()
-        logs = np.log((1 - signal) / signal) / 2  # ln(sigma / alpha), increasing
+        logs = self._logs()
         if isinstance(sigma, float | int):
             level = math.log(sigma / alpha) if alpha else math.inf
             return float(np.interp(level, logs, np.arange(logs.size)))
@@ -58,6 +88,35 @@ class Betas(_Frozen):
         upper = (level[..., None] >= table).sum(-1).clamp(1, logs.size - 1)
         lower = upper - 1
         return lower + ((level - table[lower]) / (table[upper] - table[lower])).clamp(0, 1)
+
+    def at(self, timestep: float) -> tuple[float, float]:
+        """alpha and sigma of an index t, which may lie between two; ends hold beyond the table."""
+        signal = self.signal()
+        if timestep >= self.steps - 1:  # pure noise has alpha 0, which no logarithm says
+            return float(signal[-1] ** 0.5), float((1 - signal[-1]) ** 0.5)
+        level = math.exp(np.interp(timestep, np.arange(signal.size), self._logs()))
+        return (1 + level**2) ** -0.5, level * (1 + level**2) ** -0.5
+
+    def _logs(self) -> Floats:
+        """ln(sigma / alpha), (steps,), increasing; of pure noise, a finite number beyond all others."""
+        signal = self.signal().copy()
+        signal[-1] = max(signal[-1], min(PURE_NOISE, signal[-2] / 2))
+        logs: Floats = np.log((1 - signal) / signal) / 2
+        return logs
+
+
+@lru_cache(maxsize=8)
+def _signal(betas: Betas) -> Floats:
+    if betas.kind == "trained":
+        numbers: Floats = np.array(betas.trained)
+    elif betas.kind == "squaredcos_cap_v2":
+        numbers = cosine_betas(betas.steps)
+    else:
+        numbers = linear_betas(betas.steps, betas.start, betas.end, scaled=betas.kind == "scaled_linear")
+    signal: Floats = np.cumprod(1 - numbers, dtype=np.float64)
+    signal = zero_terminal_snr(signal) if betas.zero_snr else signal
+    signal.setflags(write=False)
+    return signal
 
 
 class Edm(_Frozen):
@@ -78,6 +137,10 @@ class Edm(_Frozen):
     def at(self, level: Level) -> tuple[Level, Level]:
         """alpha and sigma of a noise level sigma / alpha."""
         return level / level, level
+
+    def at_timestep(self, timestep: float) -> tuple[float, float]:
+        """alpha and sigma of what the network is told."""
+        return 1.0, math.exp(timestep / self.time_scale)
 
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in EDM coordinates. Raises ValueError where it starts from pure noise."""
@@ -109,6 +172,10 @@ class _Vp(_Frozen):
         """alpha and sigma of a noise level sigma / alpha."""
         norm = (1 + level**2) ** 0.5
         return 1 / norm, level / norm
+
+    def at_timestep(self, timestep: float) -> tuple[float, float]:
+        """alpha and sigma of what the network is told."""
+        return self.betas.at(timestep)
 
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in VP coordinates."""
@@ -161,6 +228,10 @@ class Flow(_Frozen):
     def at(self, level: Level) -> tuple[Level, Level]:
         """alpha and sigma of a noise level sigma / alpha."""
         return 1 / (1 + level), level / (1 + level)
+
+    def at_timestep(self, timestep: float) -> tuple[float, float]:
+        """alpha and sigma of what the network is told."""
+        return 1 - timestep / 1000, timestep / 1000
 
     def coordinates(self, grid: Grid) -> Grid:
         """A grid in flow coordinates."""

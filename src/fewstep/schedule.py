@@ -12,7 +12,20 @@ import numpy as np
 
 from fewstep.plan import Floats
 
-__all__ = ["Grid", "flow", "karras", "to_edm", "to_flow", "to_vp", "uniform", "vp", "vp_signal"]
+__all__ = [
+    "Grid",
+    "cosine_betas",
+    "flow",
+    "karras",
+    "linear_betas",
+    "to_edm",
+    "to_flow",
+    "to_vp",
+    "uniform",
+    "vp",
+    "vp_signal",
+    "zero_terminal_snr",
+]
 
 
 MAX_STEPS = 1000  # a plan's tables have n^2 numbers
@@ -70,11 +83,30 @@ def uniform(n: int, sigma_max: float) -> Grid:
     return Grid(np.ones(n + 1), np.linspace(sigma_max, 0.0, _count(n) + 1))
 
 
-def vp_signal(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, scaled: bool = False) -> Floats:
-    """abar_t of the linear beta schedule, (steps,). Ho et al. 2020. scaled: linear in sqrt(beta), as Stable Diffusion's."""
+def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, scaled: bool = False) -> Floats:
+    """The linear beta schedule, (steps,). Ho et al. 2020. scaled: linear in sqrt(beta), as Stable Diffusion's."""
     power = 2 if scaled else 1
-    betas = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps) ** power
-    return np.cumprod(1 - betas, dtype=np.float64)
+    betas: Floats = np.linspace(start ** (1 / power), end ** (1 / power), steps) ** power
+    return betas
+
+
+def cosine_betas(steps: int = 1000) -> Floats:
+    """The cosine schedule, (steps,), at most 0.999. Nichol and Dhariwal 2021, eq. 17."""
+    curve = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas: Floats = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
+    return betas
+
+
+def vp_signal(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, scaled: bool = False) -> Floats:
+    """abar_t of the linear beta schedule, (steps,)."""
+    return np.cumprod(1 - linear_betas(steps, start, end, scaled=scaled), dtype=np.float64)
+
+
+def zero_terminal_snr(signal: Floats) -> Floats:
+    """abar_t moved and stretched in its root: the first level stays, the last is pure noise. Lin et al. 2023, algorithm 1."""
+    root = np.sqrt(signal)
+    moved: Floats = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    return moved**2
 
 
 def vp(n: int, signal: Floats | None = None) -> Grid:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from fewstep.guidance import PLAIN, Guidance
+from fewstep.parametrisation import Parametrisation
 from fewstep.plan import Floats, Plan
 from fewstep.schedule import Grid
 
-__all__ = ["ddim", "dpmpp_2m", "few_step", "heun", "ipndm", "scaled", "spndm"]
+__all__ = ["ddim", "dpmpp_2m", "few_step", "heun", "ipndm", "moved", "scaled", "spndm"]
 
 ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))  # Adams-Bashforth
 
@@ -134,13 +135,40 @@ def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
     )
 
 
+def moved(plan: Plan, parametrisation: Parametrisation) -> Plan:
+    """The same sampler in the coordinates of another parametrisation: every state times the ratio of both at its level.
+
+    Timesteps of its own are those of the network that it was for, and go. Raises ValueError where a level is pure noise, which
+    the other coordinates may not have.
+    """
+    if (plan.alphas == 0).any():
+        raise ValueError("this sampler has a level that is pure noise (alpha = 0); take one whose levels are below")
+    levels = [float(level) for level in plan.sigmas / plan.alphas]
+    alphas, sigmas = np.array([parametrisation.at(level) if level else (1.0, 0.0) for level in levels]).T
+    ratio = alphas / plan.alphas
+    after = ratio[1:, None]
+    return replace(
+        plan,
+        alphas=alphas,
+        sigmas=sigmas,
+        a=plan.a * after / ratio[:-1],
+        b=plan.b * after,
+        c=plan.c * ratio[1:],
+        start=None if plan.start is None else plan.start * float(ratio[0]),
+        timesteps=None,
+        clip=None if plan.clip is None else plan.clip * after,
+    )
+
+
 def scaled(plan: Plan, factors: Floats) -> Plan:
     """The plan whose noise estimate in row k, eps_k = (x_k - alpha_k D_k) / sigma_k, counts factors[k] times, (n,).
 
     Epsilon scaling, Ning et al. 2023 (arXiv 2308.15321): no network changes, for D becomes f D + (1 - f) x / alpha. Raises
-    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image.
+    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image, or one that clips estimates.
     """
     alphas = plan.alphas[:-1]
+    if plan.clip is not None:
+        raise ValueError("noise estimates cannot be scaled in a plan that clips its estimates; take one without clip")
     if not alphas.all():
         raise ValueError("noise estimates are scaled where alpha is above 0; take a grid that starts below pure noise")
     return replace(plan, a=plan.a + plan.b * ((1 - factors) / alphas), b=plan.b * factors)

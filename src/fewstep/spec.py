@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 __all__ = [
     "MAX_CLASS_NAME",
@@ -100,6 +100,7 @@ class Condition(Strict):
     """What an image is made from.
 
     labels: 0 .. classes - 1, and `classes` means "none"; names says what the classes are called, where that is known.
+    Where `null` is false no label means "none", and nothing can be guided.
     embeddings: (tokens, width) of a text and, where pooled > 0, one vector (pooled,) for the whole of it; what means "none" is
     given with them, as the embeddings of a negative prompt.
     """
@@ -110,6 +111,7 @@ class Condition(Strict):
     tokens: Size = 0
     width: Size = 0
     pooled: Size = 0
+    null: bool = True
 
     @model_validator(mode="after")
     def _sizes_match_kind(self) -> Condition:
@@ -120,7 +122,18 @@ class Condition(Strict):
             if (name in needed and size == 0) or (name not in needed and name not in optional and size > 0):
                 raise ValueError(f"condition {self.kind!r} does not go with {size} {name}")
         check_class_names(self.names, self.classes)
+        if not self.null and self.kind != "labels":
+            raise ValueError(f"only labels may be without one that means none, this condition is {self.kind!r}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if (key, value) != ("null", True)}
+
+    @property
+    def guidable(self) -> bool:
+        """Whether there is something that means "none", for guidance to go away from."""
+        return self.kind != "none" and self.null
 
     def inputs(self) -> tuple[InputSpec, ...]:
         """The tensors of the condition, in the order in which networks and graphs take them."""

@@ -126,23 +126,59 @@ def encode(
 @app.command("import", rich_help_panel="Make a network")
 def import_checkpoint(
     source: Annotated[
-        Path, typer.Argument(help="A pipeline that diffusers saved, or weights of an ADM network of EDM.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A pipeline that diffusers saved, a network with a scheduler beside it, a single file, or weights of an ADM "
+            "network of EDM.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("imported.bundle"),
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a prompt's embedding.", show_default="the tokenizer's")
     ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels, of a network that takes any.", show_default="the checkpoint's")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of its own scheduler in the plan.", show_default="its pipeline's, up to 100"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            callback=finite,
+            help="Guidance weight of the plan, or of a network that embeds it (LCM).",
+            show_default="none, or the pipeline's",
+        ),
+    ] = None,
+    null_class: Annotated[
+        bool, typer.Option("--null-class", help='Trained without a class, too: the last class of a U-Net means "none".')
+    ] = False,
+    variant: Annotated[str | None, typer.Option(help="Of its files, such as fp16.", show_default="the one there is")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="For a single file: a directory with its configurations.", show_default=False)
+    ] = None,
     licence: Licence = None,
     as_json: Json = False,
 ) -> None:
-    """Start a bundle with the network of a checkpoint, and prove that it makes the same images. Runs no code of it."""
-    from fewstep.trainer.importer import import_teacher
+    """Start a bundle with the network of a checkpoint and its own scheduler as a plan, and prove that both make what diffusers'
+    pipeline makes. Runs no code of it.
+    """
+    from fewstep.card import proven
+    from fewstep.trainer.importer import ImportOptions, import_teacher
 
-    bundle, proof = import_teacher(source, out, tokens=tokens, licence=licence)
-    parametrisation = bundle.manifest.networks["teacher"].parametrisation
-    show(f"it estimates {parametrisation.kind}; {proof.steps} steps come within {proof.max_error:.1e} of diffusers' own loop")
-    result = {"bundle": str(out), "parametrisation": parametrisation.model_dump(), "max_error": proof.max_error}
-    finish(result, as_json, f"fewstep export {out} --solver dpmpp_2m --steps 10")
+    options = ImportOptions(tokens, resolution, null_class, steps, guidance, variant, licence, config)
+    bundle, proof = import_teacher(source, out, options)
+    manifest = bundle.manifest
+    about, parametrisation = manifest.provenance.networks["teacher"], manifest.networks["teacher"].parametrisation
+    for note in about["notes"]:
+        say(note)
+    show(f"it estimates {parametrisation.kind}; {proven(about)}")
+    plan = str(manifest.default)
+    show(f"plan {plan}: {bundle.plan(plan).nfe} network calls for an image")
+    result = {"bundle": str(out), "plan": plan, "parametrisation": parametrisation.model_dump(), "notes": about["notes"]}
+    finish(result | {"proof": proof.dump(), "max_error": proof.max_error}, as_json, f"fewstep export {out}")
 
 
 @app.command(rich_help_panel="Make a network")

@@ -11,10 +11,11 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, solver_of, whole_numbers
+from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, whole_numbers
+from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
 from fewstep.console import meter, say, show, table, track
 from fewstep.guidance import Guidance
-from fewstep.manifest import EngineFlag, Layout, PlanEntry, Precision
+from fewstep.manifest import EngineFlag, Layout, Precision
 from fewstep.places import check_file
 
 if TYPE_CHECKING:
@@ -32,10 +33,17 @@ def export(
     solver: Annotated[
         str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m, spndm, ipndm.", show_default=False)
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Or one of diffusers, such as UniPCMultistepScheduler.", show_default=False)
+    ] = None,
+    scheduler_config: Annotated[
+        Path | None, typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
     guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
     lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
     hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
+    name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="by what it is")] = None,
     precision: Annotated[str, typer.Option(help=f"Of {', '.join(get_args(Precision))}, commas between.")] = "fp32,fp16",
     layout: Annotated[
         list[str] | None, typer.Option(help="unrolled, loop or step; repeat for more.", show_default="by size")
@@ -56,42 +64,37 @@ def export(
     layouts = [cast(Layout, name) for name in layout or []]
     if unknown := [name for name in layouts if name not in get_args(Layout)]:
         raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
-    described = (steps, guidance, lo, hi) != (10, 1.0, 0.0, inf)
-    if (plan and solver) or (described and not solver):
+    described = (steps, guidance, lo, hi, name, scheduler_config) != (10, 1.0, 0.0, inf, None, None)
+    if sum(map(bool, (plan, solver, scheduler))) > 1 or (described and not (solver or scheduler)):
         raise ValueError(
-            "--plan names a plan there is; --steps, --guidance, --lo and --hi describe a new one and need --solver alone"
+            "--plan names a plan there is; --steps, --guidance, --lo, --hi and --name describe a new one and need --solver or "
+            "--scheduler alone"
         )
-    if not plan and not solver and loaded.manifest.default is None:
+    if scheduler_config and not scheduler:
+        raise ValueError("--scheduler-config has the settings of a --scheduler; name one")
+    if not (plan or solver or scheduler) and loaded.manifest.default is None:
         raise ValueError(f"{bundle} has no default plan; name one with --plan, or a solver with --solver")
-    if solver:
-        loaded, name = _new_plan(loaded, solver, steps, Guidance(guidance, lo, hi))
-        plan = [name]
+    refuse_layouts(layouts, wanted)
+    if solver or scheduler:
+        asked = Guidance(guidance, lo, hi)
+        made = by_scheduler(loaded, scheduler, scheduler_config, steps, asked) if scheduler else None
+        entry, usual = made or by_solver(loaded, cast(str, solver), steps, asked)
+        loaded, plan = with_plan(loaded, entry, name or usual), [name or usual]
     plans = plan or [cast(str, loaded.manifest.default)]
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
-    refuse_layouts(layouts, wanted)
     loaded = _with_ranges(loaded, plans, wanted)
     exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
-    new = {name: g for name, g in exported.manifest.graphs.items() if loaded.manifest.graphs.get(name) != g or g.plan in plans}
-    new = {name: g for name, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
+    known = loaded.manifest.graphs
+    new = {key: g for key, g in exported.manifest.graphs.items() if known.get(key) != g or g.plan in plans}
+    new = {key: g for key, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
     for graph in new.values():
         show(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
-    files = {name: graph.file for name, graph in new.items()}
+    files = {key: graph.file for key, graph in new.items()}
     then = f"fewstep generate {bundle} --plan {plans[-1]} --precision {wanted[0]} --out grid.png"
     if loaded.manifest.condition.kind == "embeddings" or wanted[0] == "bf16":
         then = f"fewstep check {bundle}"  # what generate cannot make here
     finish({"bundle": str(bundle), "graphs": files}, as_json, then)
-
-
-def _new_plan(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[Bundle, str]:
-    """A bundle with a solver's plan on the usual grid of the teacher, which the next edit writes, and the plan's name."""
-    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
-    plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
-    interval = "" if (guidance.lo, guidance.hi) == (0.0, inf) else f"_{guidance.lo:g}-{guidance.hi:g}"
-    name = f"{solver}{steps}" + ("" if guidance.weight == 1 else f"_w{guidance.weight:g}{interval}")
-    manifest = bundle.manifest.model_copy(deep=True)
-    manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps")
-    return Bundle(bundle.root, manifest), name
 
 
 def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precision]) -> Bundle:

@@ -166,7 +166,7 @@ def _estimates(teacher: Teacher, plan: Plan) -> Pictures:
     labels, nulls = ((torch.tensor([label]),) if classes else () for label in (0, classes))
     with torch.no_grad():
         denoise = guided(teacher.denoiser, labels, nulls)
-        walk = trajectory(denoise, float(plan.sigmas[0]) * drawn[:, 0], plan, list(drawn[:, 1:].unbind(1)))
+        walk = trajectory(denoise, plan.begin(drawn[:, 0]), plan, list(drawn[:, 1:].unbind(1)))
         return teacher.rounded(torch.cat([step.denoised for step in walk])).transpose(0, 2, 3, 1)
 
 

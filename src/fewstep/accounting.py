@@ -1,0 +1,41 @@
+"""Every key of a configuration that diffusers wrote is accounted for: used by the class, neutral, or refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["account", "arguments", "keys_of"]
+
+NEUTRAL = (None, False)
+
+
+def keys_of(made: Any) -> set[str]:
+    """What a class of diffusers is configured by."""
+    return set(inspect.signature(made.__init__).parameters) - {"self"}
+
+
+def account(
+    config: Mapping[str, Any], made: Any, *, sisters: Iterable[Any] = (), neutral: Mapping[str, Any] | None = None
+) -> None:
+    """Raises ValueError for a key that the class does not read and whose value may mean something.
+
+    sisters: classes that are made from one another's configurations, and leave each other's keys aside. neutral: values of keys
+    that older versions of diffusers wrote, at which they mean nothing.
+    """
+    known, theirs = keys_of(made), {key for sister in sisters for key in keys_of(sister)}
+    for key, value in config.items():
+        means_nothing = any(value is nothing for nothing in NEUTRAL) or (neutral or {}).get(key, ...) == value
+        if not (key.startswith("_") or key in known or key in theirs or means_nothing):
+            version = importlib.import_module("diffusers").__version__
+            raise ValueError(
+                f"the configuration sets {key} to {value!r}, which {made.__name__} of diffusers {version} does not read; "
+                "remove the key where it means nothing, or upgrade diffusers"
+            )
+
+
+def arguments(config: Mapping[str, Any], made: Any) -> dict[str, Any]:
+    """The part of a configuration that a class reads."""
+    return {key: value for key, value in config.items() if key in keys_of(made)}

@@ -1,0 +1,49 @@
+"""Plans that `export` writes into a bundle before their graphs: of a solver, or of one of diffusers' schedulers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.bundle import Bundle
+from fewstep.cli.app import solver_of
+from fewstep.guidance import Guidance
+from fewstep.json_object import read_object
+from fewstep.manifest import PlanEntry, check_name
+
+__all__ = ["by_scheduler", "by_solver", "with_plan"]
+
+
+def by_solver(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
+    """A solver's plan on the usual grid of the teacher, and its name."""
+    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
+    plan = solver_of(solver)(teacher.parametrisation.grid(steps), guidance)
+    return PlanEntry.of(plan, network="teacher", solver=f"{solver}, {steps} steps"), f"{solver}{steps}{guidance.suffix}"
+
+
+def by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
+    """The plan of a scheduler of diffusers for the teacher, and its name."""
+    from fewstep.schedulers import plan_for
+
+    teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
+    about = bundle.manifest.provenance.networks.get("teacher", {})
+    own = about.get("scheduler") if "imported" in about else None
+    settings = read_object(config) if config else None
+    plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=about.get("mu"), config=settings)
+    return PlanEntry.of(plan, network="teacher", solver=f"{scheduler} of diffusers, {steps} steps"), name
+
+
+def with_plan(bundle: Bundle, entry: PlanEntry, name: str) -> Bundle:
+    """Write a plan into the bundle, and return it as it is then.
+
+    Raises ValueError where what has that name is another one.
+    """
+    check_name(name)
+    known = bundle.manifest.plans.get(name)
+    if known and known.model_dump(exclude={"solver"}) == entry.model_dump(exclude={"solver"}):
+        return bundle
+    if known or name in bundle.manifest.networks:
+        is_it = f"the plan of {known.solver}" if known else "a network"
+        raise ValueError(f"{bundle.root.name} has {name!r} already, {is_it}; give the new one another --name")
+    with bundle.edit() as draft:
+        draft.manifest.plans[name] = entry
+    return Bundle.load(bundle.root)

@@ -1,0 +1,250 @@
+"""The proof of an import: diffusers' own pipeline, and the plan that is to be the bundle's, end in the same state.
+
+Theirs: the pipeline's class around the checkpoint's network, its scheduler as configured, its own call of the network. Ours:
+the plan around D. The same noise goes into both, that of schedulers that draw some included. Where the pipeline's class cannot
+be made, because it needs a package that is not installed or is none of those here, its scheduler walks around the network.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.accounting import keys_of
+from fewstep.denoiser import Denoiser
+from fewstep.guidance import Guidance, guided, mix
+from fewstep.manifest import Condition
+from fewstep.plan import sample
+from fewstep.schedulers import with_steps
+from fewstep.tracing import HandedNoise, steps_of, trace
+
+__all__ = ["PIPELINES", "Case", "Pipeline", "Proof", "Proven", "prove"]
+
+TOLERANCE = 1e-4  # of the largest number of the last state: both loops round differently
+SECONDS = 600.0  # that the proof of one number of steps may take; what it would take is measured, and said
+NULL_OF_DIT = 1000  # DiTPipeline's own label for "none"
+
+
+class Pipeline(NamedTuple):
+    """A pipeline class of diffusers: its default number of steps and its default guidance scale, 1 where it has none."""
+
+    steps: int
+    guidance: float = 1.0
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(50, 7.5),
+    "StableDiffusionXLPipeline": Pipeline(50, 5.0),
+    "StableDiffusion3Pipeline": Pipeline(28, 7.0),
+    "LatentConsistencyModelPipeline": Pipeline(4, 8.5),
+    "DiTPipeline": Pipeline(50, 4.0),
+    "DDPMPipeline": Pipeline(1000),
+    "DDIMPipeline": Pipeline(50),
+}
+
+
+class Case(NamedTuple):
+    """A number of steps, and the guidance weight."""
+
+    steps: int
+    guidance: float = 1.0
+
+
+class Proven(NamedTuple):
+    """How far apart both ended, of the largest number there."""
+
+    steps: int
+    guidance: float
+    max_error: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """against: what the plans were compared with. cases: what was compared; left_out: steps that would have taken too long."""
+
+    against: str
+    cases: list[Proven]
+    left_out: list[str]
+
+    def dump(self) -> dict[str, Any]:
+        """For a manifest."""
+        cases = [case._asdict() for case in self.cases]
+        return {
+            "against": self.against,
+            "cases": cases,
+            "left_out": self.left_out,
+            "max_error": self.max_error,
+            "scale": self.scale,
+        }
+
+    @property
+    def worst(self) -> Proven:
+        """The case with the largest difference."""
+        return max(self.cases, key=lambda case: case.max_error / case.scale)
+
+    @property
+    def max_error(self) -> float:
+        """Of the worst case."""
+        return self.worst.max_error
+
+    @property
+    def scale(self) -> float:
+        """Of the worst case."""
+        return self.worst.scale
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is compared: a network, its scheduler without steps, the pipeline's class and autoencoder, shapes."""
+
+    denoiser: Denoiser
+    scheduler: Any
+    mu: float | None
+    condition: Condition
+    shape: tuple[int, int, int]
+    pipeline: str | None
+    autoencoder: Any
+
+    def inputs(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A condition, and one that means "none"."""
+        generator = torch.Generator().manual_seed(0)
+        if self.condition.kind == "labels":
+            return (torch.zeros(1, dtype=torch.int64),), (torch.full((1,), self.condition.classes),)
+        specs = self.condition.inputs()
+        given, null = (tuple(torch.randn(1, *spec.shape, generator=generator) for spec in specs) for _ in range(2))
+        return given, null
+
+    def noise(self, count: int) -> Tensor:
+        """The noise that is drawn as the how many-th; 0 is the start."""
+        return torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(count))
+
+
+def prove(
+    denoiser: Denoiser,
+    scheduler: Any,
+    cases: Sequence[Case],
+    *,
+    condition: Condition,
+    shape: tuple[int, int, int],
+    mu: float | None = None,
+    pipeline: str | None = None,
+    autoencoder: Any = None,
+) -> Proof:
+    """Compare last states for every case, the short ones first.
+
+    Raises ValueError where they differ, or where the pipeline does not run.
+    """
+    subject = _Subject(denoiser, scheduler, mu, condition, shape, pipeline, autoencoder)
+    theirs, against = _theirs(subject)
+    proven: list[Proven] = []
+    left_out: list[str] = []
+    seconds = 0.0  # of one call, as the shorter case took them
+    for case in cases:
+        plan, drawn = trace(with_steps(scheduler, case.steps, mu), denoiser.parametrisation, Guidance(case.guidance))
+        if seconds * 2 * plan.nfe > SECONDS:
+            left_out.append(f"{case.steps} steps, which would take about {seconds * 2 * plan.nfe / 60:.0f} minutes here")
+            continue
+        begun = time.perf_counter()
+        given, null = subject.inputs()
+        with torch.no_grad():
+            wanted = theirs(case)
+            noise = [subject.noise(1 + count) for count in drawn]
+            made = sample(guided(denoiser, given, null), plan.begin(subject.noise(0)), plan, noise)
+        seconds = (time.perf_counter() - begun) / (2 * plan.nfe)
+        proven.append(Proven(case.steps, case.guidance, float((made - wanted).abs().max()), float(wanted.abs().max())))
+        if not proven[-1].max_error <= TOLERANCE * proven[-1].scale:
+            raise ValueError(
+                f"{case.steps} steps end elsewhere than with {against} ({proven[-1].max_error:.2g} apart, of "
+                f"{proven[-1].scale:.2g}); this checkpoint has something that fewstep does not know of, so it is not imported"
+            )
+    return Proof(against, proven, left_out)
+
+
+def _theirs(subject: _Subject) -> tuple[Callable[[Case], Tensor], str]:
+    """What gives diffusers' last state for a case, and its name."""
+    kind = type(subject.scheduler).__name__
+    around = functools.partial(_around_the_network, subject)
+    name = subject.pipeline
+    if name not in PIPELINES or (name in ("DDPMPipeline", "DDIMPipeline") and subject.condition.kind != "none"):
+        return around, f"{kind} around the network"
+    pipeline = _made(name, subject)
+    if pipeline is None:
+        return around, f"{kind} around the network (for {name} itself: pip install transformers)"
+    return functools.partial(_run, pipeline, subject), name
+
+
+def _made(name: str, subject: _Subject) -> Any:
+    """The pipeline without its text encoders; None where a package is missing."""
+    made = getattr(importlib.import_module("diffusers"), name)
+    parts = {"unet": subject.denoiser.net, "transformer": subject.denoiser.net, "vae": subject.autoencoder}
+    parts |= {"scheduler": subject.scheduler, "requires_safety_checker": False, "add_watermarker": False}
+    try:
+        pipeline = made(
+            **{key: parts.get(key) for key in keys_of(made) if key not in ("id2label", "force_zeros_for_empty_prompt")}
+        )
+    except ImportError:
+        return None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _run(pipeline: Any, subject: _Subject, case: Case) -> Tensor:
+    """The last state of a pipeline, before it is decoded or cut to the range of images."""
+    ends: list[Tensor] = []
+    step = pipeline.scheduler.step
+
+    @functools.wraps(step)  # pipelines look at what it takes
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        made = step(*args, **kwargs)
+        ends.append(made[0] if isinstance(made, tuple) else made.prev_sample)
+        return made
+
+    pipeline.scheduler.step = kept
+    try:
+        with HandedNoise((1, *subject.shape), subject.noise):
+            pipeline(**{"num_inference_steps": case.steps, "output_type": "latent"} | _asked(subject, case))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"diffusers' own {subject.pipeline} does not run with these parts ({reason})") from error
+    finally:
+        pipeline.scheduler.step = step
+    return ends[-1][:1]
+
+
+def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
+    """What a pipeline is called with: embeddings in place of prompts."""
+    given, null = subject.inputs()
+    scale = subject.denoiser.guidance_scale
+    asked: dict[str, Any] = {"guidance_scale": case.guidance if scale is None else scale}
+    if subject.pipeline == "DiTPipeline":
+        return asked | {"class_labels": given[0].tolist(), "output_type": "pt"}
+    if subject.condition.kind == "none":
+        return {"output_type": "np"}
+    names = ("prompt_embeds", "pooled_prompt_embeds")
+    asked |= dict(zip(names, given, strict=False))
+    if scale is None:
+        asked |= {f"negative_{name}": tensor for name, tensor in zip(names, null, strict=False)}
+    return asked
+
+
+def _around_the_network(subject: _Subject, case: Case) -> Tensor:
+    """The loop of diffusers' pipelines, around the network itself."""
+    scheduler, denoiser = with_steps(subject.scheduler, case.steps, subject.mu), subject.denoiser
+    (given, null), start = subject.inputs(), subject.noise(0)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        evaluate = functools.partial(denoiser.evaluate, x, t.reshape(-1).float())
+        out = evaluate(*given)
+        return out if case.guidance == 1 else mix(out, evaluate(*null), case.guidance)
+
+    with HandedNoise((1, *subject.shape), lambda count: subject.noise(1 + count)):
+        *_, end = steps_of(scheduler, start, network)
+    return end
