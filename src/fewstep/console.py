@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from fewstep.progress import Report
 
-__all__ = ["SPEAKS", "clock", "meter", "say", "table", "track"]
+__all__ = ["SPEAKS", "clock", "listen", "meter", "say", "table", "track"]
 
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of one run, which all do the same, the first alone
 _out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not SPEAKS)
@@ -25,6 +26,20 @@ PLAIN_EVERY_SECONDS = 5.0
 def say(text: str) -> None:
     """A line for people. Goes to stderr, so that stdout is left to --json."""
     _out.print(text)
+
+
+class _Says(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _out.print(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
+
+
+def listen() -> None:
+    """Show what the library logs, such as what it chose by itself, beside the progress."""
+    logger = logging.getLogger("fewstep")
+    if not any(isinstance(handler, _Says) for handler in logger.handlers):
+        logger.addHandler(_Says())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def track(steps: Sequence[int], what: str) -> Iterable[int]:

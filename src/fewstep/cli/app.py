@@ -16,7 +16,7 @@ import typer
 import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle, check_writable
-from fewstep.console import SPEAKS, say
+from fewstep.console import SPEAKS, listen, say
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
@@ -27,6 +27,7 @@ __all__ = [
     "BundlePath",
     "Embeddings",
     "Json",
+    "MixedPrecision",
     "Replace",
     "Seed",
     "app",
@@ -91,6 +92,12 @@ Embeddings = Annotated[
     ),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
+MixedPrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="What networks compute in while they learn: bf16, fp16, no (fp32), or auto, the faster one here."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of what has that name; its graphs go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -176,6 +183,7 @@ INTERRUPTED = 130  # by Ctrl-C
 
 def main() -> None:
     """Run the command; bad input, no permission, a missing package and a full disk end with one sentence and exit code 2."""
+    listen()
     try:
         app()
     except SystemExit as ended:
