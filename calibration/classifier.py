@@ -9,12 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.calibration.metrics import Features
 from fewstep.data import Images, batches, digest
+from fewstep.mixed_precision import autocast, precision_here, refuse_precision
 from fewstep.progress import Track, silent
 from fewstep.readable import readable
 from fewstep.tensors import save_tensors
@@ -24,12 +25,19 @@ __all__ = ["Classifier", "ClassifierConfig", "classifier"]
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Settings of the classifier. Changing one changes the metric: distances of two settings do not compare."""
+    """Settings of the classifier. Changing one changes the metric: distances of two settings do not compare.
+
+    precision: bf16, no (fp32) or, with auto, what is faster on the machine that trains it.
+    """
 
     epochs: int = 12
     batch: int = 128
     lr: float = 3e-3
     seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        refuse_precision(self.precision)
 
 
 class Classifier(Features):
@@ -71,16 +79,19 @@ def classifier(
         torch.manual_seed(config.seed)
         model = Classifier(images.image.channels, images.condition.classes)
         if path.is_file():
-            with readable(str(path), "remove it, and it is trained again"):
-                model.load_state_dict(load_file(path))
+            with readable(str(path), "remove it, and it is trained again"), safe_open(path, "pt") as file:
+                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+                model.trained_in = file.metadata()["precision"]
         else:
+            model.trained_in = precision_here(config.precision, torch.device("cpu"), "train classifier")
             _train(model, images, config, track)
             cache.mkdir(parents=True, exist_ok=True)
-            save_tensors(path, model.state_dict())
+            save_tensors(path, model.state_dict(), {"precision": model.trained_in})
     return model.eval()
 
 
 def _train(model: Classifier, images: Images, config: ClassifierConfig, track: Track) -> None:
+    assert model.trained_in
     chunks = [(torch.tensor(pixels), torch.tensor(labels)) for pixels, labels in batches(images, 1024)]
     pixels, labels = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     steps = max(config.epochs * len(images) // config.batch, 1)
@@ -88,7 +99,7 @@ def _train(model: Classifier, images: Images, config: ClassifierConfig, track: T
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps + 1)
     for _ in track(range(steps), "train classifier"):
         i = torch.randint(len(images), (config.batch,))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(model.trained_in, torch.device("cpu")):
             logits = model.head(model(_jittered(pixels[i])))
         optimizer.zero_grad()
         functional.cross_entropy(logits.float(), labels[i]).backward()  # type: ignore[no-untyped-call]

@@ -130,7 +130,9 @@ class Real(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """What a plan's provenance says of them."""
-        return {"data": self.data, "features": [type(model).__name__ for model in self.models]}
+        return {"data": self.data, "features": [type(model).__name__ for model in self.models]} | {
+            "trained_in": [model.trained_in for model in self.models]
+        }
 
     def digest(self) -> str:
         """A hash of the features."""

@@ -91,16 +91,21 @@ class PixelStatistics(Features):
         return statistics(images)
 
 
-def feature_network(name: str, images: Images, *, seed: int = 0, track: Track = silent) -> Features:
+def feature_network(name: str, images: Images, *, seed: int = 0, precision: str = "auto", track: Track = silent) -> Features:
     """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
 
     Seeds 0 and FITTING give two networks, so that what was fitted in one is judged in another; of Inception there is one.
+    precision: what the classifier is trained in, see fewstep.mixed_precision. Raises ValueError for one where none is trained.
     """
     if name == "classifier":
-        return classifier(images, default_folder(), ClassifierConfig(seed=seed), track=track)
+        return classifier(images, default_folder(), ClassifierConfig(seed=seed, precision=precision), track=track)
+    if precision != "auto":
+        raise ValueError(f"the features {name} are not trained here, so there is no precision to train them in; leave it out")
     return EfficientNet(lite=seed) if name == "efficientnet" else Inception(Path(name))
 
 
-def trial_judge(images: Images, samples: int, *, features: str = "classifier", track: Track = silent) -> Judge:
+def trial_judge(
+    images: Images, samples: int, *, features: str = "classifier", precision: str = "auto", track: Track = silent
+) -> Judge:
     """What judges choices before they are reported: about `samples` training images, in another network than the judge's."""
-    return Judge(feature_network(features, images, seed=FITTING, track=track), images.about(samples))
+    return Judge(feature_network(features, images, seed=FITTING, precision=precision, track=track), images.about(samples))

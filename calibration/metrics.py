@@ -30,11 +30,13 @@ MAX_PSNR_DB = 200.0  # of equal images
 class Features(nn.Module):
     """What a network must be to judge: images (B, C, H, W) uint8 -> features (B, num_features).
 
-    head turns features into logits (B, classes); None for a network that knows nothing of the classes.
+    head turns features into logits (B, classes); None for a network that knows nothing of the classes. trained_in: the
+    precision that it was trained in here; None for one that came as it is.
     """
 
     num_features: int
     head: nn.Module | None
+    trained_in: str | None = None
 
 
 @dataclass(frozen=True)

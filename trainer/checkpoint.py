@@ -7,6 +7,7 @@ checkpoints: a run may go on with another number of processes than it was stoppe
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -26,14 +27,17 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
+from fewstep.machine import processor
 from fewstep.staging import claimed
 from fewstep.tensors import os_errors
 
-__all__ = ["FREE", "Parts", "Saved", "alone", "checkpoint_path", "load", "remove", "save"]
+__all__ = ["FREE", "Parts", "Saved", "alone", "began_in", "checkpoint_path", "load", "remove", "save"]
 
 Parts: TypeAlias = Mapping[str, nn.Module | Optimizer]
 ABOUT = "run.json"
 FREE = ("checkpoint_every", "shard")  # settings that may change when a run goes on
+
+log = logging.getLogger(__name__)
 
 
 def checkpoint_path(bundle: Path, run: str) -> Path:
@@ -67,7 +71,13 @@ def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], st
         with _one_error():
             saver.save(tensors, storage_writer=writer, no_dist=processes.num_processes == 1)
         if processes.is_main_process:
-            about = {"step": step, "settings": settings, "state": dict(state or {}), "files": _files(new)}
+            about = {
+                "step": step,
+                "settings": settings,
+                "state": dict(state or {}),
+                "files": _files(new),
+                "machine": _machine(),
+            }
             (new / ABOUT).write_text(json.dumps(about, indent=1), "utf-8")
             if path.exists():
                 path.rename(old)
@@ -102,11 +112,10 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
         step, found, state = int(about["step"]), about["settings"], about["state"]
         if _files(path) != about["files"]:
             raise ValueError("its files are not those that were written")
+        machine = about.get("machine", {})
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({error}); {way_out}") from None
-    wanted = json.loads(json.dumps(settings))
-    if changed := sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k)):
-        differences = ", ".join(f"{k} was {found.get(k)} and is {wanted.get(k)}" for k in changed)
+    if differences := _differences(found, json.loads(json.dumps(settings))):
         raise ValueError(
             f"{path} is of a run with other settings ({differences}); {way_out}, or repeat the command it belongs to"
         )
@@ -118,7 +127,19 @@ def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
     except (SafetensorError, AssertionError, KeyError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not a readable checkpoint ({reason}); {way_out}") from None
+    if machine and processes.is_main_process and (differences := _differences(machine, _machine())):
+        log.warning("%s goes on on another kind of machine (%s): equal up to rounding, not bit for bit", path, differences)
     return Saved(step, state)
+
+
+def began_in(path: Path) -> str | None:
+    """The precision in which networks compute in the run that a checkpoint is of; None where there is no readable one."""
+    for place in (path, _beside(path, "old")):
+        try:
+            return str(json.loads((place / ABOUT).read_text("utf-8"))["settings"]["precision"])
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def remove(path: Path) -> None:
@@ -132,6 +153,26 @@ def _clear(path: Path) -> None:
     shutil.rmtree(_beside(path, "new"), ignore_errors=True)
     if path.exists():
         shutil.rmtree(_beside(path, "old"), ignore_errors=True)
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, in words; empty where nothing does."""
+    changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+    return ", ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in changed)
+
+
+def _machine() -> dict[str, Any]:
+    """What the last bits of a run depend on, beside its settings."""
+    processes = PartialState()
+    device = processes.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": processes.num_processes,
+        "torch": torch.__version__,
+    }
 
 
 def _files(path: Path) -> dict[str, int]:

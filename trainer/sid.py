@@ -38,7 +38,7 @@ from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
 from fewstep.trainer.shards import gathered, prepared, shard
 from fewstep.trainer.sid_config import SidConfig, generator_grid
-from fewstep.trainer.watch import Watch, accelerator_for
+from fewstep.trainer.watch import Watch, accelerator_for, scale_as, scaling
 
 __all__ = ["distill"]
 
@@ -104,7 +104,8 @@ class _Run:
         self.bundle, self.name, self.config, self.validate = bundle, name, config, validate
         self.loader = Loader(images) if images else None
         self.provenance = dict(provenance or {})
-        self.accelerator = accelerator_for(config.precision, log)
+        self.saved = checkpoint.checkpoint_path(bundle.root, name)
+        self.accelerator = accelerator_for(config.precision, log, saved=self.saved, what=f"distil {name}")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         self.conditions = Conditions(bundle.manifest.condition, embeddings, device)
@@ -131,7 +132,8 @@ class _Run:
             "f": optimizers[1],
         }
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-        self.settings |= {"lr": config.rate(), "teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
+        self.settings |= {"precision": self.accelerator.mixed_precision, "lr": config.rate()}
+        self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"validated": validate is not None}
         self.settings |= {"data": images.source if images else None}
@@ -147,7 +149,6 @@ class _Run:
         fitted_to = bundle.manifest.provenance.plans.get(config.plan or "", {}).get("data")
         self.settings |= {"plan_sha256": given, "plan_data": fitted_to}
         self.weights, self.interval = Weights.of(config.mode, config.guidance), config.interval()
-        self.saved = checkpoint.checkpoint_path(bundle.root, name)
         self.watch = Watch(self.accelerator, log, name, bundle.manifest.image, bundle.manifest.condition)
         if bundle.manifest.latent:
             self.watch.decode_by(lambda: load_decoder(bundle))
@@ -304,6 +305,7 @@ class _Run:
     def _resume(self) -> int:
         """Where to begin. A run that begins anew saves at once, so that there is something to go back to."""
         found = checkpoint.load(self.saved, self.parts, settings=self.settings)
+        scale_as(self.accelerator, found.state.get("scaling", {}))
         self.retries: int = found.state.get("retries", 0)
         self.metrics: dict[int, float] = {int(step): value for step, value in found.state.get("metrics", [])}
         if not self.saved.exists():
@@ -312,7 +314,7 @@ class _Run:
         return found.step
 
     def _save(self, step: int) -> None:
-        state = {"retries": self.retries, "metrics": list(self.metrics.items())}
+        state = {"retries": self.retries, "metrics": list(self.metrics.items()), "scaling": scaling(self.accelerator)}
         checkpoint.save(self.saved, self.parts, step=step, settings=self.settings, state=state)
 
     def _go_back(self) -> int:

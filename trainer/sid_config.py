@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from fewstep.guidance import Guidance
+from fewstep.mixed_precision import refuse_precision
 from fewstep.parametrisation import Edm, Flow, Parametrisation
 from fewstep.schedule import Grid, flow, uniform
 from fewstep.trainer.draws import refuse_parts
 from fewstep.trainer.rates import refuse_rate
 from fewstep.trainer.scores import Mode, Weights
-from fewstep.trainer.watch import refuse_precision
 
 __all__ = ["SidConfig", "generator_grid"]
 
@@ -54,7 +54,7 @@ class SidConfig:
     adversarial_from: float = 0.5
     seed: int = 0
     halflife_images: float = 2e3
-    precision: str = "bf16"
+    precision: str = "auto"
     accumulate: int = 1
     checkpointing: bool = False
     shard: bool = False

@@ -22,6 +22,7 @@ from fewstep.data import Images
 from fewstep.decoder import save_decoder
 from fewstep.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
 from fewstep.manifest import ImageSpec, PlanEntry
+from fewstep.mixed_precision import refuse_precision
 from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
@@ -36,7 +37,7 @@ from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates, refuse_rate
 from fewstep.trainer.shards import gathered, prepared, shard
-from fewstep.trainer.watch import Watch, accelerator_for, refuse_precision
+from fewstep.trainer.watch import Watch, accelerator_for, scale_as, scaling
 
 __all__ = ["TeacherConfig", "train_teacher"]
 
@@ -76,7 +77,7 @@ class TeacherConfig:
     schedule: Schedule = "linear"
     drop_label: float = 0.1
     halflife_images: float = 5e3
-    precision: str = "bf16"
+    precision: str = "auto"
     accumulate: int = 1
     checkpointing: bool = False
     shard: bool = False
@@ -157,7 +158,8 @@ class _Run:
         log: Path | None,
     ) -> None:
         self.out, self.images, self.config, self.validate, self.licence = out, images, config, validate, licence
-        self.accelerator = accelerator_for(config.precision, log)
+        self.saved = checkpoint.checkpoint_path(out, "teacher")
+        self.accelerator = accelerator_for(config.precision, log, saved=self.saved, what="train teacher")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         self.conditions, self.loader = Conditions(images.condition, embeddings, device), Loader(images)
@@ -170,11 +172,12 @@ class _Run:
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.parts: checkpoint.Parts = {"net": self.denoiser, "ema": self.ema, "optimizer": optimizer}
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
+        self.settings |= {"precision": self.accelerator.mixed_precision}
         self.settings |= {"data": images.source, "data_sha256": images.sha256, "images": len(images)}
         self.settings |= {"classes": list(images.names)} if images.names else {}
         self.settings |= {"prompts": self.conditions.count} if embeddings else {}
-        self.saved = checkpoint.checkpoint_path(out, "teacher")
         self.start, state = checkpoint.load(self.saved, self.parts, settings=self.settings)
+        scale_as(self.accelerator, state.get("scaling", {}))
         self.metrics: list[dict[str, float]] = list(state.get("metrics", []))
         if config.checkpointing:
             cast(Any, self.denoiser.net).enable_gradient_checkpointing()
@@ -199,7 +202,8 @@ class _Run:
                 self._look(self.validate, done)
             if done % config.checkpoint_every == 0 or last:
                 self.watch.sheet(done, self.ema, self.plan, self.images.state_shape)
-                checkpoint.save(self.saved, self.parts, step=done, settings=self.settings, state={"metrics": self.metrics})
+                about = {"metrics": self.metrics, "scaling": scaling(self.accelerator)}
+                checkpoint.save(self.saved, self.parts, step=done, settings=self.settings, state=about)
         trained = gathered(self.ema, self.blank)
         if self.accelerator.is_main_process:
             self._keep(trained)

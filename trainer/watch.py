@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fewstep.decoder import Decoder, to_bytes
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec
+from fewstep.mixed_precision import precision_here
 from fewstep.picture import grid, save_grid
 from fewstep.places import check_folder
 from fewstep.plan import Plan, sample
 from fewstep.processes import several_on_cpu
+from fewstep.trainer import checkpoint
 from fewstep.trainer.shards import is_sharded
 
-__all__ = ["CURVE_EVERY", "Watch", "accelerator_for", "refuse_precision"]
+__all__ = ["CURVE_EVERY", "Watch", "accelerator_for", "scale_as", "scaling"]
 
 CURVE_EVERY = 10  # updates between two points; each makes a GPU wait for its number
 SHEET = 20  # images
 
 
-def accelerator_for(precision: str, log: Path | None) -> Accelerator:
-    """An Accelerator that tracks into the directory `log`, where there is one.
+def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> Accelerator:
+    """An Accelerator for networks that compute in a precision, which tracks into the directory `log`, where there is one.
 
-    Raises ImportError without tensorboard, ValueError where log is a file.
+    With auto, the precision is that of the checkpoint `saved`, else what the first process finds faster. what: the work.
+    Raises ImportError without tensorboard, ValueError where log is a file, or there is no such precision on this device.
     """
+    processes = PartialState(cpu=several_on_cpu())
+    found: str | None = None
+    if processes.is_main_process:
+        found = precision_here(precision, processes.device, what, stored=checkpoint.began_in(saved))
+    (found,) = broadcast_object_list([found])
+    AcceleratorState._reset_state()  # else the first run in a process decides for all that follow
     if log is None:
-        return Accelerator(mixed_precision=precision, cpu=several_on_cpu())
+        return Accelerator(mixed_precision=found, cpu=several_on_cpu())
     import tensorboard  # noqa: F401  (accelerate would go on without a word)
 
     if log.is_file():
         raise ValueError(f"curves and samples go into a directory, and {log} is a file; choose another --log-to")
     check_folder(log)
     log.mkdir(parents=True, exist_ok=True)
-    return Accelerator(mixed_precision=precision, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
+    return Accelerator(mixed_precision=found, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
 
 
-def refuse_precision(precision: str) -> None:
-    """Raises ValueError for what networks do not compute in."""
-    if precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"networks compute in bf16, fp16 or, with no, in fp32, got {precision!r}")
+def scaling(accelerator: Accelerator) -> dict[str, Any]:
+    """How gradients are scaled by now, which fp16 needs; nothing in other precisions. For `scale_as`, as JSON."""
+    return accelerator.scaler.state_dict() if accelerator.scaler else {}
+
+
+def scale_as(accelerator: Accelerator, state: Mapping[str, Any]) -> None:
+    """Scale gradients as a run did that goes on."""
+    if accelerator.scaler and state:
+        accelerator.scaler.load_state_dict(dict(state))
 
 
 class Watch:

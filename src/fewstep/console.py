@@ -7,6 +7,7 @@ warnings (`say`) go to stderr. All text passes `visible`: much of it comes from 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -22,7 +23,19 @@ from rich.table import Table
 
 from fewstep.progress import Report
 
-__all__ = ["SPEAKS", "clock", "meter", "print_json", "results_as_json", "say", "show", "table", "track", "visible"]
+__all__ = [
+    "SPEAKS",
+    "clock",
+    "listen",
+    "meter",
+    "print_json",
+    "results_as_json",
+    "say",
+    "show",
+    "table",
+    "track",
+    "visible",
+]
 
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of one run, which all do the same, the first alone
 _err, _out = (
@@ -71,6 +84,20 @@ def visible(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+class _Says(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
+
+
+def listen() -> None:
+    """Show what the library logs, such as what it chose by itself, beside the progress."""
+    logger = logging.getLogger("fewstep")
+    if not any(isinstance(handler, _Says) for handler in logger.handlers):
+        logger.addHandler(_Says())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def track(steps: Sequence[int], what: str) -> Iterable[int]:

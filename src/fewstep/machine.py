@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Machine", "described", "this_machine"]
+__all__ = ["Machine", "described", "processor", "this_machine"]
 
 _PACKAGES = ("fewstep", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
 
@@ -36,15 +36,19 @@ def this_machine() -> Machine:
 
 def described() -> dict[str, Any]:
     """What figures are measured on: date, processor, GPU, versions."""
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": model,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "gpu": this_machine().gpu,
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
     }
+
+
+def processor() -> str:
+    """What the processor is called."""
+    return next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
 
 
 def _version(package: str) -> str | None:

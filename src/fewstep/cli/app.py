@@ -16,7 +16,7 @@ import typer
 import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle
-from fewstep.console import SPEAKS, print_json, results_as_json, say, track, visible
+from fewstep.console import SPEAKS, listen, print_json, results_as_json, say, track, visible
 from fewstep.data import Images
 from fewstep.extras import install_for
 from fewstep.guidance import Guidance
@@ -31,6 +31,7 @@ __all__ = [
     "BundlePath",
     "Embeddings",
     "Json",
+    "MixedPrecision",
     "Replace",
     "Seed",
     "app",
@@ -66,6 +67,12 @@ Embeddings = Annotated[
     ),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
+MixedPrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="What networks compute in while they learn: bf16, fp16, no (fp32), or auto, the faster one here."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of what has that name; its graphs go.")]
 Json = Annotated[
@@ -172,6 +179,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, where an encoding lacks a character
     results_as_json(False)
+    listen()
     try:
         app()
     except SystemExit as ended:

@@ -10,7 +10,19 @@ import typer
 
 from fewstep.adopt import mismatch
 from fewstep.bundle import Bundle
-from fewstep.cli.app import SOLVERS, BundlePath, Embeddings, Json, app, editable, finish, finite, solver_of, telling
+from fewstep.cli.app import (
+    SOLVERS,
+    BundlePath,
+    Embeddings,
+    Json,
+    MixedPrecision,
+    app,
+    editable,
+    finish,
+    finite,
+    solver_of,
+    telling,
+)
 from fewstep.console import say, show, table, track
 from fewstep.decide.comparison import FARTHEST, Candidate, Comparison, Judged, Limits, Spread, decimals, farthest, pick, read
 from fewstep.places import check_folder
@@ -41,6 +53,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, max=60.0, help="How long each batch size is timed at least.")] = 1.0,
+    precision: MixedPrecision = "auto",
     embeddings: Embeddings = None,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +62,7 @@ def compare(
     from fewstep.embeddings import read_embeddings
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
-    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds), editable(bundle)
+    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, precision), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
@@ -194,6 +207,7 @@ def tau(
     steps: Annotated[int, typer.Option(help="Of the solver.")] = 10,
     samples: Annotated[int, typer.Option(min=10, help="Images to judge a run by.")] = 1000,
     features: Annotated[str, typer.Option(help="As for compare.")] = "classifier",
+    precision: MixedPrecision = "auto",
     as_json: Json = False,
 ) -> None:
     """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
@@ -204,10 +218,11 @@ def tau(
 
     chosen_solver = solver_of(solver)
     check_folder(out)
-    config = TauConfig(TeacherConfig(steps=updates, skip=skip), tuple(value), runs, steps)
+    config = TauConfig(TeacherConfig(steps=updates, skip=skip, precision=precision), tuple(value), runs, steps)
     images = open_images(data)
     following = telling(images)
-    judge = trial_judge(images, samples, features=features, track=following)
+    judged_in = precision if features == "classifier" else "auto"  # teachers are trained whatever judges them
+    judge = trial_judge(images, samples, features=features, precision=judged_in, track=following)
     found = search_tau(out, images, config, chosen_solver, judge, track=following)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]

@@ -17,6 +17,7 @@ from fewstep.cli.app import (
     BundlePath,
     Embeddings,
     Json,
+    MixedPrecision,
     Replace,
     Seed,
     app,
@@ -64,6 +65,7 @@ def calibrate(
     fine: Annotated[int, typer.Option(help="IIA: fine steps that one fitted step should land on.")] = 10,
     samples: Annotated[int, typer.Option(help="Noise and condition pairs to fit on.")] = 128,
     batch: Annotated[int, typer.Option(help="Samples that the network takes at once.")] = 32,
+    precision: MixedPrecision = "auto",
     embeddings: Embeddings = None,
     network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
     replace: Replace = False,
@@ -86,6 +88,8 @@ def calibrate(
         raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
     if features and not data:
         raise ValueError("--features are those of real images; say with --data which")
+    if precision != "auto" and not data:
+        raise ValueError("--precision is that of a classifier of real images; say with --data which")
     given = read_embeddings(embeddings) if embeddings else None
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
@@ -93,9 +97,9 @@ def calibrate(
         real, images = None, images_like(loaded, data) if data else None
         following = telling(images)
         if images:
-            real = Real.of(
-                images, *(feature_network(of, images, seed=FITTING, track=following) for of in features or ["classifier"])
-            )
+            names = features or ["classifier"]
+            models = [feature_network(of, images, seed=FITTING, precision=precision, track=following) for of in names]
+            real = Real.of(images, *models)
         _, table_fit = calibrate_table(loaded, config, name=name, network=network, real=real, embeddings=given, track=following)
         table(
             "on noise that was not fitted",
@@ -125,6 +129,7 @@ def interval(
     features: Annotated[str, typer.Option(help="As for compare, but another network than the one that judges.")] = "classifier",
     samples: Annotated[int, typer.Option(min=10, help="Images for each guidance.")] = 500,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
+    precision: MixedPrecision = "auto",
     embeddings: Embeddings = None,
     network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
     replace: Replace = False,
@@ -143,7 +148,7 @@ def interval(
     images = images_like(loaded, data)
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     following = telling(images)
-    judge = trial_judge(images, samples, features=features, track=following)
+    judge = trial_judge(images, samples, features=features, precision=precision, track=following)
     given = read_embeddings(embeddings) if embeddings else None
     fixed: dict[str, Any] = {"name": name, "network": network, "embeddings": given}
     done, tried = calibrate_interval(loaded, config, chosen, judge, **fixed, track=following)

@@ -7,7 +7,20 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fewstep.cli.app import BundlePath, Embeddings, Json, Replace, Seed, app, editable, finish, finite, free_name, telling
+from fewstep.cli.app import (
+    BundlePath,
+    Embeddings,
+    Json,
+    MixedPrecision,
+    Replace,
+    Seed,
+    app,
+    editable,
+    finish,
+    finite,
+    free_name,
+    telling,
+)
 from fewstep.console import say, show, track
 from fewstep.json_object import read_object
 
@@ -19,7 +32,6 @@ Log = Annotated[
 ]
 
 
-MixedPrecision = Annotated[str, typer.Option("--precision", help="Networks compute in bf16, fp16, or no (fp32).")]
 Accumulate = Annotated[int, typer.Option(help="Parts that a batch is computed in, one after the other, for memory.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Forget activations and compute them again, for memory.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Every process keeps a share of the weights (FSDP2), for memory.")]
@@ -57,7 +69,7 @@ def train(
     ] = None,
     schedule: Annotated[str, typer.Option(help="linear, constant, momentum-decay or compensation-only.")] = "linear",
     resolution: Annotated[int | None, typer.Option(help="Side in pixels for a folder's images.", show_default=False)] = None,
-    precision: MixedPrecision = "bf16",
+    precision: MixedPrecision = "auto",
     accumulate: Accumulate = 1,
     checkpointing: Checkpointing = False,
     shard: Shard = False,
@@ -219,7 +231,7 @@ def distill(
     validate_every: Annotated[int, typer.Option(help="Updates between two looks.")] = 25,
     patience: Annotated[int, typer.Option(help="Looks without a better one that end the run; 0: none does.")] = 0,
     embeddings: Embeddings = None,
-    precision: MixedPrecision = "bf16",
+    precision: MixedPrecision = "auto",
     accumulate: Accumulate = 1,
     checkpointing: Checkpointing = False,
     shard: Shard = False,
@@ -274,7 +286,7 @@ def distill(
     if validate:
         from fewstep.decide.validate import validator
 
-        metric = validator(loaded, images_like(loaded, validate), track=track)
+        metric = validator(loaded, images_like(loaded, validate), precision=precision, track=track)
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}

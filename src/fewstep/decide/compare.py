@@ -34,7 +34,7 @@ class CompareConfig:
     """How to judge. data: as for open_images; its held-out images are what samplers are judged against.
 
     features: see feature_network. seeds: sets of seeds, one image per held-out one in each. thin: take every thin-th
-    held-out image. seconds: how long to time each batch size.
+    held-out image. seconds: how long to time each batch size. precision: what a classifier is trained in.
     """
 
     data: str
@@ -42,6 +42,7 @@ class CompareConfig:
     seeds: int = 3
     thin: int = 1
     seconds: float = 1.0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.seeds < 2 or self.thin < 1:
@@ -70,13 +71,14 @@ def compare(
     if not names:
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
-    before = _before(bundle, config) if plans else None
-    first = before.reference if before else names[0]
     train, held_out = images_like(bundle, config.data), images_like(bundle, config.data, "held-out").every(config.thin)
-    judge = Judge(feature_network(config.features, train, track=track), held_out)
+    judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
+    before = _before(bundle, config, judge) if plans else None
+    first = before.reference if before else names[0]
     generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
     digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
     settings = asdict(config) | {"pixels": NAMES, "machine": described() | {"date": None}, "reference_sha256": digests[first]}
+    settings |= {"judge_sha256": judge.digest()}
 
     @cache
     def reference(seed: int) -> npt.NDArray[np.uint8]:
@@ -106,6 +108,7 @@ def compare(
         seeds=config.seeds,
         thin=config.thin,
         reference=first,
+        trained_in=judge.model.trained_in,
         machine=described(),
         real=judge.floor(train, seed=0).numbers(),
         plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
@@ -115,13 +118,15 @@ def compare(
     return result
 
 
-def _before(bundle: Bundle, config: CompareConfig) -> Comparison | None:
+def _before(bundle: Bundle, config: CompareConfig, judge: Judge) -> Comparison | None:
     """The comparison in the bundle, where it was made alike on this machine and its reference is as it was."""
     try:
         found = read(bundle)
     except ValueError:  # there is none, or none that holds
         return None
     here = described() | {"date": None}
+    if found.trained_in != judge.model.trained_in:
+        return None
     alike = (found.data, found.features, found.seeds, found.thin) == (config.data, config.features, config.seeds, config.thin)
     return found if alike and found.machine | {"date": None} == here and found.reference in found.plans else None
 

@@ -101,6 +101,7 @@ class Comparison(Strict):
     seeds: PositiveInt
     thin: PositiveInt
     reference: str
+    trained_in: str | None = Field(None, description="precision that the network whose features judge was trained in, if here")
     machine: dict[str, Any]
     real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
     plans: dict[str, Judged] = Field(min_length=1)
@@ -112,9 +113,9 @@ class Comparison(Strict):
         return self
 
     @property
-    def judge(self) -> tuple[str, str, int]:
+    def judge(self) -> tuple[str, str, int, str | None]:
         """Two comparisons with the same compare with each other."""
-        return self.data, self.features, self.images
+        return self.data, self.features, self.images, self.trained_in
 
 
 @dataclass(frozen=True)

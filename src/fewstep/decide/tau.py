@@ -52,14 +52,17 @@ def search_tau(
     are made from are the same for all.
     """
     out.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found, settings = {}, config.teacher
     for tau in config.taus:
         distances = []
         for seed in range(config.seeds):
             path = out / f"tau{tau:g}-seed{seed}.bundle"
             if not path.exists():
-                train_teacher(path, images, replace(config.teacher, tau=tau, seed=seed), track=track)
-            teacher = Teacher(Bundle.load(path))
+                train_teacher(path, images, replace(settings, tau=tau, seed=seed), track=track)
+            bundle = Bundle.load(path)
+            # All alike, also where the search goes on on a machine that is quicker at another precision.
+            settings = replace(settings, precision=bundle.manifest.provenance.networks["teacher"]["precision"])
+            teacher = Teacher(bundle)
             inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
             plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
             distances.append(judge.distance(teacher.images(plan, inputs, track=track)))
