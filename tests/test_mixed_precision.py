@@ -69,7 +69,7 @@ def other() -> str:
 
 
 def precision_of(bundle: Bundle, name: str = "teacher") -> str:
-    found: str = bundle.manifest.provenance[name]["precision"]
+    found: str = bundle.manifest.provenance.networks[name]["precision"]
     return found
 
 
@@ -224,7 +224,7 @@ def test_calibrate_and_compare_take_a_precision_for_their_classifier(digits: Bun
     # `other` is what they would not choose by themselves.
     options = ("--data", tmp_path / "images", "--precision", other(), "--json")
     fewstep("calibrate", digits.root, "--iterations", 1, "--samples", 4, "--batch", 4, "--name", "mine", *options)
-    assert Bundle.load(digits.root).manifest.provenance["mine"]["trained_in"][0] == other()
+    assert Bundle.load(digits.root).manifest.provenance.plans["mine"]["trained_in"][0] == other()
     fewstep("compare", digits.root, "--plan", "sid1", "--seeds", 2, "--seconds", 0, *options)
     assert json.loads((digits.root / "comparison.json").read_text())["trained_in"] == other()
     assert "is that of a classifier of real images" in refused("calibrate", digits.root, "--name", "b", "--precision", "no")
