@@ -269,6 +269,17 @@ def precision() -> str:
     return markdown(head, rows)
 
 
+def int8() -> str:
+    found, rows = result("int8"), []
+    for processor, ways in found["processors"].items():
+        for way, row in ways.items():
+            where = found["machine"]["cpu"] if processor == "this one" else processor
+            scores = [f"{row[key]:.1f}" if key in row else "" for key in ("psnr_db", "openvino_psnr_db")]
+            times = [f"{row[f'batch {batch}']['median_ms']:.1f}" for batch in (1, 8)]
+            rows.append([f"{where}: {way if way == 'fp32' else f'int8, weights in {way}'}", *scores, *times])
+    return markdown(("processor", "PSNR, dB", "in OpenVINO, dB", "ms, batch 1", "ms, batch 8"), rows)
+
+
 def export() -> str:
     rows = []
     for name, row in result("export")["digits teacher"].items():
@@ -395,6 +406,7 @@ PLAIN = (
     digits,
     latency,
     precision,
+    int8,
     export,
     large,
     edge,

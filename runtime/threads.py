@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from statistics import median
 from typing import Generic, TypeVar
 
 from fewstep.cores import usable_cores
@@ -17,7 +16,7 @@ from fewstep.cores import usable_cores
 __all__ = ["Sessions", "fewest"]
 
 AS_FAST = 1.05  # fewer threads are taken where they are this close: what they leave is for others
-BURST_S, ROUNDS = 0.01, 7
+BURST_S, ROUNDS, LEAST_ROUNDS = 0.004, 11, 2
 LARGE_S = 0.5  # a first call that takes this long has work for all cores
 BUDGET_S = 10.0  # later nothing else is tried
 
@@ -81,7 +80,7 @@ def fewest(cores: int, run_with: Callable[[int], Run], until: float) -> int:
     """
     fastest = chosen = cores
     while (threads := chosen // 2) and time.perf_counter() < until:
-        slower = _over(run_with(threads), run_with(fastest))
+        slower = _over(run_with(threads), run_with(fastest), until)
         if slower > AS_FAST:
             break
         chosen = threads
@@ -89,10 +88,13 @@ def fewest(cores: int, run_with: Callable[[int], Run], until: float) -> int:
     return chosen
 
 
-def _over(one: Run, other: Run) -> float:
-    """Seconds of one over seconds of the other: the median of rounds, in each of which both run in turn."""
+def _over(one: Run, other: Run, until: float) -> float:
+    """Seconds of one over seconds of the other: both run in turn, and the best of each counts, which other load met least."""
     count = max(1, int(BURST_S / min(_seconds(other, 1), _seconds(one, 1))))
-    return median(_seconds(one, count) / _seconds(other, count) for _ in range(ROUNDS))
+    rounds: list[tuple[float, float]] = []
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() < until):
+        rounds.append((_seconds(one, count), _seconds(other, count)))
+    return min(seconds for seconds, _ in rounds) / min(seconds for _, seconds in rounds)
 
 
 def _seconds(run: Run, count: int) -> float:
