@@ -168,7 +168,7 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
         (["export", "digits.bundle", "--solver", "ddim", "--lo", "5", "--hi", "1"], "guidance needs lo < hi"),
         (["build", "digits.bundle", "--batch", "4,1"], "from 1 that increase"),
         (["generate", "digits.bundle", "--labels", "3,12"], "a label of this bundle is 0 to 9, got 12"),
-        (["generate", "digits.bundle", "--labels", "three"], "whole numbers with commas between"),
+        (["generate", "digits.bundle", "--labels", "three"], "a label of this bundle is 0 to 9, got 'three'"),
         (["generate", "digits.bundle", "--seed", "-1"], "a seed is a whole number"),
         (["generate", "digits.bundle", "--out", "no/such/grid.png"], "no/such is not a directory"),
         (["generate", "digits.bundle", "--out", "grid.jpg"], "this writes PNG, so the file ends with .png; got 'grid.jpg'"),
