@@ -230,6 +230,18 @@ def test_other_languages_make_the_generators_images(program: Program, bundle: Bu
     assert np.abs(read_pnm(out.read_bytes(), 3) - expected).max() <= 1
 
 
+def test_the_page_makes_bytes_of_the_numbers(
+    digits: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(digits.root.parent)
+    names: dict[str, np.ndarray] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(code, "docs/embedding.md", "exec"), names)
+    assert capsys.readouterr().out == "0.0\n"
+    np.testing.assert_array_equal(names["images"], Generator(digits, precision="fp32")([3, 1, 4], seeds=[0, 1, 2]))
+    assert np.abs(names["sample"]).max() > 1  # it is not clipped
+
+
 def test_classes_are_given_by_name_in_all_languages(program: Program, colour: Bundle, tmp_path: Path) -> None:
     noise(range(3), (1, 3, 4, 5)).tofile(tmp_path / "noise.f32")
     expected = Generator(colour)([2, 0, 1], seeds=range(3))

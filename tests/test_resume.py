@@ -199,7 +199,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     bundle = train_teacher(out, images, config)
     with checkpoint.alone(checkpoint.checkpoint_path(out, "student")), busy:
         distill(bundle, "student", SidConfig(iterations=1, batch=2))
-    assert bundle.manifest.provenance.networks["teacher"]["classes"] == ["cat", "dog"]
+    assert bundle.manifest.condition.names == ("cat", "dog")
     assert "2 classes (0 cat, 1 dog)" in (out / "card.md").read_text()
 
 
