@@ -8,15 +8,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewstep.progress import Report
+from fewstep.progress import Report, Track
 
-__all__ = ["SPEAKS", "clock", "listen", "meter", "say", "table", "track"]
+__all__ = ["SPEAKS", "Paced", "clock", "listen", "meter", "say", "table", "track"]
 
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of the processes of one run, which all do the same, the first alone
 _out = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not SPEAKS)
@@ -69,6 +70,24 @@ def _lines(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
             shown = now
         yield step
     say(f"{what}: done in {clock(time.monotonic() - start)}")
+
+
+class Paced:
+    """A Track that also knows what a step took."""
+
+    def __init__(self, shown: Track) -> None:
+        self.shown, self.took = shown, list[float]()
+
+    def __call__(self, steps: Sequence[int], what: str) -> Iterator[int]:
+        for step in self.shown(steps, what):
+            begin = time.monotonic()
+            yield step
+            self.took.append(time.monotonic() - begin)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step, the median; None where too few were made to tell. The first ones set up what later ones have."""
+        return median(self.took[2:]) if len(self.took) > 2 else None
 
 
 @contextmanager

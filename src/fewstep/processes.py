@@ -1,12 +1,18 @@
-"""Whether this process is one of several. Needs torch."""
+"""What of the machine this process has: whether others share its work, and how many cores torch may take. Needs torch."""
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 
 import torch
 
-__all__ = ["several_on_cpu"]
+from fewstep.cores import usable_cores
+
+__all__ = ["keep_to_own_cores", "several_on_cpu"]
+
+log = logging.getLogger(__name__)
 
 
 def several_on_cpu() -> bool:
@@ -15,3 +21,15 @@ def several_on_cpu() -> bool:
     accelerate must be told: by itself it takes each for the only one there, and all would write the same bundle.
     """
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+
+
+@cache  # what is set afterwards is meant
+def keep_to_own_cores() -> None:
+    """Let torch compute in no more threads than this process has cores.
+
+    By itself it takes those of the host, also where a quota pays for one: threads then wait for each other.
+    """
+    threads, cores = torch.get_num_threads(), usable_cores()
+    if threads > cores:
+        torch.set_num_threads(cores)
+        log.info("torch computes in %d of %d threads, for this process may use no more cores", cores, threads)
