@@ -1,4 +1,5 @@
-# make demo: the whole way on real digits, four to ten minutes on two cores (QUICK=1: under two)
+# make demo: from a teacher of real digits to a report, at most ten minutes on two cores, the first picture at once
+# (FULL=1: trains the teacher first; QUICK=1: few steps)
 # make test: everything that is checked before a change lands
 # Both set up their own virtual environment first.
 
@@ -18,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/fewstep demo $(if $(QUICK),--quick --out demo-quick,--out demo)
+	$(BIN)/fewstep demo $(if $(FULL),--full) $(if $(QUICK),--quick) --out demo$(if $(FULL),-full)$(if $(QUICK),-quick)
 
 # Two workers with one thread each: most of the time goes to tracing and loading graphs, which knows one thread only.
 test: check

@@ -1,7 +1,7 @@
-"""Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo
+"""Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo-full
 
 Writes benchmarks/results/precision.json: image error from equal noise, Frechet distance and class accuracy over three sets of
-seeds, latency in turns. Needs a full run of the demo (its bundle and classifier).
+seeds, latency in turns. Needs the bundle of a full demo (make demo FULL=1).
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from digits import spread
 from turns import Run, in_turns
 
 from fewstep.bundle import Bundle
-from fewstep.calibration.classifier import classifier
+from fewstep.calibration.features import feature_network
 from fewstep.calibration.metrics import Judge
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
-from fewstep.demo import full
 from fewstep.exporter.export import export_graphs
 from fewstep.machine import described
 from fewstep.manifest import Precision
@@ -77,7 +76,7 @@ def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
 
 def main(demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
-    judge = Judge(classifier(train, demo, full().judge), held_out)
+    judge = Judge(feature_network("classifier", train), held_out)
     result: dict[str, Any] = {"machine": described(), "n": judge.n, "seeds": SEEDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:
         for plan in PLANS:

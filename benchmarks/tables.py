@@ -167,6 +167,20 @@ def throughput() -> str:
     return markdown(head, rows)
 
 
+def mixed_precision() -> str:
+    rows = [
+        [
+            name,
+            "yes" if row["says_bf16"] else "no",
+            f"{row['block']:.1f}",
+            f"{row['network']:.1f}",
+            "bf16" if row["block"] < 0.9 else "fp32",
+        ]
+        for name, row in result("mixed_precision")["rows"].items()
+    ]
+    return markdown(["instructions", "oneDNN says bf16", "the block in bf16", "the demo's network in bf16", "taken"], rows)
+
+
 def scaling() -> str:
     """Large networks: what training and distilling them takes, by count."""
     rows = []
@@ -426,6 +440,7 @@ PLAIN = (
     curriculum,
 )
 TABLES: dict[str, Callable[[], str]] = {
+    "mixed_precision": mixed_precision,
     **{table.__name__: table for table in PLAIN},
     "solvers_digits": partial(solvers, "solvers-digits"),
     "budgets_digits": partial(budgets, "solvers-digits"),

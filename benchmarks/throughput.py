@@ -25,6 +25,7 @@ import torch
 from fewstep.data import Images, open_images
 from fewstep.denoiser import unet
 from fewstep.machine import described
+from fewstep.mixed_precision import autocast, precision_here
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
@@ -36,7 +37,9 @@ WAYS = {"train": 1, "plain": 1, "train, 2 processes": 2}
 
 def config(size: str) -> TeacherConfig:
     channels, batch, steps = SIZES[size]
-    return TeacherConfig(steps=WARM + steps + 1, batch=batch, channels=channels, tau=1.0, checkpoint_every=10**6)
+    precision = precision_here("auto", torch.device("cpu"), "every way")
+    lone = {"tau": 1.0, "checkpoint_every": 10**6, "precision": precision}
+    return TeacherConfig(steps=WARM + steps + 1, batch=batch, channels=channels, **lone)
 
 
 class Clock:
@@ -62,7 +65,7 @@ def plain(images: Images, choice: TeacherConfig, clock: Clock) -> None:
         condition = torch.where(torch.rand(choice.batch) < choice.drop_label, images.condition.classes, condition)
         sigma = (choice.noise_mean + choice.noise_std * torch.randn(choice.batch)).exp()
         x = x0 + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(choice.precision, torch.device("cpu")):
             denoised = net(x, sigma, condition)
         weight = (sigma**2 + choice.sigma_data**2) / (sigma * choice.sigma_data) ** 2
         loss = (weight * (denoised.float() - x0).square().mean((1, 2, 3))).mean()

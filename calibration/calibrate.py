@@ -24,7 +24,7 @@ from fewstep.denoiser import load_network
 from fewstep.guidance import PLAIN, Guidance, guided
 from fewstep.manifest import PlanEntry, check_name
 from fewstep.plan import Floats, Plan
-from fewstep.processes import several_on_cpu
+from fewstep.processes import keep_to_own_cores, several_on_cpu
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid
 from fewstep.solvers import dpmpp_2m, heun
@@ -78,6 +78,7 @@ def calibrate(
     """
     check_name(name)
     method: Method = METHODS[config.method]
+    keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())  # an Accelerator would fix the precision of a training in the same process
     settings = _settings(config, bundle, network, embeddings)
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fewstep.calibration.metrics import Features
 from fewstep.data import Images, batches, digest
 from fewstep.mixed_precision import autocast, precision_here, refuse_precision
+from fewstep.processes import keep_to_own_cores
 from fewstep.progress import Track, silent
 from fewstep.readable import readable
 from fewstep.tensors import save_tensors
@@ -75,6 +76,7 @@ def classifier(
     settings = asdict(config) | {"source": images.source, "images": digest(images.sha256, images.index, images.labels)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"classifier-{key}.safetensors"
+    keep_to_own_cores()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = Classifier(images.image.channels, images.condition.classes)

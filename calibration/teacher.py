@@ -16,6 +16,7 @@ from fewstep.decoder import load_decoder, to_bytes
 from fewstep.denoiser import load_network
 from fewstep.guidance import guided
 from fewstep.plan import Plan, sample
+from fewstep.processes import keep_to_own_cores
 from fewstep.progress import Track, silent
 
 __all__ = ["Teacher"]
@@ -28,6 +29,7 @@ class Teacher:
     """
 
     def __init__(self, bundle: Bundle, name: str = "teacher", *, batch: int = 100, device: str | torch.device = "cpu") -> None:
+        keep_to_own_cores()
         self.manifest, self.batch, self.device = bundle.manifest, batch, torch.device(device)
         self.denoiser = load_network(bundle, name).requires_grad_(False).to(self.device)
         self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.latent else None

@@ -1,8 +1,8 @@
 """Rebuild examples/digits.bundle and its pictures: python examples/rebuild.py directory
 
-Goes the demo's way with enough updates for a good teacher and with the command line's defaults for what is made of it, about
-twenty minutes on two cores. The shipped bundle is without what can be made again and would be large: the graphs of other
-samplers, and the weights of the two-step generator. The teacher and the one-step generator stay, so that plans can be fitted
+Goes the demo's way from nothing, with enough updates for a good teacher and with the command line's defaults for what is made
+of it, about twenty minutes on two cores. The shipped bundle is without what can be made again and would be large: the graphs of
+other samplers, and the weights of the two-step generator. The teacher and the one-step generator stay, so that plans can be fitted
 and exported.
 """
 
@@ -15,7 +15,10 @@ from pathlib import Path
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.calibrate import TableConfig
-from fewstep.demo import DemoConfig, full, run_demo
+from fewstep.calibration.classifier import ClassifierConfig
+from fewstep.calibration.features import FITTING
+from fewstep.decide.comparison import FILE
+from fewstep.demo import DemoConfig, draw, full, run_demo
 from fewstep.golden import GOLDEN, write_golden
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig
@@ -32,14 +35,14 @@ def longer() -> DemoConfig:
         teacher=TeacherConfig(steps=6000),
         one_step=SidConfig(),
         two_steps=SidConfig(steps=2),
+        fitting=ClassifierConfig(seed=FITTING),
         table=TableConfig(),
         engines=(),
-        seconds=(24, 423, 115, 232, 193, 29, 1, 85),
     )
 
 
 def prune(path: Path) -> None:
-    """Leave the networks but DROP, all plans, and the graphs and references of KEEP."""
+    """Leave the networks but DROP, all plans, and the graphs and references of KEEP; one step is the default."""
     bundle = Bundle.load(path)
     with bundle.edit() as draft:
         for name, graph in list(draft.manifest.graphs.items()):
@@ -48,6 +51,8 @@ def prune(path: Path) -> None:
                     draft.remove(file)
                 del draft.manifest.graphs[name]
         draft.remove(f"networks/{DROP}")
+        draft.remove(FILE)
+        draft.manifest.default = "sid1"
         draft.manifest.networks[DROP].directory = None
         write_golden(draft.new(GOLDEN), bundle.references(*KEEP))
     Bundle.load(path).verify()
@@ -59,8 +64,8 @@ def main(demo: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(demo / "digits.bundle", target)
     prune(target)
-    for name in ("digits.png", "samplers.png"):
-        shutil.copyfile(demo / name, HERE / name)
+    draw(target, "sid1", HERE / "digits.png")
+    shutil.copyfile(demo / "samplers.png", HERE / "samplers.png")
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
 

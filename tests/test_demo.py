@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ import pytest
 from PIL import Image
 from test_cli import fewstep, refused
 
+from fewstep import demo
 from fewstep.bundle import Bundle
-from fewstep.demo import SAMPLERS, small
+from fewstep.data import open_images
+from fewstep.demo import SAMPLERS, SHIPPED, full, run_demo, short, small
+from fewstep.runtime import Generator
+from fewstep.trainer.teacher import TeacherConfig
 
 
 def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
@@ -19,19 +24,63 @@ def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
     done = fewstep("demo", "--quick", "--out", "demo", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result == json.loads((tmp_path / "demo/demo.json").read_text())
-    assert set(result["samplers"]) == set(SAMPLERS)
-    calls = {name: s["nfe"] for name, s in result["samplers"].items()}
-    assert (calls["heun18"], calls["dpmpp4"], calls["table4"], calls["sid2"], calls["sid1"]) == (35, 4, 4, 2, 1)
-    assert calls["ddim10"] < calls["ddim10_w2_interval"] < calls["ddim10_w2"] == 20
-    assert all(np.isfinite(s["frechet"]) and s["n"] == 100 for s in result["samplers"].values())
-    for stage in range(1, 9):
-        assert f"[{stage}/8]" in done.stderr
-    assert "left in all" in done.stderr
-    bundle = Bundle.load(tmp_path / "demo/digits.bundle")
+    compared = result["comparison"]["plans"]
+    calls, samplers = {name: row["nfe"] for name, row in compared.items()}, small(short()).samplers
+    assert calls == {name: demo.CALLS[name] for name in samplers}
+    assert all(np.isfinite(row["scores"]["frechet"]["mean"]) for row in compared.values())
+    assert result["comparison"]["images"] == 100
+    for stage in range(1, 8):
+        assert f"[{stage}/7]" in done.stderr
+    assert set(result["stages"]) == set(demo._work(small(short())))
+    path = tmp_path / "demo/digits.bundle"
+    bundle, shipped = Bundle.load(path), Bundle.load(SHIPPED)
     bundle.verify()
-    assert {g.plan for g in bundle.manifest.graphs.values()} == set(SAMPLERS)
-    assert {e.graph for e in bundle.manifest.engines.values()} == set(small().engines)
+    assert {g.plan for g in bundle.manifest.graphs.values()} == set(samplers)
+    assert {e.graph for e in bundle.manifest.engines.values()} == set(small(short()).engines)
     assert all(set(e.layers) == {e.key.precision} for e in bundle.manifest.engines.values())
+    for name in ("teacher", "sid1"):
+        assert bundle.network_digest(name) == shipped.network_digest(name)
+        assert bundle.manifest.provenance[name] == shipped.manifest.provenance[name]
+    assert "sid2" in (path / "card.md").read_text()
+    assert bundle.manifest.default == result["picked"]
+    assert demo.CALLS[result["picked"]] <= 4
+    images = Generator.open(SHIPPED, plan="sid1", backend="cpu")([0, 9], seeds=[0, 99])
+    picture = np.asarray(Image.open(tmp_path / "demo/first.png"))
+    assert (picture[:56, :56] == images[0, ..., 0].repeat(2, 0).repeat(2, 1)).all()
+    assert (picture[-56:, -56:] == images[1, ..., 0].repeat(2, 0).repeat(2, 1)).all()
     assert Image.open(tmp_path / "demo/digits.png").size == (560, 560)
+    assert Image.open(tmp_path / "demo/samplers.png").size == (560, 56 * len(samplers))
+    assert "sid2" in (tmp_path / "demo/report.html").read_text()
     fewstep("check", "demo/digits.bundle", cwd=tmp_path)
     assert "holds a demo of other settings" in refused("demo", "--out", "demo", cwd=tmp_path)
+
+
+def test_a_full_demo_trains_everything_anew(tmp_path: Path) -> None:
+    config = small(full())
+    assert config.teacher
+    assert config.one_step
+    assert set(full().samplers) == set(SAMPLERS) == set(demo.CALLS)
+    demo._teacher(tmp_path / "a.bundle", open_images("mnist5k").about(100), TeacherConfig(steps=2))
+    bundle = Bundle.load(tmp_path / "a.bundle")
+    assert set(bundle.manifest.networks) == {"teacher"}
+    assert bundle.network_digest("teacher") != Bundle.load(SHIPPED).network_digest("teacher")
+
+
+def test_what_is_left_is_what_the_stages_that_are_done_make_likely(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = demo._Stages({"a": 100, "b": 300, "c": 600})
+    stages.pace = 0.5  # seconds an update, as measured before the first stage
+    stages.next("a", "first")
+    stages.start -= 10  # it took ten seconds, so an update takes a tenth of one
+    stages.next("b", "second")
+    stages.next("c", "third")  # nothing was left of the second, which says nothing of the pace
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.findall(r"about (\d+:\d\d) left", line) for line in lines] == [["8:20"], ["1:30"], ["1:00"]]
+
+
+def test_without_the_shipped_teacher_one_is_trained_or_the_demo_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "SHIPPED", tmp_path / "none.bundle")
+    with pytest.raises(ValueError, match="which no wheel holds; train one first with --full"):
+        run_demo(tmp_path / "demo", short())
+    assert list(tmp_path.iterdir()) == []

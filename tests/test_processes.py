@@ -143,3 +143,21 @@ def test_the_command_under_torchrun_speaks_once_and_writes_one_bundle(tmp_path: 
     Bundle.load(tmp_path / "a.bundle").verify()
     assert (tmp_path / "log" / "teacher-000002.png").is_file()
     assert list((tmp_path / "log" / "teacher").glob("events.*"))
+
+
+QUOTA = """
+import torch
+torch.set_num_threads(3)
+import fewstep.cores
+fewstep.cores.quota = lambda: 1.0  # as in a container with one core of many
+import fewstep.processes
+fewstep.processes.keep_to_own_cores()
+assert torch.get_num_threads() == 1
+torch.set_num_threads(2)
+fewstep.processes.keep_to_own_cores()
+assert torch.get_num_threads() == 2  # which somebody wanted
+"""
+
+
+def test_torch_takes_no_more_threads_than_the_quota_pays_for() -> None:
+    subprocess.run([sys.executable, "-c", QUOTA], check=True, timeout=100)

@@ -22,7 +22,7 @@ from fewstep.mixed_precision import precision_here
 from fewstep.picture import grid, save_grid
 from fewstep.places import check_folder
 from fewstep.plan import Plan, sample
-from fewstep.processes import several_on_cpu
+from fewstep.processes import keep_to_own_cores, several_on_cpu
 from fewstep.trainer import checkpoint
 from fewstep.trainer.shards import is_sharded
 
@@ -38,6 +38,7 @@ def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str)
     With auto, the precision is that of the checkpoint `saved`, else what the first process finds faster. what: the work.
     Raises ImportError without tensorboard, ValueError where log is a file, or there is no such precision on this device.
     """
+    keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())
     found: str | None = None
     if processes.is_main_process:

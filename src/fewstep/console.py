@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -21,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fewstep.progress import Report
+from fewstep.progress import Report, Track
 
 __all__ = [
     "SPEAKS",
+    "Paced",
     "clock",
     "listen",
     "meter",
@@ -127,6 +129,24 @@ def _lines(steps: Sequence[int], what: str, before: int) -> Iterable[int]:
             shown = now
         yield step
     say(f"{what}: done in {clock(time.monotonic() - start)}")
+
+
+class Paced:
+    """A Track that also knows what a step took."""
+
+    def __init__(self, shown: Track) -> None:
+        self.shown, self.took = shown, list[float]()
+
+    def __call__(self, steps: Sequence[int], what: str) -> Iterator[int]:
+        for step in self.shown(steps, what):
+            begin = time.monotonic()
+            yield step
+            self.took.append(time.monotonic() - begin)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step, the median; None where too few were made to tell. The first ones set up what later ones have."""
+        return median(self.took[2:]) if len(self.took) > 2 else None
 
 
 @contextmanager

