@@ -66,7 +66,7 @@ class Seen:
     def _write(self, content: bytes) -> None:
         descriptor, beside = tempfile.mkstemp(dir=self.path.parent, prefix=PREFIX, suffix=".new")
         try:
-            with open(descriptor, "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(hashlib.sha256(content).digest() + content)
             os.replace(beside, self.path)
         except OSError:
