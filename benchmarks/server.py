@@ -68,7 +68,7 @@ def request(seeds: list[int], labels: list[int], timeout_s: float | None = None)
         asked["parameters"] = {"timeout": round(timeout_s * 1e6)}
     head = json.dumps(asked).encode()
     body = head + b"".join(v.tobytes() for _, v in tensors.values())
-    lines = ("POST /v2/models/digits/infer HTTP/1.1", "Host: here", f"Content-Length: {len(body)}")
+    lines = ("POST /v2/models/digits/infer HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}")
     return "\r\n".join((*lines, f"Inference-Header-Content-Length: {len(head)}", "", "")).encode() + body
 
 
@@ -239,10 +239,10 @@ def soak(port: int, root: str, rate: float, seconds: float) -> Seen:
 
 BAD = {
     "slow head": b"POST /generate HTTP/1.1\r\nHost: h",
-    "slow body": b"POST /generate HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{",
-    "malformed": b'POST /generate HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n{"labels"',
+    "slow body": b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    "malformed": b'POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"labels"',
     "wrong shape": request([1, 2, 3], [1]),
-    "huge": b"POST /generate HTTP/1.1\r\nHost: here\r\nContent-Length: 99999999999\r\n\r\n",
+    "huge": b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
 }
 

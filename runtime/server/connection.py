@@ -14,7 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fewstep.runtime.server.limits import Limits
+from fewstep.runtime.server.limits import PROBES, Limits
 
 __all__ = ["Connection", "Places"]
 
@@ -96,10 +96,10 @@ class Connection(HttpToolsProtocol):
         elif self._head_is_whole and self._beside > BESIDE_BYTES + self._body // BESIDE_SHARE:
             self._end(HTTPStatus.BAD_REQUEST, "what is sent beside this body is too much of it; send larger chunks")
 
-    def on_message_begin(self) -> None:
-        if self._is_answering():
+    def on_url(self, url: bytes) -> None:
+        if self._is_answering():  # an empty line behind a body begins a message too, and is none
             raise _EnoughError
-        super().on_message_begin()
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines += 1
@@ -112,11 +112,16 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.head_bytes:
             self._refuse(*self._long_head())
+        places = self._places
+        if len(self.tasks) - len(places.reading) - len(places.unread) >= self._limits.requests and not self._is_probe():
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{self._limits.requests} requests are being made, which is all there may be"
+            )
         super().on_headers_complete()
         self._head_is_whole = True
         if self.parser.should_upgrade():  # to nothing that is spoken here
             self.cycle.keep_alive = False
-        self._places.move(self, self._places.reading)
+        places.move(self, places.reading)
 
     def on_body(self, body: bytes) -> None:
         self._beside -= len(body)
@@ -160,6 +165,9 @@ class Connection(HttpToolsProtocol):
         """Whether there is a request that has come as a whole and is not answered."""
         return self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
 
+    def _is_probe(self) -> bool:
+        return self.url.partition(b"?")[0].decode("latin-1") in PROBES
+
     def _long_head(self) -> tuple[HTTPStatus, str]:
         limits = self._limits
         error = f"a head has at most {limits.head_lines} lines and {limits.head_bytes} bytes"
@@ -178,6 +186,8 @@ class Connection(HttpToolsProtocol):
             return
         body = json.dumps({"error": error}).encode()
         head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            head += "retry-after: 1\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
         self._watch()

@@ -15,11 +15,11 @@ from typing import Any
 
 from fewstep.runtime.batcher import FullError
 from fewstep.runtime.server.coding import Coding, Inflated, known
-from fewstep.runtime.server.limits import Budget, Held, Limits
+from fewstep.runtime.server.limits import PROBES, Budget, Held, Limits
 from fewstep.runtime.server.origin import check_origin
 from fewstep.runtime.server.workers import Workers
 
-__all__ = ["ANSWER", "PROBES", "Guard"]
+__all__ = ["ANSWER", "Guard"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +27,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-PROBES = ("/v2/health/live", "/v2/health/ready")
 OPEN = (*PROBES, "/", "/style.css", "/playground.css", "/playground.js")  # the playground asks for the key
 ANSWER = "fewstep.answer"  # in a request's scope: Held, for the bytes of its answer
 log = logging.getLogger("fewstep.server")
@@ -47,7 +46,7 @@ class Guard:
         self.key = None if api_key is None else api_key.encode()
         self.bodies = Budget(limits.bodies_bytes, limits.body_bytes, "bodies")
         self.answers = Budget(limits.answers_bytes, limits.body_bytes, "answers")
-        self.requests = 0  # that are being made
+        self.turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -69,15 +68,14 @@ class Guard:
         path, headers = scope["path"], [(name.lower(), value) for name, value in scope["headers"]]
         coding = self._look(path, headers)
         try:
-            body = await asyncio.wait_for(_body(receive, self.limits.of(path), held), self.limits.body_s)
+            async with asyncio.timeout(self.limits.body_s):
+                body = await _body(receive, self.limits.of(path), held)
         except TimeoutError:
             raise _RefusedError(408, f"the body did not arrive within {self.limits.body_s:g} s") from None
         if coding is not None:
             body = await self._inflated(body, coding, self.limits.of(path), held)
             kept = [(n, v) for n, v in headers if n not in (b"content-encoding", b"content-length", b"transfer-encoding")]
             scope["headers"] = [*kept, (b"content-length", str(len(body)).encode())]
-        if path not in PROBES and self.requests >= self.limits.requests:
-            raise FullError(f"{self.requests} requests are being made, which is all there may be", 1.0)
         await _Call(self, scope, receive, send).run(body)
 
     def _look(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Coding | None:
@@ -100,16 +98,17 @@ class Guard:
 
     async def _inflated(self, body: bytes, coding: Coding, limit: int, held: Held) -> bytes:
         """A body out of its coding; each piece in a thread."""
-        inflated, found = Inflated(body, coding), bytearray()
+        inflated, parts, length = Inflated(body, coding), [], 0
         try:
             while piece := await self.workers(inflated.piece):
                 held.add(len(piece))
-                found += piece
-                if len(found) > limit:
+                parts.append(piece)
+                length += len(piece)
+                if length > limit:
                     raise _RefusedError(413, f"a body has at most {limit} bytes here, and this one inflates to more")
         except ValueError as error:
             raise _RefusedError(400, str(error)) from None
-        return bytes(found)
+        return b"".join(parts)
 
 
 class _Call:
@@ -121,15 +120,10 @@ class _Call:
 
     async def run(self, body: bytes) -> None:
         """Answer, or stop where the client leaves before that."""
-        self._guard.requests += 1
-        try:
-            if self._scope["method"] == "POST":
-                await self._while_wanted(asyncio.create_task(self._work(body)))
-            else:  # nothing that takes long
-                await self._work(body)
-        finally:
-            if not self._begun:
-                self._guard.requests -= 1
+        if self._scope["method"] == "POST":
+            await self._while_wanted(asyncio.create_task(self._work(body)))
+        else:  # nothing that takes long
+            await self._work(body)
 
     async def _while_wanted(self, work: asyncio.Task[None]) -> None:
         leaving = asyncio.create_task(self._left())
@@ -153,6 +147,9 @@ class _Call:
             return next(messages, None) or await self._receive()
 
         try:
+            if self._scope["path"] not in PROBES:
+                async with self._guard.turn:  # one request in a turn of the event loop: between two it looks for probes
+                    await asyncio.sleep(0)
             await self._guard.app(self._scope, replay, self._watched)
         except Exception:
             log.exception("%s %s", self._scope["method"], self._scope["path"])
@@ -161,9 +158,7 @@ class _Call:
 
     async def _watched(self, message: Message) -> None:
         """Send, and with the end of a long answer wait until it is read: until then it is held."""
-        if not self._begun:
-            self._begun = True
-            self._guard.requests -= 1
+        self._begun = True
         if message["type"] == "http.response.body" and not message.get("more_body"):
             if len(message["body"]) > self._guard.limits.body_bytes:
                 await self._send({**message, "more_body": True})
@@ -174,18 +169,22 @@ class _Call:
 
 async def _body(receive: Receive, limit: int, held: Held) -> bytes:
     """The body. Raises _RefusedError or FullError where it is too long, ConnectionError where the client left within it."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("the client left")
-        part = message.get("body", b"")
-        held.add(len(part))
-        body += part
-        if len(body) > limit:
-            raise _RefusedError(413, f"a body has at most {limit} bytes here")
-        if not message.get("more_body"):
-            return bytes(body)
+    parts, length = [], 0  # a buffer that grows would be moved again and again, and leave holes in memory
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left")
+            part = message.get("body", b"")
+            length += len(part)
+            if length > limit:
+                raise _RefusedError(413, f"a body has at most {limit} bytes here")
+            held.add(len(part))
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+    finally:
+        parts.clear()  # an error keeps what is on its way up
 
 
 async def _refuse(send: Send, status: int, error: str, retry_s: float | None = None) -> None:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from fewstep.runtime.batcher import FullError
 
-__all__ = ["Budget", "Held", "Limits", "connections_here"]
+__all__ = ["PROBES", "Budget", "Held", "Limits", "connections_here"]
 
+PROBES = ("/v2/health/live", "/v2/health/ready")  # answered whatever else there is to do
 RETRY_S = 1.0
 FILES_BESIDE = 128  # that a process needs open for other things than connections
 
