@@ -1,9 +1,9 @@
 """Rebuild examples/digits.bundle and its pictures: python examples/rebuild.py directory
 
-Goes the demo's way from nothing, with enough updates for a good teacher and with the command line's defaults for what is made of
-it, about twenty minutes on two cores. The shipped bundle is without what can be made again and would be large: the graphs of other
-samplers, and the weights of the two-step generator. The teacher and the one-step generator stay, so that plans can be fitted
-and exported.
+Goes the demo's way from nothing, with enough updates for a good teacher and with the command line's defaults for what is made
+of it, about twenty minutes on two cores. The shipped bundle is without what can be made again and would be large: the graphs of
+other samplers, and the weights of the two-step generator. The teacher and the one-step generator stay, so that plans can be
+fitted and exported.
 """
 
 from __future__ import annotations

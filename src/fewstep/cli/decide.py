@@ -193,8 +193,7 @@ def tau(
     chosen_solver = solver_of(solver)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip, precision=precision), tuple(value), runs, steps)
     images = open_images(data)
-    judged_in = precision if features == "classifier" else "auto"  # teachers are trained whatever judges them
-    judge = trial_judge(images, samples, features=features, precision=judged_in, track=track)
+    judge = trial_judge(images, samples, features=features, track=track)
     found = search_tau(out, images, config, chosen_solver, judge, track=track)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
