@@ -1,8 +1,7 @@
 """bf16 and fp32 on one processor that is told to be others: python benchmarks/mixed_precision.py
 
-Times, in one thread and by the time that it is given, forward and backward of the block that fewstep chooses by and of the
-demo's whole network with 32 images. Writes benchmarks/results/mixed_precision.json: medians over rounds of fresh processes, in
-turns.
+Times, in one thread and by the time that it is given, forward and backward of the block that fewstep chooses by, and of the
+network of digits with 32 images. Writes benchmarks/results/mixed_precision.json: medians over fresh processes, in turns.
 """
 
 from __future__ import annotations

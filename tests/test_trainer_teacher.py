@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import small
 from test_cli import fewstep, refused
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
+from fewstep.cli.make import _after_training
+from fewstep.console import Paced
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser
 from fewstep.manifest import Condition, ImageSpec
@@ -144,3 +152,57 @@ def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
 def test_what_no_teacher_can_be(choices: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         TeacherConfig(**choices)
+
+
+def test_after_training_the_teacher_can_be_seen_and_the_next_verb_is_estimated(tmp_path: Path) -> None:
+    done = fewstep("train", "--steps", 4, "--batch", 4, "--out", "a.bundle", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["graphs"] == ["heun18.fp32"] or json.loads(done.stdout)["graphs"] == ["heun18.loop.fp32"]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
+    commands = line.removeprefix("next: ").split(", or: ")
+    assert commands[:2] == ["fewstep generate a.bundle --out grid.png", "fewstep compare a.bundle --data mnist5k"]
+    assert re.fullmatch(r"fewstep distill a\.bundle --steps 1 \(about \d+:\d\d here\)", commands[2])
+    fewstep(*commands[0].split()[1:], cwd=tmp_path)
+    assert Image.open(tmp_path / "grid.png").size == (10 * 28 * 4, 28 * 4)
+    fewstep("check", "a.bundle", cwd=tmp_path)
+
+
+def test_the_estimate_is_what_updates_took_times_what_a_distillation_computes(tmp_path: Path) -> None:
+    bundle = train_teacher(tmp_path / "a.bundle", images(NONE), CONFIG)
+    for seconds, batch, clock in ((0.1, 32, "6:40"), (0.1, 64, "3:20"), (0.2, 32, "13:20")):
+        (_, command) = _after_training(Path("a"), bundle, "photos", seconds, batch)  # without a graph yet
+        assert command == f"fewstep distill a --steps 1 (about {clock} here)"
+    assert _after_training(Path("a"), bundle, "photos", None, 32) == ["fewstep export a", "fewstep distill a --steps 1"]
+
+
+def test_a_paced_track_shows_what_it_is_given_and_leaves_out_the_first_steps() -> None:
+    seen: list[str] = []
+
+    def shown(steps: Sequence[int], what: str) -> Sequence[int]:
+        seen.append(what)
+        return steps
+
+    pace = Paced(shown)
+    assert pace.seconds is None
+    for step in pace(range(5), "learn"):
+        time.sleep(0.3 if step < 2 else 0.01)
+    assert (seen, len(pace.took)) == (["learn"], 5)
+    assert pace.seconds is not None
+    assert 0.01 <= pace.seconds < 0.3
+
+
+def test_where_nothing_writes_graphs_training_ends_well(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['onnx'] = None; from fewstep.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", "--steps", "1", "--batch", "2", "--out", "a.bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no graph was written, for onnx is not installed" in done.stderr
+    assert "next: fewstep export a.bundle, or: fewstep distill a.bundle --steps 1\n" in done.stderr
+    Bundle.load(tmp_path / "a.bundle").verify()
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match="compiling needs a C\\+\\+ compiler here, and there is no g\\+\\+"):
+        train_teacher(tmp_path / "a.bundle", images(), replace(CONFIG, compile=True))
+    assert not (tmp_path / "a.bundle").exists()

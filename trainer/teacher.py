@@ -7,6 +7,8 @@ With the Lskip objective of S2-DMs (arXiv 2401.01520), and the curriculum and mo
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
@@ -162,6 +164,8 @@ class _Run:
         self.accelerator = accelerator_for(config.precision, log, saved=self.saved, what="train teacher")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
+        if config.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+            raise ValueError("compiling needs a C++ compiler here, and there is no g++; install one, or leave out --compile")
         self.conditions, self.loader = Conditions(images.condition, embeddings, device), Loader(images)
         self.conditions.check(images)
         torch.manual_seed(config.seed)

@@ -16,7 +16,7 @@ from math import inf
 import torch
 from torch.nn import functional
 
-__all__ = ["PRECISIONS", "autocast", "precision_here", "refuse_precision", "times_fp32"]
+__all__ = ["PRECISIONS", "WORTH", "autocast", "precision_here", "refuse_precision", "times_fp32"]
 
 PRECISIONS = ("auto", "bf16", "fp16", "no")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}

@@ -221,8 +221,7 @@ def tau(
     config = TauConfig(TeacherConfig(steps=updates, skip=skip, precision=precision), tuple(value), runs, steps)
     images = open_images(data)
     following = telling(images)
-    judged_in = precision if features == "classifier" else "auto"  # teachers are trained whatever judges them
-    judge = trial_judge(images, samples, features=features, precision=judged_in, track=following)
+    judge = trial_judge(images, samples, features=features, track=following)
     found = search_tau(out, images, config, chosen_solver, judge, track=following)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]

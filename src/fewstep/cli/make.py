@@ -324,7 +324,7 @@ def distill(
     if validate:
         from fewstep.decide.validate import validator
 
-        metric = validator(loaded, images_like(loaded, validate), precision=precision, track=track)
+        metric = validator(loaded, images_like(loaded, validate), track=track)
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}

@@ -18,13 +18,13 @@ SAMPLES = 500
 
 
 def validator(
-    bundle: Bundle, images: Images, *, samples: int = SAMPLES, precision: str = "auto", track: Track = silent
+    bundle: Bundle, images: Images, *, samples: int = SAMPLES, track: Track = silent
 ) -> Callable[[Denoiser, Plan], float]:
     """The Frechet distance of a network's images to about `samples` of these, training ones, from the same noise at every look.
 
-    Measured in another classifier than the one that judges in the end. precision: what it is trained in.
+    Measured in another classifier than the one that judges in the end.
     """
-    judge = trial_judge(images, samples, precision=precision, track=track)
+    judge = trial_judge(images, samples, track=track)
     maker = Teacher(bundle)
 
     def distance(denoiser: Denoiser, plan: Plan) -> float:
