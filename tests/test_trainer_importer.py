@@ -1,107 +1,145 @@
-"""Pipelines that diffusers saved, imported: the same images from the same noise, and what is refused."""
+"""Pipelines of diffusers, imported: the last states of the real pipeline, its scheduler as configured, from the same noise."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMPipeline,
-    DDIMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    EDMEulerScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
-from small import STABLE, small
+from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from pipelines import CASES, STABLE, Tiny, save, vae
+from real_pipeline import last_state
+from small import small
 from test_cli import fewstep, refused
 
 from fewstep.bundle import Bundle
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
-from fewstep.guidance import Guidance
+from fewstep.decoder import Decoder, to_bytes
+from fewstep.exporter.export import export_graphs
+from fewstep.exporter.parity import check_graphs
 from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
-from fewstep.plan import Plan
-from fewstep.solvers import ddim
-from fewstep.trainer.importer import import_teacher, parametrisation_of
+from fewstep.runtime import Generator
+from fewstep.runtime.noise import noise
+from fewstep.trainer.importer import ImportOptions, import_teacher
+from fewstep.trainer.proof import PIPELINES, Case, prove
 
-# Random networks of eps at a level that is nearly pure noise make numbers in the hundreds, and their rounding shows.
-GENTLE = {"beta_schedule": "scaled_linear", "beta_end": 0.002}
-
-
-def _save(path: Path, net: Any, scheduler: Any, **parts: Any) -> Path:
-    """A pipeline directory as save_pretrained lays it out."""
-    part = "unet" if "UNet" in type(net).__name__ else "transformer"
-    index = {"_class_name": "Pipeline", part: ["diffusers", type(net).__name__]}
-    for name, module in {part: net, "scheduler": scheduler, **parts}.items():
-        module.save_pretrained(path / name)
-        index[name] = ["diffusers", type(module).__name__]
-    (path / "model_index.json").write_text(json.dumps(index))
-    return path
-
-
-def _start(noise: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Unit noise of which plans make the state that pipelines start from: the noise itself, not sigma_0 times it."""
-    return noise[:, None] / float(plan.sigmas[0])
-
-
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
-def test_ddim_pipelines_make_the_same_images(predicts: str, tmp_path: Path) -> None:
-    net = small("plain").denoiser.net
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type=predicts, **GENTLE)
-    pipeline = DDIMPipeline(net, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(tmp_path / "pipeline")
-    expected = pipeline(3, torch.Generator().manual_seed(5), num_inference_steps=6, output_type="np").images
-    bundle, proof = import_teacher(tmp_path / "pipeline", tmp_path / "a.bundle")
-    assert proof.max_error < 1e-3 * proof.scale
-    teacher = Teacher(bundle)
-    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    plan = ddim(teacher.denoiser.parametrisation.grid(6))
-    made = teacher.sample(plan, Inputs(_start(noise, plan), (), ()))
-    np.testing.assert_allclose((made / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), expected, atol=5e-3)
+STEPS = 5
+NAMES = {  # of the default plan of five steps
+    "sd-pndm": "pndm5_w3",
+    "sd-ddim": "ddim5_w3",
+    "sd-old-ddim": "ddim5_w3",
+    "sd-v-zero-snr": "ddim5_w3",
+    "sd-euler-trailing": "euler5_w3",
+    "sd-dpm-karras": "dpmsolver_karras5_w3",
+    "sdxl-euler": "euler5_w3",
+    "sdxl-turbo": "euler_ancestral5_w3",
+    "sd3-static": "flow_match_euler5_w3",
+    "sd3-dynamic": "flow_match_euler5_w3",
+    "ddpm": "ddpm5",
+    "ddim-of-ddpm": "ddim5",
+    "ddpm-cosine": "ddpm5",
+    "lcm": "lcm5",
+    "dit": "dit",
+}
+NAMES["dit"] = "ddim5_w3"
 
 
-def test_a_latent_class_conditional_pipeline_with_guidance_makes_the_same_images(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=1,
-        sample_size=8,
-        num_embeds_ada_norm=1000,
-    )
-    net.eval()  # else it drops labels
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-    )
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **GENTLE)
-    pipeline = DiTPipeline(net, vae, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(tmp_path / "pipeline")
-    expected = pipeline([7], 4.0, torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np").images
-    bundle, _ = import_teacher(tmp_path / "pipeline", tmp_path / "a.bundle")
-    assert (bundle.manifest.image.shape, bundle.manifest.state_shape) == ((3, 16, 16), (4, 8, 8))
-    teacher = Teacher(bundle)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    plan = ddim(teacher.denoiser.parametrisation.grid(4), Guidance(4.0))
-    images = teacher.images(plan, Inputs(_start(noise, plan), (torch.tensor([7]),), (torch.tensor([1000]),)))
-    wanted = (expected * 255).round().transpose(0, 3, 1, 2)
-    assert np.abs(images - wanted).max() <= 1
+def imported(case: str, tmp_path: Path) -> tuple[Tiny, Bundle]:
+    """A case as a bundle; guided by 3 where it can be."""
+    tiny = CASES[case]()
+    guidance = None if tiny.network in ("plain", "lcm") else 3.0
+    options = ImportOptions(tokens=5 if tiny.network not in ("plain", "dit") else None, steps=STEPS, guidance=guidance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PIPELINES, tiny.pipeline, PIPELINES[tiny.pipeline]._replace(steps=STEPS))  # not a thousand here
+        bundle, proof = import_teacher(save(tmp_path / "pipeline", tiny), tmp_path / "a.bundle", options)
+    assert {steps for steps, *_ in proof.cases} == {4, STEPS}
+    assert proof.max_error < 1e-4 * proof.scale
+    return CASES[case](), bundle
+
+
+def inputs(bundle: Bundle, seed: int = 5) -> Inputs:
+    """Noise (1, draws + 1, C, H, W), one more than a plan needs, for schedulers that draw and do not use it; conditions."""
+    manifest, generator = bundle.manifest, torch.Generator().manual_seed(seed)
+    drawn = torch.tensor(noise([seed], (bundle.plan(str(manifest.default)).draws + 1, *manifest.state_shape)))
+    if manifest.condition.kind == "labels":
+        return Inputs(drawn, (torch.tensor([7]),), (torch.tensor([manifest.condition.classes]),))
+    both = [tuple(torch.randn(1, *s.shape, generator=generator) for s in manifest.condition.inputs()) for _ in range(2)]
+    return Inputs(drawn, *both)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_default_plan_ends_where_the_real_pipeline_does(case: str, tmp_path: Path) -> None:
+    tiny, bundle = imported(case, tmp_path)
+    assert bundle.manifest.default == NAMES[case]
+    plan, some = bundle.plan(NAMES[case]), inputs(bundle)
+    weight = 1.0 if tiny.network in ("plain", "lcm") else 3.0
+    expected = last_state(tiny, STEPS, weight, some.noise[0], some.condition, some.null)
+    given = Inputs(some.noise[:, : plan.draws], some.condition, some.null)
+    made = Teacher(bundle).sample(plan, given)
+    assert float((made - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"), [("sd-dpm-karras", "step"), ("sdxl-turbo", "loop"), ("ddpm", "unrolled"), ("ddim-of-ddpm", "loop")]
+)
+def test_graphs_make_the_images_of_the_real_pipeline(case: str, layout: Any, tmp_path: Path) -> None:
+    """Timesteps of its own, noise on the way, a clip alone and a clip beside what is not clipped; all with a start."""
+    tiny, bundle = imported(case, tmp_path)
+    bundle = export_graphs(bundle, [NAMES[case]], ["fp32"], layouts=[layout], doubled=False)
+    assert all(result.ok for result in check_graphs(bundle))
+    some = inputs(bundle)
+    weight = 1.0 if tiny.network == "plain" else 3.0
+    end = last_state(tiny, STEPS, weight, some.noise[0], some.condition, some.null)
+    decoder = Decoder(vae(), bundle.manifest.latent) if bundle.manifest.latent else None
+    with torch.no_grad():
+        expected = to_bytes(end, bundle.manifest.image, decoder).round().permute(0, 2, 3, 1).numpy()
+    names = [spec.name for spec in (*bundle.manifest.condition.inputs(), *bundle.manifest.condition.null_inputs())]
+    embeddings = {name: value.numpy() for name, value in zip(names, (*some.condition, *some.null), strict=True)}
+    made = Generator(bundle, plan=NAMES[case])(seeds=[5], **({"embeddings": embeddings} if embeddings else {}))
+    assert np.abs(made - expected).max() <= 1
+
+
+def test_default_steps_and_guidance_are_those_of_diffusers() -> None:
+    if importlib.util.find_spec("transformers") is None:
+        names = [name for name in PIPELINES if name in ("DDPMPipeline", "DDIMPipeline", "DiTPipeline")]
+    else:
+        names = list(PIPELINES)
+    for name in names:
+        takes = inspect.signature(getattr(diffusers, name).__call__).parameters
+        scale = takes["guidance_scale"].default if "guidance_scale" in takes else 1.0
+        assert PIPELINES[name] == (takes["num_inference_steps"].default, scale)
+
+
+def test_a_pipeline_of_more_steps_than_a_plan_should_have_gets_fewer_and_says_so(tmp_path: Path) -> None:
+    save(tmp_path / "ddpm", Tiny("DDPMPipeline", "plain", diffusers.DDPMScheduler(num_train_timesteps=200), latent=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PIPELINES, "DDPMPipeline", PIPELINES["DDPMPipeline"]._replace(steps=150))
+        said = fewstep("import", "ddpm", "--out", "a.bundle", cwd=tmp_path).stderr
+    assert "DDPMPipeline takes 150 steps; the plan ddpm100 has 100, give --steps for others" in said
+    assert "150 steps" in (tmp_path / "a.bundle" / "card.md").read_text()  # and that many were proven
+
+
+def test_a_proof_that_would_take_too_long_is_left_out_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.trainer.proof.SECONDS", 1e-6)
+    bundle, proof = import_teacher(save(tmp_path / "dit", CASES["dit"]()), tmp_path / "a.bundle")
+    assert [case.steps for case in proof.cases] == [4]
+    assert "50 steps, which would take about" in proof.left_out[0]
+    assert "not compared: 50 steps" in bundle.file("card.md").read_text()
+
+
+def test_what_ends_elsewhere_is_refused(tmp_path: Path) -> None:
+    """DDIMPipeline takes any scheduler for DDIM: a plan of DDPM is not what it does."""
+    denoiser, condition = small("plain")
+    about: dict[str, Any] = {"condition": condition, "shape": (4, 8, 8), "pipeline": "DDIMPipeline"}
+    with pytest.raises(ValueError, match=r"4 steps end elsewhere than with DDIMPipeline \(.* apart, of 1\)"):
+        prove(denoiser, diffusers.DDPMScheduler(), [Case(4)], **about)
 
 
 @pytest.mark.parametrize(
@@ -109,46 +147,37 @@ def test_a_latent_class_conditional_pipeline_with_guidance_makes_the_same_images
     [
         ("unet", EDMEulerScheduler(sigma_data=0.7), Edm(sigma_data=0.7, time_scale=0.25)),
         ("sd3", FlowMatchEulerDiscreteScheduler(shift=3.0), Flow(shift=3.0)),
-        ("text", EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), Eps(betas=STABLE)),
+        ("text", EulerDiscreteScheduler(**STABLE), Eps(betas=Betas(kind="scaled_linear", start=0.00085, end=0.012))),
         ("sdxl", DDIMScheduler(prediction_type="v_prediction"), Velocity(betas=Betas())),
     ],
     ids=["edm", "flow", "eps", "v"],
 )
 def test_every_kind_of_scheduler_and_network(name: str, scheduler: Any, parametrisation: Any, tmp_path: Path) -> None:
-    pipeline = _save(tmp_path / "pipeline", small(name).denoiser.net, scheduler)
-    done = fewstep("import", pipeline, "--out", "a.bundle", "--tokens", 5, "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["max_error"] < 1e-2
+    save(tmp_path / "pipeline", Tiny("SomeOtherPipeline", name, scheduler, latent=False))
+    done = fewstep("import", "pipeline", "--out", "a.bundle", "--tokens", 5, "--steps", 6, "--json", cwd=tmp_path)
+    proof = json.loads(done.stdout)["proof"]
+    assert proof["max_error"] < 1e-4 * proof["scale"]
+    assert proof["against"] == f"{type(scheduler).__name__} around the network"
     bundle = Bundle.load(tmp_path / "a.bundle")
     bundle.verify()
     assert bundle.manifest.networks["teacher"].parametrisation == parametrisation
-    assert bundle.manifest.condition.kind == small(name).condition.kind
     assert bundle.manifest.provenance.networks["teacher"]["imported"] == "pipeline"
+    assert "heun18" in bundle.manifest.plans
 
 
-def test_what_cannot_be_imported_gets_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    pipeline = _save(tmp_path / "pipeline", small("text").denoiser.net, DDIMScheduler())
-    assert "is not a diffusers pipeline directory" not in refused("import", pipeline, cwd=tmp_path)
-    assert "say so with --tokens" in refused("import", pipeline, cwd=tmp_path)
-    assert "model_index.json is not there" in refused("import", tmp_path / "nowhere", cwd=tmp_path)
-    (pipeline / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}')
-    assert "the scheduler is a KarrasVeScheduler" in refused("import", pipeline, "--tokens", 5, cwd=tmp_path)
-    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").rename(pipeline / "unet" / "diffusion_pytorch_model.bin")
-    assert "fewstep reads safetensors" in refused("import", pipeline, "--tokens", 5, cwd=tmp_path)
-    (pipeline / "unet" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
-    assert "the network is a FluxTransformer2DModel" in refused("import", pipeline, cwd=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["pipeline"]
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ({"prediction_type": "sample"}, "prediction_type 'sample'"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule 'squaredcos_cap_v2'"),
-        ({"rescale_betas_zero_snr": True}, "sets rescale_betas_zero_snr"),
-        ({"trained_betas": [0.1, 0.2]}, "sets trained_betas"),
-        ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "of EDM networks, fewstep drives 'epsilon'"),
-    ],
-)
-def test_schedulers_that_fewstep_has_no_word_for(config: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        parametrisation_of({"_class_name": "DDIMScheduler"} | config)
+def test_from_a_checkpoint_to_an_image_by_the_commands_that_are_printed(tmp_path: Path) -> None:
+    save(tmp_path / "ddim", CASES["ddim-of-ddpm"]())
+    command = ["import", "ddim", "--out", "a.bundle", "--steps", "3"]
+    ran = []
+    while command:
+        ran.append(command[0])
+        said = fewstep(*command, cwd=tmp_path).stderr
+        following = [line.removeprefix("next: fewstep ") for line in said.splitlines() if line.startswith("next: fewstep ")]
+        command = following[0].split() if following and len(ran) < 4 else []
+    assert ran[:3] == ["import", "export", "generate"]
+    assert (tmp_path / "grid.png").exists()
+    fewstep("check", "a.bundle", cwd=tmp_path)
+    asked = ["--scheduler", "UniPCMultistepScheduler", "--steps", 6, "--precision", "fp32"]
+    fewstep("export", "a.bundle", *asked, cwd=tmp_path)
+    assert Bundle.load(tmp_path / "a.bundle").plan("unipc6").rows == 6
+    assert "has 'unipc6' already" in refused("export", "a.bundle", "--solver", "ddim", "--name", "unipc6", cwd=tmp_path)

@@ -34,6 +34,8 @@ __all__ = ["Checkpoint", "ImportOptions", "import_teacher", "read_checkpoint"]
 FEW = 4  # steps of the short proof
 MOST = 100  # steps of the plan that is written, where the pipeline's own are more: a table grows with their square
 SDXL_IDS = 6  # height, width, crop top and left, target height and width
+# What makes a network take more than its class does by itself, and the values that are driven.
+TOLD = {"class_embed_type": (None,), "encoder_hid_dim_type": (None,), "addition_embed_type": (None, "text_time")}
 # The published DiT was saved under the name of an older class, with keys of its other uses.
 DIT = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
 DIT_NEUTRAL = {
@@ -172,7 +174,10 @@ def _network_class(config: dict[str, Any]) -> Any:
 
 
 def _refuse_inputs(config: dict[str, Any], name: str) -> None:
-    """Raises ValueError for a network that is given more than the state: an image to change, a mask, a small image."""
+    """Raises ValueError for a network that is given more than fewstep gives it: an image to change, a mask, other classes."""
+    for key, driven in TOLD.items():
+        if config.get(key) not in driven:
+            raise ValueError(f"this {name} has {key} {config[key]!r}, for which it is told what fewstep does not tell it")
     given, made = config.get("in_channels"), config.get("out_channels")
     if given and made and given > made:
         raise ValueError(

@@ -74,9 +74,12 @@ def proven(about: dict[str, Any]) -> str:
         f"{c['steps']} steps{'' if c['guidance'] == 1 else ' guided by ' + format(c['guidance'], 'g')}" for c in proof["cases"]
     ]
     share = max(case["max_error"] / case["scale"] for case in proof["cases"])
+    exact = max((case["exact"] for case in proof["cases"] if case["exact"] is not None), default=None)
+    rounding = "" if exact is None else f", which is rounding: {exact:.1e} in float64"
     left = f"; not compared: {', '.join(proof['left_out'])}" if proof["left_out"] else ""
     return (
-        f"last states come within {share:.1e} of those of {proof['against']}, of the largest number ({', '.join(cases)}){left}"
+        f"last states differ from those of {proof['against']} by {share:.1e} of the largest number{rounding} "
+        f"({', '.join(cases)}){left}"
     )
 
 
