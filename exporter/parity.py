@@ -15,7 +15,13 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.statements import refuse_other_facts, refuse_other_images, refuse_other_labels
+from fewstep.exporter.statements import (
+    Stated,
+    refuse_other_facts,
+    refuse_other_images,
+    refuse_other_labels,
+    refuse_other_origin,
+)
 from fewstep.external import check_files
 from fewstep.golden import Arrays
 from fewstep.manifest import GraphEntry
@@ -139,13 +145,16 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
 
 
 def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays) -> Parity:
-    refuse_other_facts(bundle, name, graph)
+    stated = Stated.of(bundle.file(graph.file).read_bytes())
+    refuse_other_facts(bundle, name, graph, stated)
     try:
         made = _walked(bundle, name, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, name, graph, golden)
     except NoKernelError as error:
-        return left_out(name, graph, plan, str(error))
-    result = compare(bundle, name, graph, plan, made, golden)
-    refuse_other_images(name, bundle.manifest.image, made)
+        result = left_out(name, graph, plan, str(error))
+    else:
+        result = compare(bundle, name, graph, plan, made, golden)
+        refuse_other_images(name, bundle.manifest.image, made)
+    refuse_other_origin(bundle, name, graph, stated)
     return result
 
 

@@ -20,7 +20,16 @@ from fewstep.manifest import GraphEntry, ImageSpec, Layout, Manifest, Precision
 from fewstep.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
 from fewstep.sessions import ERRORS
 
-__all__ = ["LIMITS", "MADE_OF", "Limits", "refuse_other_facts", "refuse_other_images", "refuse_other_labels"]
+__all__ = [
+    "LIMITS",
+    "MADE_OF",
+    "Limits",
+    "Stated",
+    "refuse_other_facts",
+    "refuse_other_images",
+    "refuse_other_labels",
+    "refuse_other_origin",
+]
 
 MADE_OF = "fewstep.made_of"  # key of the file's metadata; see fewstep.made
 
@@ -54,7 +63,7 @@ TELLING = {INT8, FLOAT16, BFLOAT16, FLOAT8}
 
 
 @dataclass
-class _Stated:
+class Stated:
     """What the bytes of an ONNX file say. both: whether a node evaluates two conditions as one batch."""
 
     producer: str = ""
@@ -66,7 +75,7 @@ class _Stated:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: bytes) -> _Stated:
+    def of(cls, model: bytes) -> Stated:
         """Raises ValueError for bytes that are no ONNX file."""
         stated = cls()
         for kind, found in messages(model):
@@ -79,36 +88,36 @@ class _Stated:
         return "step" if self.step else "loop" if self.loop else "unrolled"
 
 
-def _read_model(stated: _Stated, found: Fields) -> None:
+def _read_model(stated: Stated, found: Fields) -> None:
     stated.producer = _text(dict(found).get(2))
 
 
-def _read_opset(stated: _Stated, found: Fields) -> None:
+def _read_opset(stated: Stated, found: Fields) -> None:
     domain, version = (dict(found).get(number) for number in (1, 2))
     if not domain and isinstance(version, int):
         stated.opset = version
 
 
-def _read_property(stated: _Stated, found: Fields) -> None:
+def _read_property(stated: Stated, found: Fields) -> None:
     stated.metadata[_text(dict(found).get(1))] = _text(dict(found).get(2))
 
 
-def _read_graph(stated: _Stated, found: Fields) -> None:
+def _read_graph(stated: Stated, found: Fields) -> None:
     """Its inputs, of which scales are those of the step layout alone."""
     inputs = [raw(content) for number, content in found if number == 11]
     stated.step |= any(value.startswith(b"\n\x06scales") for value in inputs)  # field 1, 6 bytes long: the name
 
 
-def _read_node(stated: _Stated, found: Fields) -> None:
+def _read_node(stated: Stated, found: Fields) -> None:
     stated.loop |= any(number == 4 and raw(content) == b"Loop" for number, content in found)
     stated.both |= any(number == 2 and b".both/" in raw(content) for number, content in found)
 
 
-def _read_tensor(stated: _Stated, found: Fields) -> None:
+def _read_tensor(stated: Stated, found: Fields) -> None:
     stated.types |= {content for number, content in found if number == 2 and isinstance(content, int)} & TELLING
 
 
-READERS: dict[int, Callable[[_Stated, Fields], None]] = {
+READERS: dict[int, Callable[[Stated, Fields], None]] = {
     MODEL: _read_model,
     OPSET: _read_opset,
     PROPERTY: _read_property,
@@ -122,9 +131,8 @@ def _text(content: memoryview | int | None) -> str:
     return raw(content).decode(errors="replace")
 
 
-def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry) -> None:
+def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
     """Raise ValueError where a graph's file says something else of it than the manifest, or its limit is too loose."""
-    stated = _Stated.of(bundle.file(graph.file).read_bytes())
     facts: list[tuple[str, object, object]] = [
         ("opset", stated.opset, graph.opset),
         ("layout", stated.layout, graph.layout),
@@ -161,12 +169,22 @@ def _said(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
         "condition": condition.kind,
         "classes": str(condition.classes),
     }
-    return {f"fewstep.{key}": fact for key, fact in facts.items()} | {MADE_OF: made_of(manifest, graph.network, graph.plan)}
+    return {f"fewstep.{key}": fact for key, fact in facts.items()}
 
 
 def _precision(types: set[int]) -> str:
     """The precision that goes with the types of a file's tensors."""
     return next((name for name, known in TYPES.items() if known == types), "unknown")
+
+
+def refuse_other_origin(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
+    """Raise ValueError where a graph was made with something else than the manifest has now; older ones do not say."""
+    made = made_of(bundle.manifest, graph.network, graph.plan)
+    if stated.metadata.get(MADE_OF, made) != made:
+        raise ValueError(
+            f"the graph {name!r} was made with another network, plan, decoder or image than the manifest has now; export it "
+            f"again with: fewstep export {bundle.root.name}"
+        )
 
 
 def refuse_other_images(name: str, image: ImageSpec, made: Mapping[str, npt.NDArray[Any]]) -> None:
