@@ -78,7 +78,7 @@ def test_a_file_the_manifest_does_not_know_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2, this fewstep reads up to 1; upgrade"),
+        ({"schema": 2}, "schema 2, this fewstep reads up to 1; get a newer fewstep"),
         ({"schema": None}, "schema None"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"default": "missing"}, "refers to the plan 'missing'"),
@@ -302,5 +302,5 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # as it is for whoever is not root
     with pytest.raises(PermissionError, match="Permission denied"):
         check_new(tmp_path / "deep" / "new.bundle")
-    message = refused("calibrate", bundle.root, "--steps", "2")
+    message = refused("adopt", bundle.root, "--plan", "best", "--name", "new")
     assert message.startswith(f"fewstep: no permission ({tmp_path})")
