@@ -77,7 +77,7 @@ def test_a_file_the_manifest_does_not_know_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2, this fewstep reads up to 1; upgrade"),
+        ({"schema": 2}, "schema 2, this fewstep reads up to 1; get a newer fewstep"),
         ({"schema": None}, "schema None"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"default": "missing"}, "refers to the plan 'missing'"),

@@ -115,6 +115,7 @@ NEEDS |= dict.fromkeys(["node", "npm"], ("node", "FEWSTEP_ORT_NODE"))
 
 # Options on the pages that are of other programs.
 FOREIGN = {"--help", "--include_ops_by_config", "--ignore-scripts", "--cflags", "--libs", "--nproc-per-node", "--module"}
+FOREIGN |= {"--model-repository"}
 
 _followed: set[tuple[str, str]] = set()
 

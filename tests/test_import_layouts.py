@@ -57,7 +57,7 @@ def test_a_flat_repository_has_its_network_beside_the_index(ddim: Path, take: Ca
         shutil.rmtree(ddim / part)
     bundle = take(ddim)
     same(bundle, network("plain"))
-    assert bundle.manifest.provenance["teacher"]["proof"]["against"] == "DDIMPipeline"
+    assert bundle.manifest.provenance.networks["teacher"]["proof"]["against"] == "DDIMPipeline"
 
 
 def test_a_network_alone_says_how_to_add_a_scheduler(ddim: Path, tmp_path: Path, take: Callable[..., Bundle]) -> None:
@@ -101,7 +101,7 @@ def test_a_checkpoint_in_half_precision_alone_is_read_and_says_so(tmp_path: Path
     bundle = take(pipeline)
     net = network("dit").half().float()
     same(bundle, net)
-    notes = bundle.manifest.provenance["teacher"]["notes"]
+    notes = bundle.manifest.provenance.networks["teacher"]["notes"]
     assert any(
         note.startswith("transformer: ") and "tensors in F16" in note and note.endswith("read as fp32") for note in notes
     )

@@ -18,7 +18,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import yaml
 from ports import free_port
 
 from fewstep.bundle import Bundle, Draft
@@ -254,6 +253,8 @@ def test_ray_refuses_what_is_not_there(tmp_path: Path) -> None:
 
 def test_two_replicas_of_ray_serve_answer_and_outlive_one(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="ray is not installed")
+    import yaml
+
     port, path = free_port(), tmp_path / "serve.yaml"
     command = [sys.executable, "-m", "fewstep.cli", "deploy", "ray", str(EXAMPLE.root), "--out", str(path)]
     command += ["--plan", "sid1", "--min-replicas", "2", "--max-replicas", "2", "--cpus", "0.5", "--max-batch", "8"]
