@@ -161,3 +161,9 @@ assert torch.get_num_threads() == 2  # which somebody wanted
 
 def test_torch_takes_no_more_threads_than_the_quota_pays_for() -> None:
     subprocess.run([sys.executable, "-c", QUOTA], check=True, timeout=100)
+
+
+def test_figures_are_said_to_be_of_the_cores_they_were_made_with() -> None:
+    """Under taskset, as a comparison on one core of many: its timings are not those of all."""
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nfrom fewstep.machine import described\n"
+    subprocess.run([sys.executable, "-c", code + "assert described()['cores'] == 1, described()"], check=True, timeout=100)

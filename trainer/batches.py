@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewstep.cores import usable_cores
 from fewstep.data import Images, open_images
 from fewstep.manifest import Condition
 from fewstep.stream import is_url, open_stream
@@ -20,7 +20,7 @@ from fewstep.trainer.latents import is_latents, open_latents
 
 __all__ = ["Loader", "open_examples"]
 
-THREADS = min(os.cpu_count() or 1, 8)
+THREADS = min(usable_cores(), 8)
 ANNOUNCED = 32  # steps ahead
 Part: TypeAlias = tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]
 

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fewstep.cores import usable_cores
+
 __all__ = ["Machine", "described", "processor", "this_machine"]
 
 _PACKAGES = ("fewstep", "torch", "diffusers", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy")
@@ -39,7 +41,7 @@ def described() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": this_machine().gpu,
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
