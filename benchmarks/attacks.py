@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import json
 import socket
 import subprocess
@@ -130,31 +129,43 @@ async def leaves(port: int, end: float) -> None:
     await each(32, client, end)
 
 
-HUGE = f"Content-Length: {16 * MIB}"
-LISTS, NESTED = b"[]," * (5 * MIB) + b"1", b",".join([b"[" * 100 + b"]" * 100] * 80_000)
-BOMB = zlib.compress(bytes(512 * MIB), 9)
-CHUNKED = post(INFER, "Transfer-Encoding: chunked")
+def chunked(chunk: bytes, count: int) -> Attack:
+    return sends(count, post(INFER, "Transfer-Encoding: chunked"), chunk)
+
+
+def inflating(mib: int) -> Attack:
+    return sends(16, whole(INFER, zlib.compress(bytes(mib * MIB), 1), "Content-Encoding: deflate"))
+
+
+def slow(count: int, path: str, length: int, part: int) -> Attack:
+    return sends(count, post(path, f"Content-Length: {length}"), bytes(part), length // part - 1, pause=0.2, reads=False)
+
+
+def values(data: bytes) -> Attack:
+    return sends(8, whole(INFER, tensors(1, data)))
+
+
 PICTURE = json.dumps({"images": 64, "scale": 16, "format": "png"}).encode()
-ATTACKS: dict[str, Attack] = {
-    "pipelining": sends(1, b"", LIVE * 4000, reads=False),
-    "pipelining, read": sends(4, LIVE * 4000),
-    "slow bodies": sends(200, post(INFER, HUGE), bytes(256 << 10), 63, pause=0.1, reads=False),
-    "slow bodies of many": sends(900, post(GENERATE, "Content-Length: 32768"), bytes(512), 63, pause=0.2, reads=False),
-    "idle connections": idle,
-    "slow heads": sends(900, b"GET / HTTP/1.1\r\n", b"a: b\r\n", 90, pause=0.2),
-    "heads without end": sends(50, b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 10_000),
-    "lists": sends(8, whole(INFER, tensors(1, LISTS))),
-    "lists that are allowed": sends(8, whole(INFER, tensors(1, b"[]," * 16_000 + b"1"))),
-    "nested lists": sends(8, whole(INFER, tensors(1, NESTED))),
-    "numbers": sends(8, whole(INFER, tensors(1, b"1," * 250_000 + b"1"))),
-    "bodies that inflate": sends(16, whole(INFER, BOMB, "Content-Encoding: deflate")),
-    "bodies that inflate a little": sends(16, whole(INFER, gzip.compress(bytes(15 * MIB)), "Content-Encoding: gzip")),
-    "bodies of small chunks": sends(50, CHUNKED, b"1\r\na\r\n" * 10_000),
-    "bodies without end": sends(16, CHUNKED, b"10000\r\n" + bytes(1 << 16) + b"\r\n"),
-    "answers that nobody reads": sends(200, whole(INFER, tensors(64)), reads=False),
-    "pictures": sends(32, whole(GENERATE, PICTURE)),
-    "many batch sizes": sizes,
-    "clients that leave": leaves,
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "pipelining": lambda: sends(1, b"", LIVE * 4000, reads=False),
+    "pipelining, read": lambda: sends(4, LIVE * 4000),
+    "slow bodies": lambda: slow(200, INFER, 16 * MIB, MIB // 4),
+    "slow bodies of many": lambda: slow(900, GENERATE, 32768, 512),
+    "idle connections": lambda: idle,
+    "slow heads": lambda: sends(900, b"GET / HTTP/1.1\r\n", b"a: b\r\n", 90, pause=0.2),
+    "heads without end": lambda: sends(50, b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 10_000),
+    "lists": lambda: values(b"[]," * (5 * MIB) + b"1"),
+    "lists that are allowed": lambda: values(b"[]," * 16_000 + b"1"),
+    "nested lists": lambda: values(b",".join([b"[" * 100 + b"]" * 100] * 80_000)),
+    "numbers": lambda: values(b"1," * 250_000 + b"1"),
+    "bodies that inflate": lambda: inflating(512),
+    "bodies that inflate a little": lambda: inflating(15),
+    "bodies of small chunks": lambda: chunked(b"1\r\na\r\n" * 10_000, 50),
+    "bodies without end": lambda: chunked(b"10000\r\n" + bytes(1 << 16) + b"\r\n", 16),
+    "answers that nobody reads": lambda: sends(200, whole(INFER, tensors(64)), reads=False),
+    "pictures": lambda: sends(32, whole(GENERATE, PICTURE)),
+    "many batch sizes": lambda: sizes,
+    "clients that leave": lambda: leaves,
 }
 
 
@@ -207,6 +218,6 @@ def main(root: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--attack":
-        asyncio.run(ATTACKS[sys.argv[2]](int(sys.argv[3]), time.monotonic() + float(sys.argv[4])))  # type: ignore[arg-type]
+        asyncio.run(ATTACKS[sys.argv[2]]()(int(sys.argv[3]), time.monotonic() + float(sys.argv[4])))  # type: ignore[arg-type]
     else:
         main(Path(sys.argv[1]), sys.argv[2:])

@@ -408,6 +408,14 @@ def soak() -> str:
     return markdown(("ten minutes beside slow, broken and oversized requests", ""), rows)
 
 
+def attacks() -> str:
+    rows = []
+    for name, found in result("attacks")["attacks"].items():
+        memory = (f"{found[key] / 1e6:.0f}" for key in ("before", "most", "after"))
+        rows.append([name, *memory, f"{found['slowest_probe_s'] * 1e3:.0f}"])
+    return markdown(("attack", "MB before", "at most", "after", "slowest probe, ms"), rows)
+
+
 OVERHEAD = ("overhead_us", "overhead_over_seeded_us")
 OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
 PLAIN = (
@@ -424,6 +432,7 @@ PLAIN = (
     others,
     server,
     soak,
+    attacks,
     interval,
     transfer,
     fit_cost,

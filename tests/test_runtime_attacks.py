@@ -27,8 +27,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from fewstep.runtime.batcher import FullError
 from fewstep.runtime.server import serve, service
 from fewstep.runtime.server.app import Policy, create_app
-from fewstep.runtime.server.connection import Connection, Places
+from fewstep.runtime.server.connection import PIECE_BYTES, PIECES, Connection, Places
 from fewstep.runtime.server.limits import Budget, Limits
+from fewstep.runtime.server.pictures import MAX_PIXELS, MAX_SIDE
 from fewstep.runtime.server.repository import Options, Repository
 
 OPTIONS = Options(plans=("sid1",), backend="cpu", max_batch=4, max_request=64, max_waiting=64)
@@ -112,6 +113,26 @@ def test_memory_stays_and_probes_are_answered(name: str, server: tuple[int, int]
     assert found["probes"] > 3
     assert found["most"] - found["before"] < 256 << 20, found  # bodies have 64 MiB together, small ones 32
     assert found["slowest_probe_s"] < 5, found  # seconds where nothing else runs is the benchmark's to say
+
+
+def test_every_limit_stands_in_the_docs() -> None:
+    limits, page = Limits(), (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
+    section = page.split("### Limits")[1].split("\n## ")[0]
+    for shown in (
+        f"| {limits.head_bytes >> 10} KiB, {limits.head_lines} lines, {limits.silence_s:g} s |",
+        f"| {limits.tensor_bytes >> 20} MiB |",
+        f"| {limits.json_bytes >> 20} MiB, {limits.json_values:,} values, {limits.json_lists:,} lists |",
+        f"| {limits.body_bytes >> 10} KiB |",
+        f"| {limits.body_s:g} s |",
+        f"| {PIECE_BYTES} bytes each, once there are {PIECES:,} |",
+        f"| {MAX_PIXELS // 10**6} million pixels, {MAX_SIDE:,} on a side |",
+        f"| {limits.pace >> 10} KiB a second |",
+        f"| {limits.connections:,}, or",
+        f"| {limits.requests:,}, or",
+        f"| {limits.bodies_bytes >> 20} MiB, but",
+        f"| {limits.answers_bytes >> 20} MiB, but",
+    ):
+        assert shown in section
 
 
 # A connection

@@ -120,6 +120,7 @@ def test_a_cancelled_request_leaves_the_queue(batcher: Batcher, gated: Gated) ->
     occupy(batcher)
     gone, other = batcher.submit([0], seeds=[1]), batcher.submit([0], seeds=[2])
     assert gone.cancel()
+    assert batcher.waiting == 1  # at once, not when its turn would have come
     gated.gate.set()
     other.result(30)
     assert gated.batches == [[100], [2]]

@@ -231,6 +231,18 @@ def test_the_real_triton_serves_the_repository_with_the_runtimes_images(triton: 
         infer(address, "digits.sid1", list(range(9)), [0] * 9, (9, 1))
 
 
+def test_a_bundle_has_the_name_that_is_in_it_everywhere(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE.root, tmp_path / "another.bundle")
+    command = [sys.executable, "-m", "fewstep.cli", "deploy"]
+    for target in ("triton", "ray"):
+        made = [*command, target, "another.bundle", "--plan", "sid1", *(["--device", "cpu"] if target == "triton" else [])]
+        subprocess.run(made, cwd=tmp_path, check=True, timeout=120, capture_output=True)
+    assert {path.name for path in (tmp_path / "model_repository").iterdir()} == {
+        f"digits.sid1{part}" for part in ("", ".noise", ".sampler")
+    }
+    assert yaml.safe_load((tmp_path / "serve.yaml").read_text("utf-8"))["applications"][0]["name"] == "digits"
+
+
 def test_ray_refuses_what_is_not_there(tmp_path: Path) -> None:
     ray = pytest.importorskip("fewstep.runtime.deploy.ray", reason="ray is not installed")
     out = tmp_path / "serve.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
+from PIL import Image
 from ports import free_port
 from server_process import BUNDLE, serving
 
@@ -143,6 +145,15 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_code_0() -> None:
     assert all(outcome in (200, 503) or isinstance(outcome, httpx.TransportError) for outcome in outcomes)
     lost = [o for o in outcomes if isinstance(o, httpx.ReadError | httpx.RemoteProtocolError)]
     assert not lost
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_line_of_the_docs_brings_a_picture(address: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
+    (line,) = re.findall(r"^    (curl .*)$", page, re.MULTILINE)
+    command = shlex.split(line.replace("localhost:8000", address.removeprefix("http://")))
+    subprocess.run([*command, "--no-progress-meter", "--fail"], cwd=tmp_path, check=True, timeout=60)
+    assert Image.open(tmp_path / "digits.png").size == (2 * 28 * 4, 28 * 4)
 
 
 def test_sigterm_while_models_load_ends_with_code_0() -> None:

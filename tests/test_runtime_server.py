@@ -208,6 +208,30 @@ def test_names_stand_in_urls_and_an_empty_key_is_none(repository: Repository) ->
             Repository([(name, BUNDLE)], OPTIONS)
     with pytest.raises(ValueError, match="FEWSTEP_API_KEY is empty"):
         Client(repository, Policy(api_key=""))
+    for key in ("a b", " a", "a\n", "a\tb", "é"):
+        with pytest.raises(ValueError, match="FEWSTEP_API_KEY holds white space or other than ASCII"):
+            Client(repository, Policy(api_key=key))
+
+
+def test_probes_answer_head(client: Client) -> None:
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"):
+        assert client("HEAD", path).status_code == 200
+
+
+def test_a_second_load_is_answered_409_while_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Repository([("digits", BUNDLE)], OPTIONS._replace(plans=("sid1",)))
+    begun, gate, opened = threading.Event(), threading.Event(), own._open
+    monkeypatch.setattr(own, "_open", lambda *arguments: (begun.set(), gate.wait(30), opened(*arguments))[2])
+    client = Client(own, Policy(admin=True))
+    first = threading.Thread(target=own.load, args=("digits",))
+    first.start()
+    assert begun.wait(30)
+    answer = client("POST", "/v2/repository/models/digits/load")
+    assert (answer.status_code, list(answer.json())) == (409, ["error"])
+    gate.set()
+    first.join()
+    assert client("POST", "/v2/repository/models/digits/load").json() == {"version": "2"}
+    own.close()
 
 
 def test_json_without_its_content_type_is_told_so(client: Client) -> None:
