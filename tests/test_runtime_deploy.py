@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from ports import free_port
 
 from fewstep.bundle import Bundle, Draft
