@@ -18,7 +18,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import yaml
 from ports import free_port
 
 from fewstep.bundle import Bundle, Draft
@@ -233,6 +232,7 @@ def test_the_real_triton_serves_the_repository_with_the_runtimes_images(triton: 
 
 
 def test_a_bundle_has_the_name_that_is_in_it_everywhere(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml", reason="deploy ray needs the extra ray")
     shutil.copytree(EXAMPLE.root, tmp_path / "another.bundle")
     command = [sys.executable, "-m", "fewstep.cli", "deploy"]
     for target in ("triton", "ray"):
