@@ -15,19 +15,19 @@ from fewstep.bundle import Bundle, Draft
 from fewstep.decoder import Decoder as TorchDecoder
 from fewstep.decoder import load_decoder
 from fewstep.denoiser import Denoiser, load_network
+from fewstep.exporter.facts import facts
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layer import layer_names
 from fewstep.exporter.graph.layouts import Decoder, finish, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
-from fewstep.exporter.graph.metadata import about, describe
+from fewstep.exporter.graph.metadata import describe
 from fewstep.exporter.graph.network import DTYPES, trace_decoder, trace_network, with_weights
 from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
 from fewstep.exporter.graph.traced import OPSET, Traced
 from fewstep.exporter.reference import reference
-from fewstep.exporter.statements import LIMITS, MADE_OF, Limits
+from fewstep.exporter.statements import LIMITS, Limits
 from fewstep.golden import GOLDEN, Arrays, read_golden, write_golden
-from fewstep.made import made_of
 from fewstep.manifest import GraphEntry, Layout, Precision
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
@@ -167,8 +167,6 @@ class _Exporter:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None
         limits = _limits(precision, ranges)
-        made = made_of(self.bundle.manifest, entry.network, None if layout == "step" else plan_name)
-        model.metadata_props[MADE_OF] = made
         for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
             draft.remove(old)
         graph = GraphEntry(
@@ -185,7 +183,7 @@ class _Exporter:
             min_psnr_db=limits.min_psnr_db,
         )
         for written in (model, end) if end else (model,):
-            describe(written, about(self.bundle, graph), self.bundle.manifest.condition)
+            describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.condition)
         graph.data = self._save(draft, graph.file, model)
         if end and graph.finish:
             self._save(draft, graph.finish, end)

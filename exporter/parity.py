@@ -192,7 +192,7 @@ def _walked(bundle: Bundle, name: str, graph: GraphEntry, plan: Plan, golden: Ar
 def _check_labels(bundle: Bundle, name: str, session: ort.InferenceSession, arrays: Arrays, output: str) -> None:
     condition = bundle.manifest.condition
     if condition.kind == "labels":
-        refuse_other_labels(name, condition.classes, session, _feeds(name, session, arrays), output)
+        refuse_other_labels(name, condition, session, _feeds(name, session, arrays), output)
 
 
 def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
+from fewstep.exporter.facts import FREE, MADE_OF, facts
 from fewstep.made import made_of
-from fewstep.manifest import GraphEntry, ImageSpec, Layout, Manifest, Precision
+from fewstep.manifest import Condition, GraphEntry, ImageSpec, Layout, Precision
 from fewstep.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
 from fewstep.sessions import ERRORS
 
 __all__ = [
     "LIMITS",
-    "MADE_OF",
     "Limits",
     "Stated",
     "refuse_other_facts",
@@ -30,8 +30,6 @@ __all__ = [
     "refuse_other_labels",
     "refuse_other_origin",
 ]
-
-MADE_OF = "fewstep.made_of"  # key of the file's metadata; see fewstep.made
 
 
 class Limits(NamedTuple):
@@ -133,19 +131,18 @@ def _text(content: memoryview | int | None) -> str:
 
 def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
     """Raise ValueError where a graph's file says something else of it than the manifest, or its limit is too loose."""
-    facts: list[tuple[str, object, object]] = [
+    stand: list[tuple[str, object, object]] = [
         ("opset", stated.opset, graph.opset),
         ("layout", stated.layout, graph.layout),
     ]
     foreign, missing = stated.types - TYPES[graph.precision], TYPES[graph.precision] - stated.types
     if foreign or (missing and not graph.kept):
-        facts.append(("precision", _precision(stated.types), graph.precision))
+        stand.append(("precision", _precision(stated.types), graph.precision))
     if stated.producer == "fewstep":  # whose nodes have these names
-        facts.append(("doubled", stated.both, graph.doubled))
-    facts += [
-        (key, stated.metadata[key], said) for key, said in _said(bundle.manifest, graph).items() if key in stated.metadata
-    ]
-    for what, found, wanted in facts:
+        stand.append(("doubled", stated.both, graph.doubled))
+    said = {key: fact for key, fact in facts(bundle.manifest, graph).items() if key not in FREE | {MADE_OF}}
+    stand += [(key, stated.metadata[key], fact) for key, fact in said.items() if key in stated.metadata]
+    for what, found, wanted in stand:
         if found != wanted:
             raise ValueError(
                 f"the graph {name!r} has {what} {found} by its file and {wanted} by the manifest; export it again with: "
@@ -154,22 +151,6 @@ def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Sta
     most = LIMITS[graph.precision].max_error
     if graph.limit > most:
         raise ValueError(f"the graph {name!r} may be off by {graph.limit:g}, {graph.precision} by {most:g}; export it again")
-
-
-def _said(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
-    """What the manifest says of the facts that stand in a file's metadata, by their keys there."""
-    image, condition = manifest.image, manifest.condition
-    facts = {
-        "precision": graph.precision,
-        "layout": graph.layout,
-        "doubled": str(graph.doubled).lower(),
-        "image": "x".join(map(str, image.shape)),
-        "low": f"{image.low:g}",
-        "high": f"{image.high:g}",
-        "condition": condition.kind,
-        "classes": str(condition.classes),
-    }
-    return {f"fewstep.{key}": fact for key, fact in facts.items()}
 
 
 def _precision(types: set[int]) -> str:
@@ -202,14 +183,15 @@ def refuse_other_images(name: str, image: ImageSpec, made: Mapping[str, npt.NDAr
 
 
 def refuse_other_labels(
-    name: str, classes: int, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
+    name: str, condition: Condition, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
 ) -> None:
-    """Raise ValueError unless a graph takes the labels 0 .. classes, the last of which means "none", and no other.
+    """Raise ValueError unless a graph takes the labels of its classes, one more where that means "none", and no other.
 
     ONNX Runtime on the CPU refuses an index beyond a table.
     """
     first = {key: array if key in ("scales", "weight") else array[:1] for key, array in feeds.items()}
-    for label, wanted in ((classes, True), (classes + 1, False)):
+    classes, last = condition.classes, condition.classes - (not condition.null)
+    for label, wanted in ((last, True), (last + 1, False)):
         try:
             session.run([output], first | {"labels": np.full(1, label, np.int64)})
             taken = True

@@ -1,56 +1,19 @@
-"""What every ONNX file says of itself: where it is from, what it takes and gives. onnxruntime's get_modelmeta() shows it.
+"""A graph says what it is: its facts, its name, and of every input and output what its numbers are.
 
-Keys begin with "fewstep."; values are text, lists have a line for each item. Nothing in them depends on when or where a graph
-was written, so the same export gives the same bytes. A bundle's own hash cannot stand in a file that it covers; the hashes are
-of what the graph was made from.
+onnxruntime's get_modelmeta() shows it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 import fewstep
-from fewstep.bundle import Bundle
-from fewstep.card import licence
-from fewstep.made import decoder_digest, network_digest
-from fewstep.manifest import Condition, GraphEntry, PlanEntry
+from fewstep.exporter.facts import PREFIX
+from fewstep.manifest import Condition
 
-__all__ = ["about", "describe"]
-
-PREFIX = "fewstep."
-
-
-def about(bundle: Bundle, graph: GraphEntry) -> dict[str, str]:
-    """The facts of a graph as its bundle has them, by key. A network or decoder that was shipped without files has no hash."""
-    manifest = bundle.manifest
-    image, condition = manifest.image, manifest.condition
-    facts = {
-        "version": fewstep.__version__,
-        "bundle": manifest.name,
-        "network": graph.network,
-        "precision": graph.precision,
-        "layout": graph.layout,
-        "doubled": str(graph.doubled).lower(),
-        "image": f"{image.channels}x{image.height}x{image.width}",
-        "low": f"{image.low:g}",
-        "high": f"{image.high:g}",
-        "condition": condition.kind,
-        "license": licence(manifest, graph.network),
-    }
-    if condition.kind == "labels":
-        facts |= {"classes": str(condition.classes), "names": "\n".join(condition.names)}
-    if graph.plan is not None:
-        plan = manifest.plans[graph.plan]
-        facts |= {"plan": graph.plan, "solver": plan.solver, "calls": str(plan.plan().nfe), "plan_sha256": _numbers(plan)}
-    network, latent = manifest.networks[graph.network], manifest.latent
-    if network.directory or network.digest:
-        facts["network_sha256"] = network_digest(manifest, graph.network)
-    if latent and (latent.directory or latent.digest):
-        facts["decoder_sha256"] = str(decoder_digest(manifest))
-    return {PREFIX + key: value for key, value in facts.items() if value}
+__all__ = ["describe"]
 
 
 def describe(model: ir.Model, facts: Mapping[str, str], condition: Condition) -> None:
@@ -96,8 +59,3 @@ def _lines(values: Sequence[ir.Value]) -> str:
         for value in values
         if value.dtype is not None
     )
-
-
-def _numbers(plan: PlanEntry) -> str:
-    """One hash for a plan's numbers, whatever its solver is called."""
-    return hashlib.sha256(plan.model_dump_json(exclude={"solver", "network"}).encode()).hexdigest()
