@@ -1,7 +1,7 @@
 """Fuzz what reads bundles and requests, guided by coverage. Run by hand; it needs `pip install atheris`.
 
     python tests/fuzz_bundle.py --seconds 600                     # every target in turn, its share of the time each
-    python tests/fuzz_bundle.py --seconds 600 --target manifest   # one of: manifest, graph, ranges, golden, request
+    python tests/fuzz_bundle.py --seconds 600 --target manifest   # one of TARGETS below
 
 The targets and what they promise are in fuzz_targets.py; they start from the files in tests/corpus/ and from a small bundle.
 A finding ends its target with a trace and leaves the input in the folder that is printed; once it is mended, the input belongs
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-TARGETS = ("manifest", "graph", "ranges", "golden", "request")
+TARGETS = ("manifest", "graph", "ranges", "comparison", "config", "weights", "embeddings", "checkpoint", "golden", "request")
 CORPUS = Path(__file__).parent / "corpus"
 MEMORY_MIB, INPUT_SECONDS, INPUT_BYTES = 2048, 20, 1 << 16
 

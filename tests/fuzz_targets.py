@@ -7,6 +7,7 @@ and runs nothing. A look at the open files comes from Python's audit hooks; ONNX
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import tempfile
@@ -18,20 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from google.protobuf.message import DecodeError, Message
+from safetensors.torch import save
 from small_sampler import sampler_bundle
 
 from fewstep.bundle import MANIFEST, Bundle
-from fewstep.exporter.parity import load_references
+from fewstep.decide.comparison import FILE, Comparison, Limits, digest, read
+from fewstep.denoiser import load_network, save_network, unet
+from fewstep.embeddings import read_embeddings
 from fewstep.external import locations
+from fewstep.manifest import Manifest
 from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.server.limits import Limits
 from fewstep.runtime.server.protocol import answer, parse
+from fewstep.trainer.edm_weights import load_edm_weights
 
 __all__ = ["TARGETS", "EscapeError", "home", "seeds", "watched"]
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 RUNS = ("exec", "os.system", "os.exec", "os.fork", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen", "marshal.loads")
 
 
@@ -46,8 +54,26 @@ _folder = tempfile.TemporaryDirectory(prefix="fewstep-fuzz-")
 def home() -> Path:
     """The bundle that targets write their bytes into."""
     root = Path(_folder.name) / "a.bundle"
-    sampler_bundle(root)
+    torch.manual_seed(0)
+    with sampler_bundle(root).edit() as draft:
+        sizes = {"channels": (8,), "layers": 1, "attention": False, "patch": 1}
+        save_network(draft, "real", unet(draft.manifest.image, draft.manifest.condition, **sizes))
+        draft.new(FILE).write_text(_compared(draft.manifest).model_dump_json())
     return root
+
+
+def _compared(manifest: Manifest) -> Comparison:
+    score = {name: {"mean": 1.0, "std": 0.1} for name in ("frechet", "recall", "accuracy", "psnr_db")}
+    about = {
+        "graph": "one.fp32",
+        "sha256": digest(manifest, "one", "one.fp32"),
+        "backend": "cpu",
+        "precision": "fp32",
+        "nfe": 1,
+    }
+    one = {**about, "scores": score, "p50_ms": 1.0, "p99_ms": 2.0, "images_per_second": 500.0}
+    judged = {"data": "some", "features": "classifier", "images": 8, "seeds": 2, "thin": 1, "reference": "one", "machine": {}}
+    return Comparison.model_validate({**judged, "real": {"frechet": 0.1, "recall": 1.0}, "plans": {"one": one}})
 
 
 @contextmanager
@@ -138,10 +164,49 @@ def ranges(content: bytes) -> None:
         bundle.ranges("one")
 
 
+def comparison(content: bytes) -> None:
+    """What samplers were judged by, to the choice of one."""
+    with bundle_with(FILE, content) as bundle:
+        for judged in read(bundle).plans.values():
+            Limits(frechet=1.0, calls=4, ms=5.0).broken(judged)
+
+
+def config(content: bytes) -> None:
+    """The configuration of a network."""
+    with bundle_with("networks/real/config.json", content) as bundle:
+        load_network(bundle, "real")
+
+
+def weights(content: bytes) -> None:
+    """Its weights; most of their bytes are a header."""
+    with bundle_with(f"networks/real/{WEIGHTS}", content) as bundle:
+        load_network(bundle, "real")
+
+
+def embeddings(content: bytes) -> None:
+    """Conditions that a user gives."""
+    path = home() / "given"
+    path.write_bytes(content)
+    try:
+        read_embeddings(path)
+    finally:
+        path.unlink()
+
+
+def checkpoint(content: bytes) -> None:
+    """Weights of others, as torch.save writes them."""
+    path = home() / "given.pt"
+    path.write_bytes(content)
+    try:
+        load_edm_weights(path)
+    finally:
+        path.unlink()
+
+
 def golden(content: bytes) -> None:
     """Reference inputs and outputs."""
     with bundle_with("golden.npz", content) as bundle:
-        load_references(bundle)
+        bundle.references()
 
 
 def request(content: bytes) -> None:
@@ -156,8 +221,15 @@ def seeds(target: str) -> dict[str, bytes]:
     """Bytes that are as they should be, to begin with."""
     root = home()
     files = {"manifest": MANIFEST, "graph": "graphs/one.onnx", "ranges": "ranges.json", "golden": "golden.npz"}
+    files |= {"comparison": FILE, "config": "networks/real/config.json", "weights": f"networks/real/{WEIGHTS}"}
     if target in files:
         return {"good": (root / files[target]).read_bytes()}
+    if target == "embeddings":
+        return {"good": save({"embeddings": torch.zeros(1, 2, 3), "null_embeddings": torch.zeros(1, 2, 3)})}
+    if target == "checkpoint":
+        file = io.BytesIO()
+        torch.save({"model.map_layer0.weight": torch.zeros(4, 2)}, file)
+        return {"good": file.getvalue()}
     inputs = [{"name": "seeds", "datatype": "UINT64", "shape": [2], "data": [0, 1]}]
     behind = [{"name": name, "datatype": "INT64", "shape": [1, 2], "parameters": {"binary_data_size": 16}} for name in "ab"]
     more = {"id": "x", "parameters": {"plan": "p", "timeout": 1}, "outputs": [{"name": "images", "parameters": {}}]}
@@ -165,4 +237,5 @@ def seeds(target: str) -> dict[str, bytes]:
     return {"json": b"\n" + plain, "binary": b"%d\n" % len(binary) + binary + bytes(32)}
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (manifest, graph, ranges, golden, request)}
+FUNCTIONS = (manifest, graph, ranges, comparison, config, weights, embeddings, checkpoint, golden, request)
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in FUNCTIONS}

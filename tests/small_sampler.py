@@ -72,8 +72,10 @@ def sampler_bundle(path: Path, condition: Condition = LABELS) -> Bundle:
         ranges = {"plan": "one", "samples": 1, "layers": {"conv": {"input": [[0, 1]], "output": [[-1, 1]]}}}
         draft.new("ranges.json").write_text(json.dumps(ranges))
         manifest.ranges["one"] = RangesEntry(file="ranges.json")
-        golden = {"one/noise": np.zeros((1, 1, 1, 4, 4), np.float32), "one/sample": np.zeros((1, 1, 4, 4), np.float32)}
-        np.savez_compressed(draft.new("golden.npz"), **golden)
+        given = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in condition.inputs()}
+        sample = np.zeros((1, 1, 4, 4), np.float32)
+        golden = {"noise": np.zeros((1, 1, 1, 4, 4), np.float32), "states": sample[None], "sample": sample, **given}
+        np.savez_compressed(draft.new("golden.npz"), **{f"one/{name}": array for name, array in golden.items()})
     return Bundle.load(path)
 
 

@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, name in enumerate(("teacher", "other")):
             torch.manual_seed(seed)
             latent = ImageSpec(channels=4, height=8, width=8)
-            save_network(draft, name, unet(latent, CONDITION, channels=(8,), patch=1))
+            save_network(draft, name, unet(latent, CONDITION, channels=(8,), layers=1, attention=False, patch=1))
             draft.manifest.plans[f"{name}2"] = PlanEntry.of(ddim(karras(2, 0.1, 10.0)), network=name, solver="DDIM")
         draft.manifest.default = "teacher2"
     bundle = Bundle.load(root)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.json_object import read_object
+from fewstep.configured import class_of, quiet
 from fewstep.manifest import ImageSpec, LatentSpec
 from fewstep.readable import readable
 from fewstep.tensors import os_errors
@@ -109,7 +109,7 @@ def load_decoder(bundle: Bundle) -> Decoder:
     if latent.directory is None:
         raise ValueError(f"{bundle.root.name} was shipped without its decoder; only its graphs can be used")
     directory = bundle.directory(latent.directory)
-    autoencoder = load_autoencoder(directory, str(read_object(directory / "config.json").get("_class_name")))
+    autoencoder = load_autoencoder(directory, class_of(directory))
     _check_fit(autoencoder, latent, bundle.manifest.image)
     return Decoder(autoencoder, latent).eval()
 
@@ -118,7 +118,7 @@ def load_autoencoder(directory: Path, kind: str) -> Any:
     """An autoencoder that diffusers saved, in fp32. Raises ValueError for a class fewstep does not drive."""
     check_decoder_class(kind)
     made = getattr(importlib.import_module("diffusers"), kind)
-    with readable(f"the {kind} in {directory}", "copy it again from its source"):
+    with readable(f"the {kind} in {directory}", "copy it again from its source"), quiet():
         return made.from_pretrained(directory, local_files_only=True, use_safetensors=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.bundle import Bundle, Draft
-from fewstep.json_object import read_object
+from fewstep.configured import class_of, quiet
 from fewstep.manifest import Condition, ImageSpec, NetworkEntry
 from fewstep.networks import NETWORKS, Constants, Given, check_fit, guidance_embedding, network_class
 from fewstep.parametrisation import Edm, Parametrisation, Scales
@@ -198,11 +198,12 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     """
     directory = bundle.network(name)
     entry = bundle.manifest.networks[name]
-    kind = str(read_object(directory / "config.json").get("_class_name"))
+    kind = class_of(directory)
     try:
-        net, report = network_class(kind).from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with quiet():
+            net, report = network_class(kind).from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # of whatever kind diffusers and safetensors raise for what they do not expect
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ValueError(
