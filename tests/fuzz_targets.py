@@ -33,7 +33,7 @@ from fewstep.manifest import Manifest
 from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.server.limits import Limits
+from fewstep.runtime.server import limits
 from fewstep.runtime.server.protocol import answer, parse
 from fewstep.trainer.edm_weights import load_edm_weights
 
@@ -212,7 +212,7 @@ def golden(content: bytes) -> None:
 def request(content: bytes) -> None:
     """A body of the Open Inference Protocol; its first line is the header with the length of the JSON."""
     header, _, body = content.partition(b"\n")
-    asked, tensors = parse(body, header.decode("latin-1") or None, Limits())
+    asked, tensors = parse(body, header.decode("latin-1") or None, limits.Limits())
     if "seeds" in tensors:
         answer(asked, "model", "1", {"images": ("UINT64", tensors["seeds"])})
 
