@@ -23,7 +23,6 @@ RESULTS = {
     ("inspect", DIGITS): "heun18",
     ("check", DIGITS): "against torch fp32",
     ("generate", DIGITS, "--out", "grid.png"): "wrote grid.png",
-    ("doctor", DIGITS): "onnxruntime",
     ("bench", DIGITS, "--seconds", 0.01, "--batch", "1"): "images/s",
     ("consistency", DIGITS, DIGITS, "--plan", "heun18", "--samples", 2): "cosine similarity",
     ("package", DIGITS, "--target", "device", "--out", "out"): "sizes",

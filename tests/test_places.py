@@ -51,7 +51,8 @@ def path_options(verbs: typer.Typer, before: str = "") -> set[str]:
             kind, *more = get_args(hint) or (hint,)
             option = next((m for m in more if isinstance(m, OptionInfo)), None)
             if option and Path in (kind, *get_args(kind)):
-                found.add(f"{name} {(option.param_decls or [f'--{key}'])[0].replace('_', '-')}")
+                named = [text for text in (option.default, *(option.param_decls or ())) if isinstance(text, str)]
+                found.add(f"{name} {(named or [f'--{key}'])[0].replace('_', '-')}")
     for group in verbs.registered_groups:
         assert group.typer_instance
         found |= path_options(group.typer_instance, f"{before}{group.name} ")

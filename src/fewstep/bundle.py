@@ -187,7 +187,7 @@ class Bundle:
         """A JSON file of the bundle as data. Raises ValueError for a file that does not hold `what`, with the way out."""
         path = self.file(name)
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{self.root.name}/{name} is over {MAX_JSON_BYTES >> 20} MiB, which no {what} need; {way_out}")
+            raise ValueError(f"{self.root.name}/{name} is over {MAX_JSON_BYTES >> 20} MiB, too much for {what}; {way_out}")
         try:
             return kind.model_validate_json(path.read_bytes())
         except ValidationError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.readable import readable
 from fewstep.spec import Condition
 
 __all__ = ["checked_embeddings", "condition_of", "read_embeddings"]
@@ -18,8 +17,10 @@ def read_embeddings(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises FileNotFoundError or ValueError for one that is not there or not readable."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; give a safetensors file with the embeddings of some prompts")
-    with readable(str(path), "give a safetensors file"):
+    try:
         return load_file(path)
+    except Exception as error:  # of whatever kind safetensors raises for bytes it does not expect
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
 
 
 def condition_of(embeddings: Mapping[str, Tensor]) -> Condition:

@@ -30,7 +30,9 @@ def load_tensorrt(flavour: str) -> object | None:
 def unfit(bundle: Bundle, engine: EngineEntry, machine: Machine) -> str:
     """Why an engine cannot run on a machine, or ""."""
     key, rebuild = engine.key, f"rebuild it with: fewstep build {bundle.root.name}"
-    if key.graph_sha256 != bundle.manifest.files[bundle.manifest.graphs[engine.graph].file].sha256:
+    graph, files = bundle.manifest.graphs[engine.graph], bundle.manifest.files
+    now = [files[path].sha256 if path else None for path in (graph.file, graph.data, graph.finish)]
+    if now != [key.graph_sha256, key.data_sha256, key.finish_sha256]:
         return f"its graph was exported again since; {rebuild}"
     if machine.sm is None:
         return "no NVIDIA GPU here"

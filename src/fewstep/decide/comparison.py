@@ -206,7 +206,7 @@ def read(bundle: Bundle) -> Comparison:
     again = f"run: fewstep compare {bundle.root.name} --data ..."
     if FILE not in bundle.manifest.files:
         raise ValueError(f"the samplers of {bundle.root.name} were not compared yet; {again}")
-    found = bundle.parsed(FILE, Comparison, "comparisons", again)
+    found = bundle.parsed(FILE, Comparison, "a comparison", again)
     plans = {name: judged for name, judged in found.plans.items() if _current(bundle.manifest, name, judged)}
     if not plans:
         raise ValueError(f"every graph of {bundle.root.name} has changed since its samplers were compared; {again}")
