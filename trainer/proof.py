@@ -199,9 +199,11 @@ def _against(subject: _Subject) -> str:
 
 
 def _is_known(subject: _Subject) -> bool:
-    """Whether the pipeline's class is one of those here, and gives its network what this one needs."""
+    """Whether the pipeline's class is one of those here, gives its network what this one needs, and has what it needs itself."""
     unconditional = subject.pipeline in ("DDPMPipeline", "DDIMPipeline")
-    return subject.pipeline in PIPELINES and (subject.condition.kind == "none" or not unconditional)
+    decodes = subject.pipeline == "DiTPipeline"  # whatever output it is asked for
+    fits = (subject.condition.kind == "none" or not unconditional) and (subject.autoencoder is not None or not decodes)
+    return subject.pipeline in PIPELINES and fits
 
 
 def _theirs(subject: _Subject) -> Callable[[Case], Tensor]:
