@@ -37,7 +37,7 @@ WAYS = {"train": 1, "plain": 1, "train, 2 processes": 2}
 
 def config(size: str) -> TeacherConfig:
     channels, batch, steps = SIZES[size]
-    precision = precision_here("auto", torch.device("cpu"), "every way")
+    precision = precision_here("auto", torch.device("cpu"), "every way").precision
     lone = {"tau": 1.0, "checkpoint_every": 10**6, "precision": precision}
     return TeacherConfig(steps=WARM + steps + 1, batch=batch, channels=channels, **lone)
 

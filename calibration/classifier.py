@@ -85,7 +85,7 @@ def classifier(
                 model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
                 model.trained_in = file.metadata()["precision"]
         else:
-            model.trained_in = precision_here(config.precision, torch.device("cpu"), "train classifier")
+            model.trained_in = precision_here(config.precision, torch.device("cpu"), "train classifier").say()
             _train(model, images, config, track)
             cache.mkdir(parents=True, exist_ok=True)
             save_tensors(path, model.state_dict(), {"precision": model.trained_in})

@@ -65,7 +65,7 @@ def images() -> Images:
 
 def other() -> str:
     """The precision that is slower here."""
-    return {"bf16": "no", "no": "bf16"}[precision_here("auto", CPU, "this test")]
+    return {"bf16": "no", "no": "bf16"}[precision_here("auto", CPU, "this test").precision]
 
 
 def precision_of(bundle: Bundle, name: str = "teacher") -> str:
@@ -125,7 +125,7 @@ def test_the_choice_is_what_was_measured() -> None:
     assert times_fp32.__wrapped__("no", "cpu") == pytest.approx(1, rel=0.5)
     assert torch.equal(torch.random.get_rng_state(), drawn)  # else what follows would be other networks
     assert torch.get_num_threads() == threads
-    assert precision_here("auto", CPU, "this") == ("bf16" if times_fp32("bf16", "cpu") < 0.9 else "no")
+    assert precision_here("auto", CPU, "this").precision == ("bf16" if times_fp32("bf16", "cpu") < 0.9 else "no")
 
 
 def test_a_run_goes_on_in_the_precision_it_began_in(said: list[str], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(said: list[str], tmp_path: P
     assert precision_of(distill(Bundle.load(out), "other", config), "other") != slow  # in one process
     assert not [line for line in said if "another kind of machine" in line]
     if slow == "bf16":
-        assert [line for line in said if "train teacher goes on in bf16, as it began, which takes " in line]
+        assert [line for line in said if "train teacher goes on, as it began, in bf16, which takes " in line]
 
 
 def other_than(precision: str) -> str:
@@ -197,7 +197,7 @@ def test_how_gradients_are_scaled_is_kept() -> None:
     scale_as(SimpleNamespace(scaler=fresh), state)
     assert fresh.state_dict() == scaler.state_dict()
     assert fresh.get_scale() == 2.0
-    plain = accelerator_for("no", None, saved=Path("none"), what="this")
+    plain, _ = accelerator_for("no", None, saved=Path("none"), what="this")
     assert scaling(plain) == {}
     scale_as(plain, state)
 

@@ -105,7 +105,7 @@ class _Run:
         self.loader = Loader(images) if images else None
         self.provenance = dict(provenance or {})
         self.saved = checkpoint.checkpoint_path(bundle.root, name)
-        self.accelerator = accelerator_for(config.precision, log, saved=self.saved, what=f"distil {name}")
+        self.accelerator, self.chosen = accelerator_for(config.precision, log, saved=self.saved, what=f"distil {name}")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         self.conditions = Conditions(bundle.manifest.condition, embeddings, device)
@@ -132,7 +132,7 @@ class _Run:
             "f": optimizers[1],
         }
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-        self.settings |= {"precision": self.accelerator.mixed_precision, "lr": config.rate()}
+        self.settings |= {"precision": self.chosen.precision, "lr": config.rate()}
         self.settings |= {"teacher": teacher, "teacher_sha256": bundle.network_digest(teacher)}
         self.settings |= {"start_sha256": bundle.network_digest(config.start)}
         self.settings |= {"validated": validate is not None}
@@ -156,6 +156,7 @@ class _Run:
     def go(self, track: Track) -> Bundle:
         """All iterations, from wherever a checkpoint stands, and the network into the bundle."""
         start = self._resume()
+        self.chosen.say()
         while start < self.config.iterations:
             for step in track(range(start, self.config.iterations), f"distil {self.name}"):
                 self._iterate(step)

@@ -161,7 +161,7 @@ class _Run:
     ) -> None:
         self.out, self.images, self.config, self.validate, self.licence = out, images, config, validate, licence
         self.saved = checkpoint.checkpoint_path(out, "teacher")
-        self.accelerator = accelerator_for(config.precision, log, saved=self.saved, what="train teacher")
+        self.accelerator, self.chosen = accelerator_for(config.precision, log, saved=self.saved, what="train teacher")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         device = self.accelerator.device
         if config.compile and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -176,7 +176,7 @@ class _Run:
         optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.parts: checkpoint.Parts = {"net": self.denoiser, "ema": self.ema, "optimizer": optimizer}
         self.settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in checkpoint.FREE}
-        self.settings |= {"precision": self.accelerator.mixed_precision}
+        self.settings |= {"precision": self.chosen.precision}
         self.settings |= {"data": images.source, "data_sha256": images.sha256, "images": len(images)}
         self.settings |= {"classes": list(images.names)} if images.names else {}
         self.settings |= {"prompts": self.conditions.count} if embeddings else {}
@@ -199,6 +199,7 @@ class _Run:
     def go(self, track: Track) -> Bundle:
         """All updates, from wherever a checkpoint stands, and the network into a bundle."""
         config = self.config
+        self.chosen.say()
         for step in track(range(self.start, config.steps), "train teacher"):
             self._update(step)
             done, last = step + 1, step + 1 == config.steps

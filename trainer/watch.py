@@ -18,7 +18,7 @@ from fewstep.decoder import Decoder, to_bytes
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import guided
 from fewstep.manifest import Condition, ImageSpec
-from fewstep.mixed_precision import precision_here
+from fewstep.mixed_precision import Chosen, precision_here
 from fewstep.picture import grid, save_grid
 from fewstep.places import check_folder
 from fewstep.plan import Plan, sample
@@ -32,7 +32,7 @@ CURVE_EVERY = 10  # updates between two points; each makes a GPU wait for its nu
 SHEET = 20  # images
 
 
-def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> Accelerator:
+def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> tuple[Accelerator, Chosen]:
     """An Accelerator for networks that compute in a precision, which tracks into the directory `log`, where there is one.
 
     With auto, the precision is that of the checkpoint `saved`, else what the first process finds faster. what: the work.
@@ -40,20 +40,22 @@ def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str)
     """
     keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())
-    found: str | None = None
+    found: Chosen | None = None
     if processes.is_main_process:
         found = precision_here(precision, processes.device, what, stored=checkpoint.began_in(saved))
     (found,) = broadcast_object_list([found])
+    assert found
     AcceleratorState._reset_state()  # else the first run in a process decides for all that follow
+    choices = {"mixed_precision": found.precision, "cpu": several_on_cpu()}
     if log is None:
-        return Accelerator(mixed_precision=found, cpu=several_on_cpu())
+        return Accelerator(**choices), found
     import tensorboard  # noqa: F401  (accelerate would go on without a word)
 
     if log.is_file():
         raise ValueError(f"curves and samples go into a directory, and {log} is a file; choose another --log-to")
     check_folder(log)
     log.mkdir(parents=True, exist_ok=True)
-    return Accelerator(mixed_precision=found, cpu=several_on_cpu(), log_with="tensorboard", project_dir=log)
+    return Accelerator(**choices, log_with="tensorboard", project_dir=log), found
 
 
 def scaling(accelerator: Accelerator) -> dict[str, Any]:

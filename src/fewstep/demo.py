@@ -279,7 +279,7 @@ class _Stages:
 def _seconds_per_update() -> float:
     """What forward and backward of the network take here, with a teacher's batch."""
     device = torch.device("cpu")
-    precision = precision_here("auto", device, "the demo")
+    precision = precision_here("auto", device, "the demo").precision
     image, condition = ImageSpec(channels=1, height=28, width=28), Condition(kind="labels", classes=10)
     net = unet(image, condition, channels=(32, 64), layers=1, attention=False, patch=2)
     inputs = torch.zeros(BATCH, 1, 28, 28), torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64)

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
-__all__ = ["PRECISIONS", "WORTH", "autocast", "precision_here", "refuse_precision", "times_fp32"]
+__all__ = ["PRECISIONS", "WORTH", "Chosen", "autocast", "precision_here", "refuse_precision", "times_fp32"]
 
 PRECISIONS = ("auto", "bf16", "fp16", "no")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -39,35 +40,48 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, TYPES[precision], enabled=precision != "no")
 
 
-def precision_here(wanted: str, device: torch.device, what: str, *, stored: str | None = None) -> str:
+class Chosen(NamedTuple):
+    """A precision, and the sentence about it, which is for when nothing more can be refused."""
+
+    precision: str
+    sentence: str = ""
+    slow: bool = False
+
+    def say(self) -> str:
+        """Log the sentence, as a warning where the precision is slow here. Gives the precision."""
+        if self.sentence:
+            log.log(logging.WARNING if self.slow else logging.INFO, "%s", self.sentence)
+        return self.precision
+
+
+def precision_here(wanted: str, device: torch.device, what: str, *, stored: str | None = None) -> Chosen:
     """bf16, fp16 or no: what is wanted or, with auto, what the stopped run began in, else what is faster here.
 
-    Says what it chose, and how much longer a slow one takes. what: the work, in words. stored: of the run that goes on.
-    Raises ValueError for fp16 on a processor, where nothing scales gradients that it has no numbers for.
+    Its sentence says what was chosen, and how much longer a slow one takes. what: the work, in words. stored: of the run that
+    goes on. Raises ValueError for fp16 on a processor, where nothing scales gradients that it has no numbers for.
     """
     if device.type == "cpu" and "fp16" in (wanted, stored):
         raise ValueError(f"{what} computes in fp16 on a GPU alone; on a processor take bf16 or no (fp32)")
     if wanted != "auto":
-        _say_if_slow(f"{what} computes in {wanted}", wanted, device, "leave out the precision, and the faster one is taken")
-        return wanted
+        return _given(wanted, device, f"{what} computes in", "leave out the precision, and the faster one is taken")
     if stored is not None:
-        _say_if_slow(f"{what} goes on in {stored}, as it began", stored, device, "remove its checkpoint to begin anew")
-        return stored
+        return _given(stored, device, f"{what} goes on, as it began, in", "remove its checkpoint to begin anew")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        log.info("%s computes in %s", what, "bf16" if native else "fp32: this GPU has no bf16 of its own")
-        return "bf16" if native else "no"
+        words = "bf16" if native else "fp32: this GPU has no bf16 of its own"
+        return Chosen("bf16" if native else "no", f"{what} computes in {words}")
     times = times_fp32("bf16", device.type)
-    found = "bf16" if times < WORTH else "no"
-    log.info(
-        "%s computes in %s: here bf16 takes %.2g times as long as fp32", what, "bf16" if found == "bf16" else "fp32", times
-    )
-    return found
+    taken, name = ("bf16", "bf16") if times < WORTH else ("no", "fp32")
+    return Chosen(taken, f"{what} computes in {name}: here bf16 takes {times:.2g} times as long as fp32")
 
 
-def _say_if_slow(chosen: str, precision: str, device: torch.device, way_out: str) -> None:
-    if precision != "no" and (times := times_fp32(precision, device.type)) > 1 / WORTH:
-        log.warning("%s, which takes %.2g times as long as fp32 here; %s", chosen, times, way_out)
+def _given(precision: str, device: torch.device, doing: str, way_out: str) -> Chosen:
+    """A precision that was not chosen here, with a warning where it is slow."""
+    has = device.type == "cuda" and (precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False))
+    times = 1.0 if has or precision == "no" else times_fp32(precision, device.type)
+    if times <= 1 / WORTH:
+        return Chosen(precision)
+    return Chosen(precision, f"{doing} {precision}, which takes {times:.2g} times as long as fp32 here; {way_out}", slow=True)
 
 
 @cache
