@@ -256,7 +256,7 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
 def test_a_distillation_with_real_images_and_a_metric(digits: Bundle, folder: Path) -> None:
     arguments = ("distill", digits.root, "--name", "mine", "--iterations", 3, "--batch", 4, "--mode", "lsg", "--match", "final")
     fewstep(*arguments, "--steps", 2, "--data", folder, "--images", 20, "--validate", folder, "--validate-every", 1)
-    about = Bundle.load(digits.root).manifest.provenance.plans["mine"]
+    about = Bundle.load(digits.root).manifest.provenance.networks["mine"]
     assert (about["data"], about["images"], about["mode"], about["match"]) == (str(folder), 20, "lsg", "final")
     assert [metric["iteration"] for metric in about["metrics"]] == [1, 2, 3]
     assert all(np.isfinite(metric["value"]) for metric in about["metrics"])

@@ -199,7 +199,7 @@ def _against(subject: _Subject) -> str:
 
 
 def _is_known(subject: _Subject) -> bool:
-    """Whether the pipeline's class is one of those here, gives its network what this one needs, and has what it needs itself."""
+    """Whether the pipeline's class is one of those here, and both it and the network get what they need."""
     unconditional = subject.pipeline in ("DDPMPipeline", "DDIMPipeline")
     decodes = subject.pipeline == "DiTPipeline"  # whatever output it is asked for
     fits = (subject.condition.kind == "none" or not unconditional) and (subject.autoencoder is not None or not decodes)

@@ -67,7 +67,9 @@ def compare(
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
     show_comparison(found)
-    finish(found.model_dump(mode="json"), as_json, f"fewstep pick {bundle} --calls 4, or: fewstep report {bundle}")
+    fit = [judged.nfe for judged in found.plans.values() if judged.farthest[1] <= FARTHEST]
+    picked = f"fewstep pick {bundle} --calls {max(min(fit), 4)}, or: " if fit else ""
+    finish(found.model_dump(mode="json"), as_json, f"{picked}fewstep report {bundle}")
 
 
 def show_comparison(found: Comparison) -> None:
