@@ -14,11 +14,12 @@ from fewstep.card import licence
 from fewstep.made import decoder_digest, made_of, network_digest
 from fewstep.manifest import GraphEntry, Manifest, PlanEntry
 
-__all__ = ["FREE", "MADE_OF", "PREFIX", "facts"]
+__all__ = ["FREE", "HASHES", "MADE_OF", "PREFIX", "facts"]
 
 PREFIX = "fewstep."
 MADE_OF = f"{PREFIX}made_of"  # see fewstep.made
 FREE = frozenset(f"{PREFIX}{key}" for key in ("version", "bundle", "license", "solver"))  # may change without a new export
+HASHES = frozenset({MADE_OF, *(f"{PREFIX}{part}_sha256" for part in ("plan", "network", "decoder"))})  # the first is of all
 
 
 def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:

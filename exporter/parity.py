@@ -145,7 +145,10 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
 
 
 def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays) -> Parity:
-    stated = Stated.of(bundle.file(graph.file).read_bytes())
+    try:
+        stated = Stated.of(bundle.file(graph.file).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{bundle.root.name}/{graph.file} {error}") from None
     refuse_other_facts(bundle, name, graph, stated)
     try:
         made = _walked(bundle, name, graph, bundle.plan(plan), golden) if graph.finish else _baked(bundle, name, graph, golden)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fewstep.bundle import Bundle
-from fewstep.exporter.facts import FREE, MADE_OF, facts
+from fewstep.exporter.facts import FREE, HASHES, MADE_OF, facts
 from fewstep.made import made_of
 from fewstep.manifest import Condition, GraphEntry, ImageSpec, Layout, Precision
 from fewstep.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
@@ -140,7 +140,7 @@ def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Sta
         stand.append(("precision", _precision(stated.types), graph.precision))
     if stated.producer == "fewstep":  # whose nodes have these names
         stand.append(("doubled", stated.both, graph.doubled))
-    said = {key: fact for key, fact in facts(bundle.manifest, graph).items() if key not in FREE | {MADE_OF}}
+    said = {key: fact for key, fact in facts(bundle.manifest, graph).items() if key not in FREE | HASHES}
     stand += [(key, stated.metadata[key], fact) for key, fact in said.items() if key in stated.metadata]
     for what, found, wanted in stand:
         if found != wanted:

@@ -63,7 +63,7 @@ def home() -> Path:
 
 
 def _compared(manifest: Manifest) -> Comparison:
-    score = {name: {"mean": 1.0, "std": 0.1} for name in ("frechet", "recall", "accuracy", "psnr_db")}
+    score = {name: {"mean": 1.0, "std": 0.1} for name in ("frechet", "recall", "accuracy", "psnr_db", "pixels.bright")}
     about = {
         "graph": "one.fp32",
         "sha256": digest(manifest, "one", "one.fp32"),
@@ -73,7 +73,9 @@ def _compared(manifest: Manifest) -> Comparison:
     }
     one = {**about, "scores": score, "p50_ms": 1.0, "p99_ms": 2.0, "images_per_second": 500.0}
     judged = {"data": "some", "features": "classifier", "images": 8, "seeds": 2, "thin": 1, "reference": "one", "machine": {}}
-    return Comparison.model_validate({**judged, "real": {"frechet": 0.1, "recall": 1.0}, "plans": {"one": one}})
+    return Comparison.model_validate(
+        {**judged, "real": {"frechet": 0.1, "recall": 1.0, "pixels.bright": 0.1}, "plans": {"one": one}}
+    )
 
 
 @contextmanager
@@ -90,11 +92,15 @@ def watched(root: Path) -> Iterator[None]:
 
 
 _watching: list[Path | None] = []
+# How many cores there are; no name in a bundle leads there.
+CORES = ("/sys/devices/system/cpu/", "/sys/fs/cgroup/", "/proc/self/mountinfo", "/proc/self/cgroup")
 
 
 def _look(event: str, arguments: tuple[Any, ...]) -> None:
     root = _watching[-1]
     if root is None:
+        return
+    if event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(CORES):
         return
     if event == "open" and isinstance(arguments[0], str) and not Path(arguments[0]).resolve().is_relative_to(root):
         raise EscapeError(f"opened {arguments[0]}")
@@ -199,6 +205,9 @@ def checkpoint(content: bytes) -> None:
     path.write_bytes(content)
     try:
         load_edm_weights(path)
+    except ValueError as error:
+        if "does not hold the weights of an ADM network" not in str(error):  # the file was read, and has others
+            raise
     finally:
         path.unlink()
 

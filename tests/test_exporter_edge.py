@@ -241,7 +241,7 @@ def test_the_command_writes_a_folder_per_target_and_prints_the_sizes(tmp_path: P
     result = json.loads(done.stdout)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["device", SIZES, "web"]
     assert result["shipped_bytes"] == json.loads((tmp_path / "out" / SIZES).read_text())["shipped_bytes"]
-    assert "web  sid1.fp32: weights" in done.stdout
+    assert "web  sid1.fp32: weights" in done.stderr
     assert "next: python -m http.server -d out/web" in done.stderr
 
 

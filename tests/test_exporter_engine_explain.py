@@ -45,7 +45,7 @@ def build_for(*targets: str, **more: object) -> Settings:
 
 # rule -> a case in which it speaks, and the part of its sentence that carries the value
 SPEAKS: dict[str, tuple[Case, str]] = {
-    "not-installed": (case(Flavour("tensorrt", None), build_for(), ADA), r"fewstep\[tensorrt\]"),
+    "not-installed": (case(Flavour("tensorrt", None), build_for(), ADA), r"\.\[tensorrt\]"),
     "too-old": (case(Flavour("tensorrt", "8.6.1"), build_for(), ORIN), "TensorRT 8.6.1 is older than 10"),
     "targets-on-native": (case(NATIVE, build_for("86", "89"), ADA), "not for SM 86, 89"),
     "native-without-gpu": (case(JETSON, build_for()), "there is none here"),

@@ -645,8 +645,8 @@ def test_weights_are_checked_before_a_sample_that_is_not_finite_is_looked_into(t
         hundred.external_data[0].value = "two.onnx"
 
     bundle = replaced(sampler_bundle(tmp_path / "a.bundle"), elsewhere)
-    with pytest.raises(ValueError, match=r"reads weights from 'two\.onnx', which the bundle has no hash for"):
-        where_it_ended(bundle, bundle.manifest.graphs["one.fp32"], {})
+    told = where_it_ended(bundle, bundle.manifest.graphs["one.fp32"], {})
+    assert "reads weights from 'two.onnx', which the bundle has no hash for" in told
 
 
 def replaced(bundle: Bundle, change: Any) -> Bundle:

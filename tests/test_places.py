@@ -36,7 +36,7 @@ WRITES: dict[str, list[str]] = {
     "deploy triton --out": ["deploy", "triton", "digits.bundle", "--device", "cpu"],
     "deploy ray --out": ["deploy", "ray", "digits.bundle"],
 }
-READS = ("--embeddings", "--network", "--autoencoder", "--source", "--ort-web")
+READS = ("--embeddings", "--network", "--autoencoder", "--source", "--ort-web", "--config", "--scheduler-config")
 SUFFIX = {"report": ".html", "generate": ".png", "bench": ".png"}
 NEEDS = {"deploy triton --out": "tritonclient", "deploy ray --out": "ray", "bench --plot": "matplotlib"}
 

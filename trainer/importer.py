@@ -142,7 +142,7 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
     net, notes = found.module, list(found.notes)
     autoencoder = _autoencoder(layout, options, notes)
     image = _image(net.config, autoencoder, options)
-    condition = named(_condition(net, layout, options, notes), layout.index.get("id2label"))
+    condition = named(_condition(net, layout, options, notes), layout.index.get("id2label") or None)
     size = (image.height, image.width)
     time_ids = (*size, 0, 0, *size) if condition.pooled and made.__name__ == "UNet2DConditionModel" else ()
     mu = _mu(scheduler, net, image, autoencoder)

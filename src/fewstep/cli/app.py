@@ -183,7 +183,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if not ended.code and "torch" in sys.modules:
+        if not ended.code and sys.modules.get("torch"):
             from fewstep.processes import leave
 
             leave()

@@ -78,8 +78,8 @@ class Judged(Strict):
 
     @model_validator(mode="after")
     def _has_a_distance(self) -> Judged:
-        if "frechet" not in self.scores:
-            raise ValueError("a plan is judged by its Frechet distance, which is missing")
+        if "frechet" not in self.scores or not any(name.startswith(PIXELS) for name in self.scores):
+            raise ValueError("a plan is judged by its Frechet distance and its pixels, of which one is missing")
         return self
 
     @property
@@ -110,6 +110,8 @@ class Comparison(Strict):
     def _has_what_is_shown(self) -> Comparison:
         if missing := {"frechet", "recall"} - self.real.keys():
             raise ValueError(f"the scores of real images lack {', '.join(sorted(missing))}")
+        if not any(name.startswith(PIXELS) for name in self.real):
+            raise ValueError("the scores of real images lack those of pixels")
         return self
 
     @property
