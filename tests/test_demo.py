@@ -40,7 +40,7 @@ def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
     assert all(set(e.layers) == {e.key.precision} for e in bundle.manifest.engines.values())
     for name in ("teacher", "sid1"):
         assert bundle.network_digest(name) == shipped.network_digest(name)
-        assert bundle.manifest.provenance[name] == shipped.manifest.provenance[name]
+        assert bundle.manifest.provenance.networks[name] == shipped.manifest.provenance.networks[name]
     assert "sid2" in (path / "card.md").read_text()
     assert bundle.manifest.default == result["picked"]
     assert demo.CALLS[result["picked"]] <= 4

@@ -80,7 +80,7 @@ NOT_RUN = {
     "serve run": "test_runtime_deploy.py runs it with two replicas, of which one is killed",
 }
 # Blocks that are nothing to type, by their first words.
-NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     the core", "containers:")
+NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     the core", "containers:", "photos: 30 images")
 # What answers for long: started, asked until it is ready, used by the commands after it, and ended by SIGTERM with this code.
 SERVERS = {"fewstep serve": ("/v2/health/ready", 0), "python -m http.server": ("/", -15), "python service.py": (None, -15)}
 

@@ -79,7 +79,11 @@ def test_the_published_dit_under_the_name_of_an_older_class(tmp_path: Path, take
         "use_linear_projection": False,
     }
     change(pipeline / "transformer" / "config.json", _class_name="Transformer2DModel", norm_type="ada_norm_zero", **older)
-    change(pipeline / "model_index.json", transformer=["diffusers", "Transformer2DModel"], id2label={"0": "tench"})
+    change(
+        pipeline / "model_index.json",
+        transformer=["diffusers", "Transformer2DModel"],
+        id2label={str(i): f"class {i}" for i in range(1000)},
+    )
     bundle = take(pipeline)
     same(bundle, network("dit"))
     assert bundle.manifest.condition.classes == 1000

@@ -81,8 +81,9 @@ def test_a_plan_ends_where_diffusers_does(name: str, settings: dict[str, Any], s
     mu = 0.6 if settings.get("use_dynamic_shifting") else None
     parametrisation = parametrisation_of(config, mu=mu)
     theirs = copy.deepcopy(with_steps(make_scheduler(config), steps, mu))
+    start = noise(0)  # before noise is handed out
     with HandedNoise(SHAPE, lambda count: noise(1 + count)):
-        *_, expected = steps_of(theirs, noise(0).clone(), network)
+        *_, expected = steps_of(theirs, start.clone(), network)
     plan, drawn = trace(with_steps(make_scheduler(config), steps, mu), parametrisation)
 
     def denoise(x: Tensor, sigma: float, timestep: float | None = None) -> Tensor:
@@ -161,7 +162,9 @@ def test_a_scheduler_for_a_network_that_was_not_made_for_it_converges_to_the_sam
 def test_a_scheduler_that_is_no_table_is_refused_in_words() -> None:
     scheduler = diffusers.DDIMScheduler(thresholding=True)
     scheduler.set_timesteps(5)
-    with pytest.raises(ValueError, match="this DDIMScheduler is no table: its steps depend on the images"):
+    with pytest.raises(
+        ValueError, match=r"this DDIMScheduler (is no table: its steps depend on the images|walks other levels)"
+    ):
         trace(scheduler, Eps())
 
 
@@ -245,5 +248,5 @@ def test_levels_are_those_of_diffusers(settings: dict[str, Any]) -> None:
     np.testing.assert_allclose(betas.signal(), theirs, rtol=1e-4, atol=1e-9)
     for t in (0, 17, 499, betas.steps - 1):
         alpha, sigma = betas.at(t)
-        np.testing.assert_allclose([alpha**2, sigma**2], [theirs[t], 1 - theirs[t]], rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose([alpha**2, sigma**2], [theirs[t], 1 - theirs[t]], rtol=1e-4, atol=1e-7)  # theirs are float32
         assert abs(betas.timestep(sigma, alpha) - t) < 1e-6

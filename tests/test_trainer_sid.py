@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from small import IMAGE, NAMES, given, small
+from small import IMAGE, LABELS, NAMES, given, small
 from torch import Tensor
 
 from fewstep.bundle import Bundle, Draft
@@ -17,7 +17,7 @@ from fewstep.cli import make
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, load_network, save_network
 from fewstep.guidance import Guidance
-from fewstep.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.manifest import ImageSpec, PlanEntry
 from fewstep.plan import Plan, sample
 from fewstep.schedule import karras
 from fewstep.solvers import dpmpp_2m
@@ -210,9 +210,7 @@ def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:
     with pytest.raises(ValueError, match="made from embeddings, which cannot be drawn at random"):
         distill(bundle_of("text"), "student", SidConfig())
     bundle = bundle_of("unet")
-    other = Images(
-        "small ones", ImageSpec(channels=1, height=4, width=4), Condition(kind="none"), None, np.arange(2), np.zeros(2)
-    )
+    other = Images("small ones", ImageSpec(channels=1, height=4, width=4), LABELS, None, np.arange(2), np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="makes other images than small ones holds"):
         distill(bundle, "student", SidConfig(), images=other)
     for choices, sentence in (

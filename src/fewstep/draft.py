@@ -156,7 +156,8 @@ class _Stale:
         """Graphs with their engines, ranges, references, and the provenance of plans."""
         now, before, paths = self.now, self.before, list[str]()
         for name, graph in list(now.graphs.items()):
-            if before.graphs.get(name) == graph and self._stale(graph.network, graph.plan) and self._same(graph.paths):
+            stale = self._stale(graph.network, graph.plan) or (graph.plan is not None and self._stale_plan(graph.plan))
+            if before.graphs.get(name) == graph and stale and self._same(graph.paths):
                 engines = {engine: entry for engine, entry in now.engines.items() if entry.graph == name}
                 paths += [*graph.paths, *(path for entry in engines.values() for path in entry.paths)]
                 now.engines = {engine: entry for engine, entry in now.engines.items() if engine not in engines}
@@ -167,9 +168,9 @@ class _Stale:
                 del now.ranges[plan]
         for path in paths:
             self.draft.remove(path)
-        stale = {plan for plan in before.plans if self._stale_plan(plan)}
-        if stale and GOLDEN in before.files and self._same([GOLDEN]):
-            self._remove_references(stale)
+        others = {plan for plan in before.plans if self._stale_plan(plan)}
+        if others and GOLDEN in before.files and self._same([GOLDEN]):
+            self._remove_references(others)
         self._provenance()
 
     def _remove_references(self, plans: Collection[str]) -> None:
