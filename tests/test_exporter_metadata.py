@@ -17,7 +17,7 @@ from fewstep.card import inherited
 from fewstep.denoiser import save_network
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.export import export_graphs
-from fewstep.exporter.graph.metadata import about
+from fewstep.exporter.facts import facts as facts_of
 from fewstep.guidance import Guidance
 from fewstep.manifest import Condition, PlanEntry
 from fewstep.schedule import karras
@@ -98,7 +98,7 @@ def test_a_step_and_its_finish_say_what_they_are(exported: Bundle) -> None:
     assert (step.graph_name, finish.graph_name) == ("small.student.fp32.step", "small.student.fp32.finish")
     for meta in (step, finish):
         facts = meta.custom_metadata_map
-        assert about(exported, graph).items() <= facts.items()
+        assert facts_of(exported.manifest, graph).items() <= facts.items()
         assert not {"fewstep.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
         assert "one step of any plan, fp32" in meta.description
     assert "weight: float32 (), of guidance; 1 is none" in step.custom_metadata_map["fewstep.inputs"]
@@ -118,17 +118,17 @@ def test_the_hashes_are_of_what_the_graph_was_made_from(exported: Bundle, tmp_pa
     """Equal for equal numbers, whatever they are called; other for other numbers or weights."""
     copy = Bundle.load(shutil.copytree(exported.root, tmp_path / "other.bundle"))
     graph = copy.manifest.graphs["two.fp32"]
-    before = about(copy, graph)
-    assert before == about(exported, graph)
+    before = facts_of(copy.manifest, graph)
+    assert before == facts_of(exported.manifest, graph)
     copy.manifest.plans["two"].solver = "by hand"
-    assert about(copy, graph) == before | {"fewstep.solver": "by hand"}
+    assert facts_of(copy.manifest, graph) == before | {"fewstep.solver": "by hand"}
     copy.manifest.plans["two"].weights[0] += 1e-9
-    after = about(copy, graph)
-    assert {key for key in before if before[key] != after[key]} == {"fewstep.solver", "fewstep.plan_sha256"}
+    after = facts_of(copy.manifest, graph)
+    assert {key for key in before if before[key] != after[key]} == {"fewstep.solver", "fewstep.plan_sha256", "fewstep.made_of"}
     files = [path for path in copy.manifest.files if path.startswith("networks/student/")]
     (weights,) = (path for path in files if path.endswith(".safetensors"))
     copy.manifest.files[weights].sha256 = "0" * 64
-    assert about(copy, graph)["fewstep.network_sha256"] != before["fewstep.network_sha256"]
+    assert facts_of(copy.manifest, graph)["fewstep.network_sha256"] != before["fewstep.network_sha256"]
 
 
 def test_the_same_export_gives_the_same_bytes_anywhere(exported: Bundle, tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_conversions_keep_what_a_graph_says(tmp_path: Path) -> None:
     ir = openvino.Core().read_model(tmp_path / "out" / "openvino" / "two.fp32.xml")
     assert ir.get_rt_info(["framework", "fewstep.names"]).astype(str) == "\n".join(NAMES)
     device = Bundle.load(tmp_path / "out" / "device" / "small.bundle")
-    known = about(device, device.manifest.graphs["two.fp32"])
+    known = facts_of(device.manifest, device.manifest.graphs["two.fp32"])
     assert known.items() <= facts.items()
-    assert "fewstep.network_sha256" not in known  # of files that are not there
+    assert "fewstep.network_sha256" in known  # of files that are not there
 
 
 def test_a_plan_hash_is_one_that_anybody_can_compute(exported: Bundle) -> None:
     plan = exported.manifest.plans["two"].model_dump_json(exclude={"solver", "network"})
-    facts = about(exported, exported.manifest.graphs["two.fp32"])
+    facts = facts_of(exported.manifest, exported.manifest.graphs["two.fp32"])
     assert facts["fewstep.plan_sha256"] == hashlib.sha256(plan.encode()).hexdigest()
