@@ -11,13 +11,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "SIZE", "departures", "statistics"]
+__all__ = ["DEFINITION", "NAMES", "SIZE", "departures", "statistics"]
 
 NAMES = ("brightness", "contrast", "dark", "bright", "colour", "detail")
 INSIDE, OUTSIDE = 6.0, 14.0  # levels of 255 from an end of the range: a pixel nearer counts as there, one farther does not
 BINS = 16  # of a histogram
 BANDS = 6  # of a spectrum
 SIZE = len(NAMES) + BINS + BANDS
+DEFINITION = (*NAMES, INSIDE, OUTSIDE)  # what was measured by another one does not compare
 
 
 def statistics(images: Tensor) -> Tensor:

@@ -69,10 +69,10 @@ def test_the_choice_holds_every_limit(limits: Limits, plan: str | None) -> None:
 
 def test_a_sampler_that_burnt_out_is_not_chosen_however_small_its_distance() -> None:
     rows = ROWS | {"burnt": judged(0.1, 1, 1, bright=3.0)}
-    assert rows["burnt"].farthest == ("bright", pytest.approx(3.1))
+    assert rows["burnt"].farthest == ("bright", pytest.approx(3.0))
     assert chosen(Limits(calls=40), **rows) == "good"
     assert chosen(Limits(calls=40, pixels=4), **rows) == "burnt"
-    with pytest.raises(ValueError, match=r"none of 1 samplers.*nearest is burnt \(pixels off in bright by 3.1 over 1.5\)"):
+    with pytest.raises(ValueError, match=r"none of 1 samplers.*nearest is burnt \(pixels off in bright by 3 over 1.5\)"):
         chosen(Limits(calls=40), burnt=rows["burnt"])
 
 
@@ -85,7 +85,7 @@ def test_pick_says_what_it_left_out(digits: Bundle, folder: Path) -> None:
     with Bundle.load(digits.root).edit() as draft:
         draft.new(FILE).write_text(found.model_dump_json())
     done = fewstep("pick", digits.root, "--calls", 40)
-    assert f"left out {best}: its pixels are off in bright by 9.50" in " ".join((done.stdout + done.stderr).split())
+    assert f"left out {best}: its pixels are off in bright by 9.00" in " ".join((done.stdout + done.stderr).split())
     assert Bundle.load(digits.root).manifest.default == other
 
 

@@ -15,7 +15,7 @@ from fewstep.bundle import Bundle
 from fewstep.calibration.cache import Cache, default_folder
 from fewstep.calibration.features import feature_network
 from fewstep.calibration.metrics import Judge
-from fewstep.calibration.pixels import NAMES
+from fewstep.calibration.pixels import DEFINITION
 from fewstep.data import images_like
 from fewstep.decide.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.machine import described
@@ -77,7 +77,11 @@ def compare(
     first = before.reference if before else names[0]
     generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
     digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
-    settings = asdict(config) | {"pixels": NAMES, "machine": described() | {"date": None}, "reference_sha256": digests[first]}
+    settings = asdict(config) | {
+        "pixels": DEFINITION,
+        "machine": described() | {"date": None},
+        "reference_sha256": digests[first],
+    }
     settings |= {"judge_sha256": judge.digest()}
 
     @cache

@@ -88,8 +88,8 @@ class Judged(Strict):
 
     @property
     def farthest(self) -> tuple[str, float]:
-        """What its pixels are farthest off in, and how far, its spread included."""
-        return farthest({name: score.mean + score.std for name, score in self.scores.items()})
+        """What its pixels are farthest off in, and how far."""
+        return farthest({name: score.mean for name, score in self.scores.items()})
 
 
 class Comparison(Strict):
