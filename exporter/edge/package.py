@@ -26,7 +26,7 @@ from fewstep.exporter.edge.ort_format import write_ort
 from fewstep.exporter.edge.sizes import Report
 from fewstep.exporter.edge.web import PINNED, ort_web, write_page
 from fewstep.manifest import GraphEntry, Precision
-from fewstep.places import check_folder
+from fewstep.places import check_folder, refuse_inside
 from fewstep.progress import Track, silent
 from fewstep.staging import recover, staged
 
@@ -54,8 +54,9 @@ def package(
     Raises ValueError for a graph the bundle lacks or a target refuses, and when out holds what fewstep did not write.
     """
     out = out.absolute()
-    check_folder(out)
+    refuse_inside(out.resolve(), out)
     _refuse_foreign(out)
+    check_folder(out)
     chosen = _Chosen.of(bundle, plans, precisions)
     runtime = ort_web(ort_web_package) if ort_web_package else PINNED
     report = Report()
