@@ -1,4 +1,4 @@
-# make demo: from a teacher of real digits to a report, at most ten minutes on two cores, the first picture at once
+# make demo: from a teacher of real digits to a report, the first picture at once
 # (FULL=1: trains the teacher first; QUICK=1: few steps)
 # make test: everything that is checked before a change lands; tests of what a machine lacks skip and say so
 # make oldest: the runtime's tests with the oldest packages that pyproject.toml allows, without torch

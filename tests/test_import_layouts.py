@@ -238,7 +238,8 @@ def test_what_a_configuration_says_and_nobody_reads_is_refused_by_name(
 def test_what_one_scheduler_has_and_another_leaves_aside_is_no_fault(ddim: Path, take: Callable[..., Bundle]) -> None:
     """SDXL's Euler scheduler carries keys of DDIM and PNDM."""
     change(ddim / "scheduler" / "scheduler_config.json", skip_prk_steps=True, sample_max_value=1.0, use_karras_sigmas=False)
-    take(ddim)
+    bundle = take(ddim)
+    assert bundle.manifest.default in bundle.manifest.plans
 
 
 def test_a_refiner_by_its_text_encoder(tmp_path: Path) -> None:
