@@ -163,6 +163,16 @@ def test_names_from_a_bundle_are_text(page: Page, copy: Path) -> None:
         assert page.run("document.images.length") == 0
 
 
+@pytest.mark.parametrize("null", [True, False])
+def test_no_class_is_offered_where_the_network_knows_it(page: Page, copy: Path, null: bool) -> None:
+    facts = json.loads((copy / "facts.json").read_text())
+    (copy / "facts.json").write_text(json.dumps(facts | {"null": facts["null"] and null}))
+    with served(copy) as url:
+        page.open(f"{url}?images=1")
+        page.wait(DONE)
+        assert page.run("[...document.querySelectorAll('#label option')].some(({ value }) => value === 'none')") == null
+
+
 def test_a_cut_graph_is_refused_in_words(page: Page, copy: Path) -> None:
     graph = copy / "sid1.fp32.onnx"
     size = graph.stat().st_size

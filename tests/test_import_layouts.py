@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
-from pipelines import CASES, Tiny, network, save
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DConditionModel, UNet2DModel
+from pipelines import CASES, STABLE, Tiny, network, save
 from safetensors.torch import load_file, save_file
+from single_file import save_single
 from test_cli import fewstep, refused
 
 from fewstep.bundle import Bundle
@@ -137,6 +138,37 @@ def test_pickles_are_refused_with_how_to_convert_them_and_the_command_does(ddim:
     assert not (ddim / "unet" / WEIGHTS).exists()
     exec(command)  # the test's own sentence
     same(take(ddim), network("plain"))
+
+
+def test_a_single_file_as_its_authors_published_it(tmp_path: Path, take: Callable[..., Bundle]) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+    )
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(32, 32), layers_per_block=2, latent_channels=4, **levels)
+    index = {"_class_name": "StableDiffusionPipeline"}
+    for name, part in {"unet": unet, "vae": vae, "scheduler": PNDMScheduler(skip_prk_steps=True, **STABLE)}.items():
+        part.save_config(tmp_path / "configs" / name)
+        index |= {name: ["diffusers", type(part).__name__]}
+    (tmp_path / "configs" / "model_index.json").write_text(json.dumps(index))
+    file = save_single(tmp_path / "model.safetensors", unet, vae)
+    with pytest.raises(ValueError, match="holds weights and no configurations; give --config"):
+        take(file, tokens=5)
+    bundle = take(file, tokens=5, config=tmp_path / "configs")
+    same(bundle, unet)
+    decoder = load_file(bundle.root / "decoder" / WEIGHTS)
+    for name, tensor in vae.decoder.state_dict().items():
+        assert torch.equal(decoder[f"decoder.{name}"], tensor), name
+    tensors = load_file(file)
+    tensors.pop("model.diffusion_model.out.2.weight")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"conv_out\.weight"):
+        take(file, tokens=5, config=tmp_path / "configs")
 
 
 def test_tensors_that_are_missing_or_too_many_are_named(ddim: Path, take: Callable[..., Bundle]) -> None:

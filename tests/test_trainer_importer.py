@@ -12,7 +12,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from pipelines import CASES, STABLE, Tiny, save, vae
 from real_pipeline import last_state
 from small import small
@@ -140,6 +147,22 @@ def test_what_ends_elsewhere_is_refused(tmp_path: Path) -> None:
     about: dict[str, Any] = {"condition": condition, "shape": (4, 8, 8), "pipeline": "DDIMPipeline"}
     with pytest.raises(ValueError, match=r"4 steps end elsewhere than with DDIMPipeline \(.* apart, of 1\)"):
         prove(denoiser, diffusers.DDPMScheduler(), [Case(4)], **about)
+
+
+def test_a_network_whose_images_hang_on_the_last_digit_of_their_noise_is_proven_by_few_steps(tmp_path: Path) -> None:
+    """As a fresh U-Net's do over many steps of a DDIM that clips: there is nothing to compare, and that is what is said."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    net = UNet2DModel(sample_size=8, block_out_channels=(32, 32), layers_per_block=1, **blocks)
+    DDIMPipeline(net, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
+    said = fewstep("import", "ddim", "--out", "a.bundle", cwd=tmp_path).stdout
+    few, many = Bundle.load(tmp_path / "a.bundle").manifest.provenance.networks["teacher"]["proof"]["cases"]
+    assert (few["steps"], many["steps"]) == (4, 50)
+    assert few["max_error"] < 1e-4 * few["scale"]
+    assert few["own"] is None
+    assert many["own"] > 0.1
+    assert "(4 steps); with 50 steps by" in " ".join(said.split())
+    assert "from itself when its noise changes in the last digit" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,25 @@ def load_part(made: Any, directory: Path, variant: str | None = None) -> Loaded:
 
 def load_single(made: Any, file: Path, directory: Path) -> Loaded:
     """A module of the class `made` out of a file that holds a whole model, by the configuration in a directory."""
-    with readable(file):
+    with readable(file), _undispatched():
         module = made.from_single_file(str(file), config=str(directory), local_files_only=True)
     missing = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if missing:
         refuse(file, made.__name__, "lack", missing)
     return Loaded(module.float().eval(), _half(f"{file.name}, {made.__name__}", [file]))
+
+
+@contextmanager
+def _undispatched() -> Iterator[None]:
+    """diffusers leaves tensors that a file lacks without memory, then fails to move them and names none of them."""
+    from diffusers.loaders import single_file_model
+
+    dispatch = single_file_model.dispatch_model
+    single_file_model.dispatch_model = lambda module, **_: module
+    try:
+        yield
+    finally:
+        single_file_model.dispatch_model = dispatch
 
 
 def refuse(path: Path, name: str, what: str, keys: Any) -> None:

@@ -98,6 +98,7 @@ def write_page(
         "image": image.model_dump(),
         "classes": bundle.manifest.condition.classes,
         "names": bundle.manifest.condition.names,
+        "null": bundle.manifest.condition.null,
         "graphs": described,
         "ort": asdict(runtime),
     }

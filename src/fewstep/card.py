@@ -70,17 +70,24 @@ def proven(about: dict[str, Any]) -> str:
     proof = about.get("proof")
     if not isinstance(proof, dict):
         return ""
-    cases = [
-        f"{c['steps']} steps{'' if c['guidance'] == 1 else ' guided by ' + format(c['guidance'], 'g')}" for c in proof["cases"]
+    strict, sensitive = ([case for case in proof["cases"] if (case["own"] is None) == alike] for alike in (True, False))
+    share = max(case["max_error"] / case["scale"] for case in strict)
+    parts = [
+        f"last states differ from those of {proof['against']} by {share:.1e} of the largest number "
+        f"({', '.join(map(_steps, strict))})"
     ]
-    share = max(case["max_error"] / case["scale"] for case in proof["cases"])
-    exact = max((case["exact"] for case in proof["cases"] if case["exact"] is not None), default=None)
-    rounding = "" if exact is None else f", which is rounding: {exact:.1e} in float64"
-    left = f"; not compared: {', '.join(proof['left_out'])}" if proof["left_out"] else ""
-    return (
-        f"last states differ from those of {proof['against']} by {share:.1e} of the largest number{rounding} "
-        f"({', '.join(cases)}){left}"
-    )
+    parts += [
+        f"with {_steps(case)} by {case['max_error']:.1e}, and that ends {case['own']:.1e} from itself when its noise changes "
+        "in the last digit"
+        for case in sensitive
+    ]
+    left = [f"not compared: {', '.join(proof['left_out'])}"] if proof["left_out"] else []
+    return "; ".join([*parts, *left])
+
+
+def _steps(case: dict[str, Any]) -> str:
+    """A case of a proof."""
+    return f"{case['steps']} steps{'' if case['guidance'] == 1 else ' guided by ' + format(case['guidance'], 'g')}"
 
 
 def _source(about: dict[str, Any]) -> str:

@@ -42,7 +42,8 @@ function describe() {
   options(at("graph"), graphs.map((g) => [g.name, title(g)]));
   at("graph-field").hidden = graphs.length === 1;
   const each = Array.from({ length: classes }, (_, i) => [i, called(i)]);
-  options(at("label"), [["each", "each in turn"], ["none", "no class"], ...each]);
+  const none = facts.null ? [["none", "no class"]] : [];
+  options(at("label"), [["each", "each in turn"], ...none, ...each]);
   at("label-field").hidden = !classes;
   at("grid").style.setProperty("--tile", `${Math.max(80, Math.min(image.width, 320))}px`);
   const line = (text) => Object.assign(document.createElement("p"), { textContent: text });

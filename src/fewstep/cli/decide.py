@@ -65,7 +65,7 @@ def compare(
     config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, precision), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
-    found = judging.compare(loaded, config, plan or (), embeddings=given, track=track)
+    found = judging.compare(loaded, config, plan or (), embeddings=given, note=say, track=track)
     show_comparison(found)
     fit = [judged.nfe for judged in found.plans.values() if judged.farthest[1] <= FARTHEST]
     picked = f"fewstep pick {bundle} --calls {max(min(fit), 4)}, or: " if fit else ""

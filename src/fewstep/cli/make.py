@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -218,6 +219,10 @@ def import_checkpoint(
     from fewstep.card import proven
     from fewstep.trainer.importer import ImportOptions, import_teacher
 
+    with suppress(ImportError):  # it warns of packages that it lacks and nothing here needs
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
     options = ImportOptions(tokens, resolution, null_class, steps, guidance, variant, licence, config)
     bundle, proof = import_teacher(source, out, options)
     manifest = bundle.manifest
@@ -324,7 +329,8 @@ def distill(
     if validate:
         from fewstep.decide.validate import validator
 
-        metric = validator(loaded, images_like(loaded, validate), track=track)
+        judging = images_like(loaded, validate)
+        metric = validator(loaded, judging, track=telling(judging))
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import mean, stdev
@@ -19,7 +19,7 @@ from fewstep.calibration.pixels import DEFINITION
 from fewstep.data import images_like
 from fewstep.decide.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.machine import described
-from fewstep.progress import Track, silent
+from fewstep.progress import Track, silent, unsaid
 from fewstep.runtime import Generator, bench
 from fewstep.runtime.ladder import graphs_of
 
@@ -57,13 +57,14 @@ def compare(
     plans: Sequence[str] = (),
     *,
     embeddings: Embeddings | None = None,
+    note: Callable[[str], None] = unsaid,
     track: Track = silent,
 ) -> Comparison:
     """Judge plans that have a graph (all of them unless some are named) and keep the comparison in the bundle.
 
     What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
     some are named, those that were judged alike before stay. The reference of pairs is the plan with the most network calls, or
-    that of the comparison which is added to. embeddings: of prompts, taken in turn.
+    that of the comparison which is added to. embeddings: of prompts, taken in turn. note: called with lines about the images.
 
     Raises ValueError where no plan has a graph, or the images are not of the bundle's kind.
     """
@@ -72,6 +73,8 @@ def compare(
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
     train, held_out = images_like(bundle, config.data), images_like(bundle, config.data, "held-out").every(config.thin)
+    for line in held_out.notes:
+        note(line)
     judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
     before = _before(bundle, config, judge) if plans else None
     first = before.reference if before else names[0]
