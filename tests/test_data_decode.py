@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,19 @@ def test_what_was_found_is_said_when_training_starts(tmp_path: Path) -> None:
     before, *_ = said.split("train teacher: ")
     assert "30 images in 3 classes: 0 bus (10), 1 car (10), 2 train (10)" in before
     assert "30 transparent, laid on white" in before
+
+
+def test_a_look_at_many_images_shows_its_progress(tmp_path: Path) -> None:
+    seen = list[str]()
+
+    def track(steps: Sequence[int], what: str) -> Sequence[int]:
+        seen.append(f"{what} {len(steps)}")
+        return steps
+
+    content = encoded(Image.new("L", (8, 8)))
+    for count, said in ((500, []), (600, [f"look at {tmp_path / '600'} 10"])):
+        opened(tmp_path / str(count), {f"{i}.png": content for i in range(count)}, track=track)
+        assert seen == said
 
 
 def test_no_other_program_and_no_other_format_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,13 @@ def test_the_core_is_numpy_only(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_cores_are_counted_in_one_place() -> None:
+    """os.cpu_count is the host's, whatever a container or taskset allows."""
+    for path in [*(ROOT / "src" / "fewstep").glob("**/*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))]:
+        if path.name != "cores.py":
+            assert "cpu_count" not in path.read_text("utf-8"), path
+
+
 def test_public_names_exist() -> None:
     for path in [*(ROOT / "src" / "fewstep").glob("**/*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))]:
         tree = ast.parse(path.read_text("utf-8"))

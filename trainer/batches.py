@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.cores import usable_cores
 from fewstep.data import Images, open_images
 from fewstep.manifest import Condition
+from fewstep.progress import Track, silent
 from fewstep.stream import is_url, open_stream
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.latents import is_latents, open_latents
@@ -25,7 +26,9 @@ ANNOUNCED = 32  # steps ahead
 Part: TypeAlias = tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]
 
 
-def open_examples(source: str, *, resolution: int | None = None, embeddings: Condition | None = None) -> Images:
+def open_examples(
+    source: str, *, resolution: int | None = None, embeddings: Condition | None = None, track: Track = silent
+) -> Images:
     """Training images of a source that `open_images` or `open_stream` knows, or the latents that `fewstep encode` wrote.
 
     Raises ValueError or OSError as these do.
@@ -36,7 +39,7 @@ def open_examples(source: str, *, resolution: int | None = None, embeddings: Con
         if resolution:
             raise ValueError(f"{source} holds latents, whose size is what it is; give --resolution to fewstep encode")
         return open_latents(Path(source), embeddings=embeddings)
-    return open_images(source, resolution=resolution, embeddings=embeddings)
+    return open_images(source, resolution=resolution, embeddings=embeddings, track=track)
 
 
 class Loader:

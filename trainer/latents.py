@@ -86,7 +86,7 @@ def encode_images(
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
     check_place(out)
     processes = PartialState(cpu=several_on_cpu())
-    images = open_images(source, "all", resolution=resolution)
+    images = open_images(source, "all", resolution=resolution, track=track)
     model = _autoencoder(autoencoder)
     latent, new = latent_spec(model, images.image), out.with_name(f"{out.name}.new")
     model.requires_grad_(False).eval().to(processes.device)

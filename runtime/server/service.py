@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from math import prod
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Response
 
+from fewstep.cores import usable_cores
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.generator import Inputs
 from fewstep.runtime.server.coding import Coding
@@ -51,7 +51,7 @@ class Service:
 
     def __init__(self, repository: Repository, policy: Policy) -> None:
         self.repository, self.policy, self.limits, self.metrics = repository, policy, policy.limits, Metrics(repository)
-        self.reader, self.writer = Workers("reader", 1, WAITING), Workers("writer", os.cpu_count() or 1, WAITING)
+        self.reader, self.writer = Workers("reader", 1, WAITING), Workers("writer", usable_cores(), WAITING)
 
     def close(self) -> None:
         """Finish what was accepted."""

@@ -221,7 +221,7 @@ def tau(
     chosen_solver = solver_of(solver)
     check_folder(out)
     config = TauConfig(TeacherConfig(steps=updates, skip=skip, precision=precision), tuple(value), runs, steps)
-    images = open_images(data)
+    images = open_images(data, track=track)
     following = telling(images)
     judge = trial_judge(images, samples, features=features, track=following)
     found = search_tau(out, images, config, chosen_solver, judge, track=following)

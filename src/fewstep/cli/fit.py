@@ -94,7 +94,7 @@ def calibrate(
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
         config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
-        real, images = None, images_like(loaded, data) if data else None
+        real, images = None, images_like(loaded, data, track=track) if data else None
         following = telling(images)
         if images:
             names = features or ["classifier"]
@@ -145,7 +145,7 @@ def interval(
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
     loaded = editable(bundle)
-    images = images_like(loaded, data)
+    images = images_like(loaded, data, track=track)
     name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
     following = telling(images)
     judge = trial_judge(images, samples, features=features, precision=precision, track=following)

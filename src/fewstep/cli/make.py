@@ -116,7 +116,7 @@ def train(
         checkpoint_every=save_every,
     )
     given = read_embeddings(embeddings) if embeddings else None
-    images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None)
+    images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None, track=track)
     pace = Paced(telling(images))
     bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=pace)
     if SPEAKS:  # the first process alone
@@ -325,11 +325,13 @@ def distill(
     if data:
         made = loaded.manifest
         size = None if is_latents(Path(data)) else made.image.height
-        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None).about(images or 200)
+        some = open_examples(data, resolution=size, embeddings=made.condition if embeddings else None, track=track).about(
+            images or 200
+        )
     if validate:
         from fewstep.decide.validate import validator
 
-        judging = images_like(loaded, validate)
+        judging = images_like(loaded, validate, track=track)
         metric = validator(loaded, judging, track=telling(judging))
     given_embeddings = read_embeddings(embeddings) if embeddings else None
     about = {"licence": licence, "validated_on": validate}

@@ -17,12 +17,18 @@ from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, surv
 from fewstep.data.tables import SAVED, open_table
 from fewstep.labels import Classes
 from fewstep.manifest import Condition
+from fewstep.progress import Track, silent
 
 __all__ = ["images_like", "numbered_like", "open_images"]
 
 
 def open_images(
-    source: str, split: Split = "train", *, resolution: int | None = None, embeddings: Condition | None = None
+    source: str,
+    split: Split = "train",
+    *,
+    resolution: int | None = None,
+    embeddings: Condition | None = None,
+    track: Track = silent,
 ) -> Images:
     """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
 
@@ -38,7 +44,7 @@ def open_images(
         if resolution not in (None, found.image.height):
             raise ValueError(f"mnist5k has images of 28x28 as they are, not of {resolution}; those of a folder are resized")
     elif Path(source).is_dir():
-        found = _open_directory(Path(source), split, resolution)
+        found = _open_directory(Path(source), split, resolution, track)
     else:
         raise FileNotFoundError(
             f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
@@ -46,13 +52,13 @@ def open_images(
     return replace(found, condition=embeddings) if embeddings else found
 
 
-def images_like(bundle: Bundle, source: str, split: Split = "train") -> Images:
+def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: Track = silent) -> Images:
     """Open a source as `open_images` does, at the size of the images that a bundle makes.
 
     Raises ValueError where it makes others all the same, or knows other classes.
     """
     image = bundle.manifest.image
-    found = open_images(source, split, resolution=image.height)
+    found = open_images(source, split, resolution=image.height, track=track)
     if found.image.shape != image.shape:
         raise ValueError(
             f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
@@ -94,7 +100,7 @@ def _mnist5k() -> tuple[Bytes, Labels]:
     return pixels.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
 
 
-def _open_directory(path: Path, split: Split, resolution: int | None) -> Images:
+def _open_directory(path: Path, split: Split, resolution: int | None, track: Track) -> Images:
     found = listed(path)
     photos, tables = found.of(SUFFIXES), found.of((".parquet",))
     saved = [name for name in SAVED if (name,) in found.files]
@@ -109,9 +115,9 @@ def _open_directory(path: Path, split: Split, resolution: int | None) -> Images:
                 f"{shown('/'.join(loose[0]))}; put one of both elsewhere"
             )
         notes += () if saved else unread(found, [*tables, *photos])
-        return _of(path, split, resolution, table, values, columns.names, notes)
+        return _of(path, split, resolution, table, values, columns.names, notes, track)
     folder = in_folders(path, found)
-    return _of(path, split, resolution, Files(folder.paths), folder.labels, folder.names, folder.notes)
+    return _of(path, split, resolution, Files(folder.paths), folder.labels, folder.names, folder.notes, track)
 
 
 def _of(
@@ -122,11 +128,12 @@ def _of(
     values: object,
     names: Sequence[str],
     notes: Sequence[str],
+    track: Track,
 ) -> Images:
     source = str(path)
     labels, names = checked_labels(source, len(encoded), values, names)
     index = positions(source, labels, split)
-    seen = survey(source, encoded)
+    seen = survey(source, encoded, track=track)
     square = square_of(seen, resolution)
     about: dict[str, Any] = {
         "sha256": digest(VERSION, square, labels, seen["sha256"].tobytes()),

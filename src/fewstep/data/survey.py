@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.cores import usable_cores
 from fewstep.data.decode import Facts, Square, Traits, decode
 from fewstep.data.listing import shown
 from fewstep.data.seen import ROW, Seen
+from fewstep.progress import Track, silent
 
 __all__ = ["Decoded", "Encoded", "Files", "file_content", "loss_of", "losses", "square_of", "survey"]
 
-THREADS = min(os.cpu_count() or 1, 8)
+THREADS = min(usable_cores(), 8)
+QUICK = 500  # images are looked at before one could read that they are
 PART = 64  # images that a thread takes at once
 NAMED = 5
 MAX_BYTES = 1 << 30  # of a file
@@ -83,19 +85,20 @@ class _Broken(NamedTuple):
     reason: str
 
 
-def survey(source: str, encoded: Encoded) -> npt.NDArray[np.void]:
+def survey(source: str, encoded: Encoded, *, track: Track = silent) -> npt.NDArray[np.void]:
     """Hash and facts of every image, (N,) of ROW. Only those are decoded whose bytes no run has seen before.
 
     Raises ValueError with the names of those that cannot be read.
     """
     seen = Seen(source)
-    starts = range(0, len(encoded), PART)
+    parts, follow = range(-(-len(encoded) // PART)), track if len(encoded) > QUICK else silent
 
-    def look(start: int) -> list[Any]:
-        return [_look(encoded, i, seen) for i in range(start, min(start + PART, len(encoded)))]
+    def look(part: int) -> list[Any]:
+        return [_look(encoded, i, seen) for i in range(part * PART, min((part + 1) * PART, len(encoded)))]
 
     with ThreadPoolExecutor(THREADS, "fewstep-survey") as pool:
-        found = [row for part in pool.map(look, starts) for row in part]
+        looked = pool.map(look, parts)
+        found = [row for _ in follow(parts, f"look at {source}") for row in next(looked)]
     broken = [row for row in found if isinstance(row, _Broken)]
     rows = np.array([row for row in found if not isinstance(row, _Broken)], ROW)
     seen.keep(rows)

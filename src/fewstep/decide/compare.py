@@ -72,7 +72,8 @@ def compare(
     if not names:
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
-    train, held_out = images_like(bundle, config.data), images_like(bundle, config.data, "held-out").every(config.thin)
+    train = images_like(bundle, config.data, track=track)
+    held_out = images_like(bundle, config.data, "held-out").every(config.thin)
     for line in held_out.notes:
         note(line)
     judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
