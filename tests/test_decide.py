@@ -278,3 +278,4 @@ def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
         again = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
     assert again == result
     assert "compares taus with 1" in refused("tau", "--data", folder, "--value", 0.5, "--value", 0.9)
+    assert "was trained with steps 2, and this search has 1" in refused(*arguments, "--updates", 1, cwd=tmp_path)

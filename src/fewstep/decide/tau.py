@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -16,6 +17,7 @@ from fewstep.guidance import PLAIN, Guidance
 from fewstep.plan import Plan
 from fewstep.progress import Track, silent
 from fewstep.schedule import Grid
+from fewstep.trainer.checkpoint import FREE
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 __all__ = ["TauConfig", "best_tau", "search_tau"]
@@ -49,7 +51,7 @@ def search_tau(
     """Train every tau with every seed into bundles of the directory `out`, and the Frechet distance of each tau.
 
     Bundles that are there are kept, so a stopped search goes on. The spread is over training runs; noise and labels that images
-    are made from are the same for all.
+    are made from are the same for all. Raises ValueError for a bundle of other settings or images.
     """
     out.mkdir(parents=True, exist_ok=True)
     found, settings = {}, config.teacher
@@ -60,6 +62,7 @@ def search_tau(
             if not path.exists():
                 train_teacher(path, images, replace(settings, tau=tau, seed=seed), track=track)
             bundle = Bundle.load(path)
+            _refuse_others(bundle, replace(settings, tau=tau, seed=seed), images)
             # All alike, also where the search goes on on a machine that is quicker at another precision.
             settings = replace(settings, precision=bundle.manifest.provenance.networks["teacher"]["precision"])
             teacher = Teacher(bundle)
@@ -68,6 +71,19 @@ def search_tau(
             distances.append(judge.distance(teacher.images(plan, inputs, track=track)))
         found[tau] = Spread(mean=mean(distances), std=stdev(distances))
     return found
+
+
+def _refuse_others(bundle: Bundle, config: TeacherConfig, images: Images) -> None:
+    wanted = asdict(config) | {"data_sha256": images.sha256}
+    if config.precision == "auto":  # the first run says what that came to
+        del wanted["precision"]
+    about = bundle.manifest.provenance.networks["teacher"]
+    for key, value in json.loads(json.dumps(wanted)).items():
+        if key not in FREE and about[key] != value:
+            raise ValueError(
+                f"{bundle.root} was trained with {key} {about[key]!r}, and this search has {value!r}; repeat the earlier "
+                "search's options, or give --out another directory"
+            )
 
 
 def best_tau(found: dict[float, Spread]) -> float:
