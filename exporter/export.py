@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
-import torch
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.decoder import Decoder as TorchDecoder
@@ -22,9 +21,9 @@ from fewstep.exporter.graph.layouts import Decoder, finish, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
 from fewstep.exporter.graph.metadata import describe
-from fewstep.exporter.graph.network import DTYPES, trace_decoder, trace_network, with_weights
+from fewstep.exporter.graph.network import trace_decoder, trace_network, with_weights
 from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
-from fewstep.exporter.graph.traced import OPSET, Traced
+from fewstep.exporter.graph.traced import OPSET
 from fewstep.exporter.reference import reference
 from fewstep.exporter.statements import LIMITS, Limits
 from fewstep.golden import GOLDEN, Arrays, read_golden, write_golden
@@ -117,7 +116,6 @@ class _Exporter:
     max_inline_bytes: int
     report: Callable[[str], None]
     denoisers: dict[str, Denoiser] = field(default_factory=dict)
-    traces: dict[tuple[str, torch.dtype], Traced] = field(default_factory=dict)
     decoders: dict[Precision, Decoder] = field(default_factory=dict)
     faster: dict[str, bool] = field(default_factory=dict)
 
@@ -191,10 +189,7 @@ class _Exporter:
 
     def _network(self, plan: str, precision: Precision) -> Network:
         denoiser, manifest = self.denoiser(plan), self.bundle.manifest
-        key = (denoiser.architecture, DTYPES[precision])
-        if key not in self.traces:
-            self.traces[key] = trace_network(denoiser, manifest, precision)
-        return with_weights(self.traces[key], denoiser, manifest)
+        return with_weights(trace_network(denoiser, manifest, precision), denoiser, manifest)
 
     def _decoder(self, precision: Precision) -> Decoder | None:
         if self.torch_decoder is not None and precision not in self.decoders:

@@ -98,6 +98,22 @@ def test_the_layout_is_chosen_by_size_and_the_choices_are_said(shared: Bundle, t
     assert bundle.manifest.graphs["interval.fp32"].doubled == ("one doubled batch" in measured)
 
 
+def test_an_architecture_is_traced_once_and_gives_the_same_bytes(
+    exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights are another file all the same."""
+    copy = Bundle.load(shutil.copytree(exported.root, tmp_path / "copy.bundle"))
+    before = copy.file("graphs/interval.fp32.onnx").read_bytes(), copy.file("graphs/interval.fp32.onnx.data").read_bytes()
+    with copy.edit() as draft:
+        save_network(draft, "other", small("unet", seed=1).denoiser)
+        draft.manifest.plans["other"] = draft.manifest.plans["interval"].model_copy(update={"network": "other"})
+    monkeypatch.setattr("fewstep.exporter.graph.network.trace", lambda *_, **__: pytest.fail("traced again"))
+    again = export_graphs(Bundle.load(copy.root), ["interval", "other"], ["fp32"], doubled=True, max_inline_bytes=100_000)
+    assert before == tuple(again.file(f"graphs/interval.fp32.onnx{end}").read_bytes() for end in ("", ".data"))
+    assert before[1] != again.file("graphs/other.fp32.onnx.data").read_bytes()
+    assert all(result.ok for result in check_graphs(again))
+
+
 def test_eight_bits_need_ranges_and_a_plan(shared: Bundle) -> None:
     with pytest.raises(ValueError, match=r"int8 needs the ranges of the plan 'plain'; collect them with: fewstep quantise"):
         export_graphs(shared, ["plain"], ["int8"])

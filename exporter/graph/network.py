@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from fewstep.exporter.graph.traced import Traced, trace
 from fewstep.manifest import Manifest, Precision
 
 __all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]
+
+KEPT = 8  # traces, without weights
+_traces: dict[tuple[Any, ...], Traced] = {}
 
 # What the layers that are not quantised compute in.
 DTYPES: dict[Precision, torch.dtype] = {
@@ -49,7 +53,18 @@ class _Decoding(nn.Module):
 
 
 def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
-    """One evaluation of a denoiser's network with its casts around it. Good for every network of its architecture."""
+    """One evaluation of a denoiser's network with its casts around it. Good for every network of its architecture, and kept for
+    the next ones, for tracing is most of what an export of a small network takes.
+    """
+    key = (denoiser.architecture, DTYPES[precision], manifest.state_shape, repr(manifest.condition.inputs()))
+    if key not in _traces:
+        if len(_traces) == KEPT:
+            del _traces[next(iter(_traces))]
+        _traces[key] = _traced(denoiser, manifest, precision)
+    return _traces[key]
+
+
+def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
     inputs = {"x": torch.zeros(2, *manifest.state_shape), "timestep": torch.tensor(1.0)}
     for spec in manifest.condition.inputs():
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
