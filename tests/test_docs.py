@@ -48,7 +48,7 @@ SMALLER = {
     "fewstep consistency": "--samples 4",
     "fewstep quantise": "--samples 4",
     "fewstep bench": "--seconds 0.01 --batch 1",
-    "fewstep build digits.bundle": "--batch 2",
+    "fewstep build digits.bundle": "--batch 2 --graph sid1.fp16",
     "fewstep serve": "--max-batch 4 --port {port}",
     "python -m http.server": "{port}",
     "accelerate launch --module fewstep.cli train": "--steps 2 --batch 4",
