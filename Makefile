@@ -29,9 +29,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/fewstep demo $(if $(FULL),--full) $(if $(QUICK),--quick) --out demo$(if $(FULL),-full)$(if $(QUICK),-quick)
 
-# Two workers with one thread each: most of the time goes to tracing and loading graphs, which knows one thread only.
+# One thread each: most of the time goes to tracing and loading graphs, which knows one thread only. A third worker uses what the
+# others leave while they wait for servers and processes.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 $(OLDEST)/.ready: pyproject.toml .ci/lowest.py
 	$(PYTHON) -m venv --clear $(OLDEST)

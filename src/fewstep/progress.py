@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
-__all__ = ["Meter", "Report", "Track", "silent", "unsaid", "unseen"]
+__all__ = ["Meter", "Report", "Track", "noted", "silent", "unsaid", "unseen"]
 
 Track: TypeAlias = Callable[[Sequence[int], str], Iterable[int]]
 Report: TypeAlias = Callable[[float, str], None]
@@ -24,6 +24,18 @@ def silent(steps: Sequence[int], what: str) -> Iterable[int]:  # noqa: ARG001
 
 def unsaid(line: str) -> None:
     """Where lines for people go that nobody is to read."""
+
+
+def noted(track: Track, lines: Iterable[str], note: Callable[[str], None]) -> Track:
+    """A track that first notes lines about what work is done on: as the work begins, for it may be refused before."""
+    left = iter(lines)
+
+    def told(steps: Sequence[int], what: str) -> Iterable[int]:
+        for line in left:
+            note(line)
+        return track(steps, what)
+
+    return told
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -22,7 +22,7 @@ from fewstep.extras import install_for
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
 from fewstep.plan import Plan
-from fewstep.progress import Track
+from fewstep.progress import Track, noted
 from fewstep.schedule import Grid
 from fewstep.staging import check_place
 
@@ -105,14 +105,7 @@ def guidance_of(weight: float | None, lo: float, hi: float) -> Guidance | None:
 
 def telling(images: Images | None) -> Track:
     """A track that first says what was found and what becomes of the images, where some are read: as work begins."""
-    notes = iter(images.notes if images else ())
-
-    def told(steps: Sequence[int], what: str) -> Iterable[int]:
-        for line in notes:
-            say(line)
-        return track(steps, what)
-
-    return told
+    return noted(track, images.notes if images else (), say)
 
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:

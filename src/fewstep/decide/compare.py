@@ -19,7 +19,7 @@ from fewstep.calibration.pixels import DEFINITION
 from fewstep.data import images_like
 from fewstep.decide.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.machine import described
-from fewstep.progress import Track, silent, unsaid
+from fewstep.progress import Track, noted, silent, unsaid
 from fewstep.runtime import Generator, bench
 from fewstep.runtime.ladder import graphs_of
 
@@ -74,8 +74,7 @@ def compare(
     names.sort(key=lambda name: -bundle.plan(name).nfe)
     train = images_like(bundle, config.data, track=track)
     held_out = images_like(bundle, config.data, "held-out").every(config.thin)
-    for line in held_out.notes:
-        note(line)
+    track = noted(track, held_out.notes, note)
     judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
     before = _before(bundle, config, judge) if plans else None
     first = before.reference if before else names[0]
