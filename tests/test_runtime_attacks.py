@@ -271,7 +271,7 @@ def test_what_leans_on_uvicorn_is_there() -> None:
     made = HttpToolsProtocol(config=config, server_state=uvicorn.Server(config).server_state, app_state={}, _loop=object())  # type: ignore[arg-type, call-arg]
     for name in ("connections", "tasks", "cycle", "headers", "url", "parser", "loop", "transport"):
         assert hasattr(made, name) or name in ("headers", "url"), name
-    for name in ("more_body", "response_complete", "response_started", "keep_alive"):
+    for name in ("more_body", "response_complete", "response_started", "keep_alive", "default_headers"):
         assert re.search(rf"self\.{name}\b", Path(sys.modules[RequestResponseCycle.__module__].__file__ or "").read_text()), (
             name
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from google.protobuf import text_format
+from google.protobuf.json_format import Parse
 from tritonclient.grpc import model_config_pb2 as pb
 
 from fewstep.bundle import Bundle
@@ -136,7 +137,8 @@ class _Model:
         )
 
     def _config(self, name: str, **parts: Any) -> pb.ModelConfig:
-        return pb.ModelConfig(name=name, max_batch_size=self.settings.max_batch, **parts)
+        config = {"name": name, "max_batch_size": self.settings.max_batch, **parts}
+        return Parse(json.dumps(config), pb.ModelConfig())  # older protobufs take no dictionaries in dictionaries
 
     def _with_graph(self, directory: Path) -> dict[str, Any]:
         shutil.copyfile(self.bundle.file(self.graph.file), directory / "model.onnx")

@@ -120,7 +120,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._head_is_whole = True
         if self.parser.should_upgrade():  # to nothing that is spoken here
-            self.cycle.keep_alive = False
+            self._close_after_answer()
         places.move(self, places.reading)
 
     def on_body(self, body: bytes) -> None:
@@ -157,9 +157,15 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Where parsing ended: in this request, which gets an error, or behind it, which gets its answer."""
         if self._is_answering():
-            self._over, self.cycle.keep_alive = True, False
+            self._over = True
+            self._close_after_answer()
         else:
             self._end(*self._refusal or (HTTPStatus.BAD_REQUEST, msg))
+
+    def _close_after_answer(self) -> None:
+        """And say so in it, which older uvicorns leave to whoever sets keep_alive."""
+        self.cycle.keep_alive = False
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def _is_answering(self) -> bool:
         """Whether there is a request that has come as a whole and is not answered."""
