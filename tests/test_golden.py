@@ -80,10 +80,10 @@ def test_an_archive_is_not_unpacked_beyond_what_the_manifest_calls_for(name: str
     left_out, change, message = BOMBS[name]
     bundle = signed(digits, change, left_out)
     assert bundle.manifest.files[GOLDEN].bytes < 4 << 20
-    begin, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message):
         bundle.references()
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10  # KiB
     assert "golden.npz cannot be read" in refused("check", bundle.root)
 

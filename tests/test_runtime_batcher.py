@@ -85,10 +85,8 @@ def test_a_request_with_a_class_and_one_without_share_a_batch(batcher: Batcher, 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(batcher: Batcher, gated: Gated) -> None:
     occupy(batcher)
     futures = [batcher.submit([0, 0, 0, 0], seeds=range(4)) for _ in range(2)]
-    begin = time.monotonic()
     with pytest.raises(FullError, match="8 images are waiting, which is all the queue takes") as caught:
-        batcher.submit([0], seeds=[0])
-    assert time.monotonic() - begin < 1
+        batcher.submit([0], seeds=[0])  # with the gate closed, who waited would wait for ever
     assert caught.value.retry_s > 0
     gated.gate.set()
     assert all(future.result(30).shape == (4, 28, 28, 1) for future in futures)
