@@ -266,8 +266,13 @@ class Generator:
         if not given and not self._embeddings:
             return {}
         if given.keys() != self._embeddings.keys():
-            wanted = sorted(self._embeddings) or "none"
-            raise ValueError(f"this bundle takes the embeddings {wanted}, got {sorted(given) or 'none'}")
+            if not self._embeddings:
+                raise ValueError(f"this bundle takes no embeddings, got {', '.join(sorted(given))}; leave them out")
+            wanted, got = (", ".join(sorted(names)) or "none" for names in (self._embeddings, given))
+            raise ValueError(
+                f"this bundle takes embeddings of prompts ({wanted}), got {got}; give Generator's embeddings={{name: array}} "
+                "or tensors of these names to /v2, for prompts in words are not encoded here"
+            )
         arrays = {name: np.asarray(value, np.float32) for name, value in given.items()}
         for name, shape in self._embeddings.items():
             if arrays[name].shape != (batch, *shape):

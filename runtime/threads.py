@@ -17,6 +17,7 @@ __all__ = ["Sessions", "fewest"]
 
 AS_FAST = 1.05  # fewer threads are taken where they are this close: what they leave is for others
 BURST_S, ROUNDS, LEAST_ROUNDS = 0.004, 11, 2
+MOST = 256  # threads, or as many as there are cores: thousands would never start
 LARGE_S = 0.5  # a first call that takes this long has work for all cores
 BUDGET_S = 10.0  # later nothing else is tried
 
@@ -27,11 +28,15 @@ Run = Callable[[], object]
 class Sessions(Generic[Session]):
     """Sessions of one graph: the first with a thread for each core that may be used, or with the threads that were asked for.
 
-    about: how many threads, and why, in words.
+    about: how many threads, and why, in words. Raises ValueError for a number of threads that is none.
     """
 
     def __init__(self, open_with: Callable[[int], Session], threads: int | None) -> None:
         self._cores = usable_cores()
+        if threads is not None and not 1 <= threads <= max(MOST, self._cores):
+            raise ValueError(
+                f"a graph runs with 1 to {max(MOST, self._cores)} threads, got {threads}; {self._cores} may be used"
+            )
         self._open, self._asked = open_with, threads is not None
         first, begin = threads or self._cores, time.perf_counter()
         self._sessions = {1: open_with(first)}  # by the batch size from which on they run

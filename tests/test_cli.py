@@ -21,6 +21,7 @@ from fewstep.bundle import MANIFEST, Bundle
 from fewstep.cli import main
 from fewstep.console import say, table
 from fewstep.extras import install
+from fewstep.runtime import Generator
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
@@ -134,7 +135,14 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["train", "--data", "broken"], "is not a readable image"),
         (["train", "--steps", "0"], "needs at least 1 step"),
         (["train", "--tau", "1.5"], "Lskip needs 0 <= tau <= 1"),
-        (["train", "--out", "digits.bundle"], "exists already"),
+        (["train", "--out", "digits.bundle"], "digits.bundle is trained already; see it with: fewstep inspect digits.bundle"),
+        (["train", "--out", "empty"], "exists already"),
+        (["generate", "digits.bundle", "--threads", "20000"], "threads, got 20000"),
+        (["generate", "list.bundle"], "does not say which schema it has, so it is no bundle's"),
+        (["import", "some.png", "--out", "new.bundle"], "is no file of weights; give .safetensors"),
+        (["import", "negative", "--out", "new.bundle"], "DDIMScheduler of this configuration ("),
+        (["export", "digits.bundle", "--solver", "ddim", "--plan", "table4"], "give one of the three"),
+        (["export", "digits.bundle", "--scheduler", "DDIMScheduler", "--scheduler-config", "empty"], "no empty/scheduler_conf"),
         (["distill", "digits.bundle", "--steps", "5"], "take 1 to 4 steps, got 5"),
         (["distill", "nothing.bundle"], "is not a bundle"),
         (["calibrate", "digits.bundle", "--method", "magic"], "a method is one of table, iia-ddim, "),
@@ -189,7 +197,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["generate", "digits.bundle", "--out", "/dev/zero"], "is not a file that can be replaced"),
         (["generate", "digits.bundle", "--out", "empty"], "is not a file that can be replaced"),
         (["export", "digits.bundle", "--solver", "ddim", "--steps", "1000000"], "1 to 1000 steps, got 1000000"),
-        (["export", "digits.bundle", "--plan", "table4", "--steps", "3"], "describe a new one and need --solver"),
+        (["export", "digits.bundle", "--plan", "table4", "--steps", "3"], "describe a new plan; say of which --solver"),
         (["generate", "broken.bundle"], "is truncated or altered"),
         (["check", "newer.bundle"], "schema 2, this fewstep reads up to 1"),
     ],
@@ -197,6 +205,13 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
 def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], sentence: str, digits: Bundle) -> None:
     here = digits.root.parent
     (here / "empty").mkdir()
+    (here / "list.bundle").mkdir()
+    (here / "list.bundle" / MANIFEST).write_text("[]")
+    Image.new("L", (2, 2)).save(here / "some.png")
+    (here / "negative").mkdir()
+    (here / "negative" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": -5}
+    (here / "negative" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (here / "broken" / "a").mkdir(parents=True)
     (here / "broken" / "a" / "1.png").write_bytes(b"no image")
     shutil.copytree(digits.root, here / "broken.bundle")
@@ -208,6 +223,27 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], s
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
     assert sentence in refused(*arguments, cwd=here)
     assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def test_what_pydantic_says_is_one_sentence(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), i).save(tmp_path / "images" / label / f"{i}.png")
+    said = refused("train", "--data", "images", "--resolution", 1_000_000, "--out", "new.bundle", cwd=tmp_path)
+    assert said == "fewstep: ImageSpec: height: Input should be less than or equal to 16384"
+
+
+def test_as_many_images_as_were_asked_for_and_the_classes_take_turns(digits: Bundle, tmp_path: Path) -> None:
+    done = fewstep("generate", digits.root, "--labels", "3,1", "--images", 205, "--out", "a.png", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["labels"] == [3, 1] * 102 + [3]
+    assert result["seeds"] == list(range(205))
+    assert "make images: done" in done.stderr
+    expected = Generator.open(digits.root)([3, 1, 3], seeds=[0, 1, 204])
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    assert (picture[:112:4, :224:4] == np.concatenate(list(expected[:2, ..., 0]), 1)).all()
+    assert (picture[-112::4, 4 * 112 : 5 * 112 : 4] == expected[2, ..., 0]).all()
 
 
 def test_progress_counts_what_was_done_before(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,16 @@ def test_pick_says_what_it_left_out(digits: Bundle, folder: Path) -> None:
     assert Bundle.load(digits.root).manifest.default == other
 
 
+def test_few_images_and_a_judge_that_has_not_learnt_are_said(digits: Bundle, folder: Path) -> None:
+    said = fewstep("compare", digits.root, "--data", folder, "--plan", "sid1", "--seeds", 2, "--seconds", 0).stderr
+    assert "images a set are few; below 200" in " ".join(said.split())
+    found = read(Bundle.load(digits.root))
+    enough = found.model_copy(update={"images": 200, "real": found.real | {"accuracy": 0.7}})
+    assert enough.doubts() == []
+    (doubt,) = enough.model_copy(update={"real": found.real | {"accuracy": 0.45}}).doubts()
+    assert "knows the class of 45% of the real images" in doubt
+
+
 def test_a_choice_needs_a_limit_that_is_a_number() -> None:
     with pytest.raises(ValueError, match="a choice needs a limit"):
         Limits()

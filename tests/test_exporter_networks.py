@@ -115,7 +115,7 @@ def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any],
     one = generator(seeds=[2], embeddings={name: value[2:3] for name, value in condition.items()})
     assert np.abs(images[2].astype(int) - one[0].astype(int)).max() <= 1
     with pytest.raises(
-        ValueError, match=r"takes the embeddings \['embeddings', 'null_embeddings', 'null_pooled', 'pooled'\], got"
+        ValueError, match=r"takes embeddings of prompts \(embeddings, null_embeddings, null_pooled, pooled\), got"
     ):
         generator(seeds=[0], embeddings={"embeddings": condition["embeddings"][:1]})
     with pytest.raises(ValueError, match=r"pooled has shape \(2, 6\) for 2 seeds, got \(4, 6\)"):

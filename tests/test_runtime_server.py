@@ -136,7 +136,7 @@ BAD: list[tuple[int, str, str, Any]] = [
     (400, "/v2/models/digits/infer", "at most 4 images, got 5", infer([0] * 5, [0] * 5)),
     (400, "/v2/models/digits/infer", "there is no output 'x'", infer([0], [0], outputs=[{"name": "x"}])),
     (400, "/v2/models/digits/infer", "parameters.timeout: Input should be", infer([0], [0], parameters={"timeout": -1})),
-    (400, "/v2/models/digits/infer", "takes the embeddings none", EXTRA),
+    (400, "/v2/models/digits/infer", "takes no embeddings, got", EXTRA),
     (400, "/v2/models/digits/infer", "is there twice", {"inputs": [tensor("seeds", "UINT64", [1])] * 2}),
     (400, "/generate", "body.seed", {"seed": -1}),
     (400, "/generate", "body.more: Extra inputs are not permitted", {"more": 1}),

@@ -202,8 +202,14 @@ def test_what_a_scheduler_says_and_fewstep_has_no_word_for(config: dict[str, Any
 
 
 def test_settings_that_say_something_else_of_the_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="and this one is of"):
+    with pytest.raises(ValueError, match=r"another network than this one, of v in place of eps; leave out of its settings"):
         plan_for(Eps(), "DDIMScheduler", 5, config={"prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match=r"start 0\.001 in place of 0\.0001, end 0\.01 in place of 0\.02; leave out"):
+        plan_for(Eps(), "DDIMScheduler", 5, config={"beta_start": 0.001, "beta_end": 0.01})
+    saved = dict(diffusers.PNDMScheduler(skip_prk_steps=True).config)
+    with pytest.raises(ValueError, match="kind 'linear' in place of 'trained'") as caught:
+        plan_for(Edm(sigma_data=0.5), "PNDMScheduler", 4, config=saved)
+    assert len(str(caught.value)) < 400  # the network's levels are a thousand numbers
     with pytest.raises(ValueError, match="a DDIMScheduler samples other networks than this one, of flow"):
         plan_for(Flow(), "DDIMScheduler", 5)
     with pytest.raises(ValueError, match=r"scheduler is one of DDPMScheduler, .* got 'UniPC'"):

@@ -200,6 +200,7 @@ def test_from_a_checkpoint_to_an_image_by_the_commands_that_are_printed(tmp_path
     assert ran[:3] == ["import", "export", "generate"]
     assert (tmp_path / "grid.png").exists()
     fewstep("check", "a.bundle", cwd=tmp_path)
+    assert json.loads(fewstep("generate", "a.bundle", "--images", 3, "--json", cwd=tmp_path).stdout)["seeds"] == [0, 1, 2]
     asked = ["--scheduler", "UniPCMultistepScheduler", "--steps", 6, "--precision", "fp32"]
     fewstep("export", "a.bundle", *asked, cwd=tmp_path)
     assert Bundle.load(tmp_path / "a.bundle").plan("unipc6").rows == 6

@@ -82,6 +82,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
+        with path.open("rb") as file:
+            is_pickle = file.read(2).startswith((b"PK", b"\x80"))  # in an archive, or by itself
+        if not is_pickle:
+            raise ValueError(f"{path} is no file of weights; give .safetensors, or a directory that diffusers saved") from None
         raise ValueError(
             f"{path} is a pickle of more than tensors, which reading would execute; save the network's state_dict() "
             "with safetensors where its code is trusted"

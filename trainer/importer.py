@@ -138,6 +138,7 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
     made = _network_class(layout.config)
     _refuse_inputs(layout.config, made.__name__)
     scheduler = _as_its_pipeline_takes_it(layout.scheduler, layout.pipeline)
+    make_scheduler(scheduler)  # what is refused of it is, before gigabytes are read
     found = load_single(made, source, layout.network) if layout.weights else load_part(made, layout.network, options.variant)
     net, notes = found.module, list(found.notes)
     autoencoder = _autoencoder(layout, options, notes)
@@ -165,7 +166,9 @@ def _of_edm(path: Path, options: ImportOptions) -> Checkpoint:
 
 def _network_class(config: dict[str, Any]) -> Any:
     """The class of a network's configuration, every key of it accounted for."""
-    name, neutral = str(config.get("_class_name")), {}
+    if "_class_name" not in config:
+        raise ValueError("the network's config.json has no _class_name, so diffusers did not write it; name another checkpoint")
+    name, neutral = str(config["_class_name"]), {}
     if all(config.get(key) == value for key, value in DIT.items()):
         name, neutral = "DiTTransformer2DModel", DIT_NEUTRAL
     made = network_class(name)

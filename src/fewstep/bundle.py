@@ -75,7 +75,9 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{manifest_path} is not JSON ({error}); copy the bundle again from its source") from None
         schema = raw.get("schema") if isinstance(raw, dict) else None
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if not isinstance(schema, int):
+            raise ValueError(f"{manifest_path} does not say which schema it has, so it is no bundle's; name another directory")
+        if schema > SCHEMA:
             raise ValueError(f"{path} has bundle schema {schema}, this fewstep reads up to {SCHEMA}; get a newer fewstep")
         try:
             manifest = Manifest.model_validate(raw)

@@ -66,8 +66,9 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
             raise ValueError(f"this {name} has {key} {given[key]!r}, which is refused: {why}")
     try:
         return made(**given)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise ValueError(f"diffusers makes no {name} of this configuration: {' '.join(str(error).split())}") from None
+    except Exception as error:  # foreign numbers in foreign code
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"diffusers makes no {name} of this configuration ({reason}); correct its settings") from None
 
 
 def parametrisation_of(config: Mapping[str, Any], *, mu: float | None = None) -> Parametrisation:
@@ -134,7 +135,7 @@ def with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:
     given = {"mu": mu} if mu is not None and scheduler.config.get("use_dynamic_shifting") else {}
     try:
         scheduler.set_timesteps(steps, **given)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{type(scheduler).__name__} takes no {steps} steps ({reason}); choose another number") from None
     return scheduler
@@ -181,9 +182,22 @@ def plan_for(
     scheduler = make_scheduler(settings)
     says = parametrisation_of(settings, mu=mu)
     if says != view:
-        raise ValueError(f"this {name} is for networks of {says}, and this one is of {view}; change the scheduler's settings")
+        raise ValueError(
+            f"this {name} is set up for another network than this one, {_apart(says, view)}; leave out of its settings what "
+            "says how a network was trained (prediction_type, betas, shift, sigma_data), and it takes this network's"
+        )
     plan = scheduler_plan(scheduler, view, steps, guidance, mu=mu)
     return (plan if view == network else moved(plan, network)), plan_name(scheduler, steps, guidance)
+
+
+def _apart(one: Parametrisation, other: Parametrisation) -> str:
+    """What two parametrisations differ in, as few words."""
+    if one.kind != other.kind:
+        return f"of {one.kind} in place of {other.kind}"
+    first, second = (p.betas if isinstance(p, Eps | Velocity) else p for p in (one, other))
+    differ = {key: (value, getattr(second, key)) for key, value in first if value != getattr(second, key)}
+    shown = [f"{key} {a!r} in place of {b!r}" for key, (a, b) in differ.items() if not isinstance(a, tuple)]
+    return ", ".join(shown) or "with other trained_betas"
 
 
 def _view(network: Parametrisation, name: str) -> tuple[Parametrisation, dict[str, Any]]:

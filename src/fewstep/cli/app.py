@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import typer
+from pydantic import ValidationError
 
 import fewstep
 from fewstep import solvers
 from fewstep.bundle import Bundle
 from fewstep.console import SPEAKS, listen, print_json, results_as_json, say, track, visible
 from fewstep.data import Images
+from fewstep.draft import reason
 from fewstep.extras import install_for
 from fewstep.guidance import Guidance
 from fewstep.manifest import Precision, check_name
@@ -181,19 +183,24 @@ def main() -> None:
 
             leave()
         if ended.code == INTERRUPTED and SPEAKS:
-            say("fewstep: stopped; bundles are as they were, and train, distill, calibrate, interval, compare or tau go on")
+            say("fewstep: stopped; bundles are as they were; long work, repeated, goes on from what it saved last")
         raise
     except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         expected = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith("fewstep.")
         if os.environ.get("FEWSTEP_TRACEBACK") or not expected:
             raise
-        text = " ".join(str(error).split())
+        text = f"{error.title}: {reason(error)}" if isinstance(error, ValidationError) else " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             text = (
                 f"no space left on the device ({error.filename or 'while writing'}); free some and repeat, nothing was changed"
             )
         if type(error) is FileNotFoundError and error.filename:
-            text = f"there is no {error.filename}"
+            there = Path(error.filename).exists()  # as in /proc, where nothing can be made
+            text = (
+                f"nothing can be made in {error.filename}; choose another place" if there else f"there is no {error.filename}"
+            )
+        if isinstance(error, IsADirectoryError):
+            text = f"{error.filename} is a directory; name a file"
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
             text = f"no permission ({error.filename or text}); choose another place, or ask for it"
         if isinstance(error, ImportError):

@@ -67,6 +67,8 @@ def compare(
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), embeddings=given, note=say, track=track)
     show_comparison(found)
+    for warning in found.doubts():
+        say(f"warning: {warning}")
     fit = [judged.nfe for judged in found.plans.values() if judged.farthest[1] <= FARTHEST]
     picked = f"fewstep pick {bundle} --calls {max(min(fit), 4)}, or: " if fit else ""
     finish(found.model_dump(mode="json"), as_json, f"{picked}fewstep report {bundle}")
@@ -80,7 +82,8 @@ def show_comparison(found: Comparison) -> None:
         rows.append((name, str(judged.nfe), *_quality(judged), _off(judged.farthest), _likeness(found, name), *speed))
     distance, recall = found.real["frechet"], found.real["recall"]
     real = f"{distance:.{decimals(distance)}f}", f"{recall:.3f}"
-    rows.append(("real training images", "", *real, "", _off(farthest(found.real)), "", "", ""))
+    accuracy = f"{found.real['accuracy']:.3f}" if "accuracy" in found.real else ""
+    rows.append(("real training images", "", *real, accuracy, _off(farthest(found.real)), "", "", ""))
     head = ["plan", "calls", "Frechet", "recall", "accuracy", "pixels off", "PSNR dB", "p50 ms", "images/s"]
     table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
 

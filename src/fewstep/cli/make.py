@@ -25,6 +25,7 @@ from fewstep.cli.app import (
 )
 from fewstep.console import SPEAKS, Paced, clock, say, show, track
 from fewstep.json_object import read_object
+from fewstep.places import MANIFEST
 
 __all__ = ["distill", "import_checkpoint", "train"]
 
@@ -117,12 +118,20 @@ def train(
     )
     given = read_embeddings(embeddings) if embeddings else None
     images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None, track=track)
+    _refuse_trained(out)
     pace = Paced(telling(images))
     bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=pace)
     if SPEAKS:  # the first process alone
         bundle = _seen(bundle)
     result = {"bundle": str(out), "networks": list(bundle.manifest.networks), "graphs": list(bundle.manifest.graphs)}
     finish(result, as_json, ", or: ".join(_after_training(out, bundle, data, pace.seconds, batch)))
+
+
+def _refuse_trained(out: Path) -> None:
+    """Raises ValueError for a teacher whose training has ended, though what follows may have been stopped."""
+    if (out / MANIFEST).is_file() and (bundle := Bundle.load(out)).manifest.networks:
+        following = "inspect" if bundle.manifest.graphs else "export"
+        raise ValueError(f"{out} is trained already; see it with: fewstep {following} {out}, or choose another --out")
 
 
 def _seen(bundle: Bundle) -> Bundle:

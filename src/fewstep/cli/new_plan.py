@@ -27,6 +27,8 @@ def by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
     about = bundle.manifest.provenance.networks.get("teacher", {})
     own = about.get("scheduler") if "imported" in about else None
+    if config and config.is_dir():
+        config /= "scheduler_config.json"
     settings = read_object(config) if config else None
     plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=about.get("mu"), config=settings)
     return PlanEntry.of(plan, network="teacher", solver=f"{scheduler} of diffusers, {steps} steps"), name

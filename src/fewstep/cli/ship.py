@@ -34,7 +34,7 @@ def export(
         str | None, typer.Option(help="Or a new teacher plan: ddim, heun, dpmpp_2m, spndm, ipndm.", show_default=False)
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Or one of diffusers, such as UniPCMultistepScheduler.", show_default=False)
+        str | None, typer.Option(help="Or of a class of diffusers, such as UniPCMultistepScheduler.", show_default=False)
     ] = None,
     scheduler_config: Annotated[
         Path | None, typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with")
@@ -65,10 +65,11 @@ def export(
     if unknown := [name for name in layouts if name not in get_args(Layout)]:
         raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
     described = (steps, guidance, lo, hi, name, scheduler_config) != (10, 1.0, 0.0, inf, None, None)
-    if sum(map(bool, (plan, solver, scheduler))) > 1 or (described and not (solver or scheduler)):
+    if sum(map(bool, (plan, solver, scheduler))) > 1:
+        raise ValueError("--plan names a plan there is, --solver or --scheduler make a new one; give one of the three")
+    if described and not (solver or scheduler):
         raise ValueError(
-            "--plan names a plan there is; --steps, --guidance, --lo, --hi and --name describe a new one and need --solver or "
-            "--scheduler alone"
+            "--steps, --guidance, --lo, --hi and --name describe a new plan; say of which --solver or --scheduler it is to be"
         )
     if scheduler_config and not scheduler:
         raise ValueError("--scheduler-config has the settings of a --scheduler; name one")

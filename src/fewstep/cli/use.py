@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from fewstep.bundle import Bundle
 from fewstep.card import licence
 from fewstep.cli.app import BundlePath, Json, app, finish, size
-from fewstep.console import say, show, table
+from fewstep.console import say, show, table, track
 from fewstep.labels import listed
 from fewstep.manifest import Manifest
 from fewstep.places import check_file
+from fewstep.progress import silent
 
 __all__ = ["check", "demo", "generate", "inspect"]
+
+AT_ONCE = 100  # images, between two lines of progress
 
 
 @app.command(rich_help_panel="Use it")
@@ -23,6 +27,10 @@ def generate(
     bundle: BundlePath,
     labels: Annotated[
         str | None, typer.Option(help="Classes by number or name, such as 3,1,4 or bag,coat.", show_default="every class once")
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="How many; the classes take turns.", show_default="one of each class, or one"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
@@ -45,13 +53,17 @@ def generate(
     classes = generator.condition.classes
     if labels is not None and generator.condition.kind != "labels":
         raise ValueError("this bundle was trained without classes; leave --labels out")
-    wanted = generator.classes.read(labels) if labels is not None else list(range(classes)) or None
-    seeds = [seed + i for i in range(len(wanted) if wanted is not None else 1)]
+    turns = generator.classes.read(labels) if labels is not None else list(range(classes))
+    count = images or len(turns) or 1
+    wanted, seeds = [turns[i % len(turns)] for i in range(count)] if turns else None, list(range(seed, seed + count))
     start = time.perf_counter()
-    images = generator(wanted, seeds=seeds)
+    parts = [slice(i, i + AT_ONCE) for i in range(0, count, AT_ONCE)]
+    follow = track if len(parts) > 1 else silent
+    made = [generator(wanted and wanted[parts[i]], seeds=seeds[parts[i]]) for i in follow(range(len(parts)), "make images")]
     latency_ms = (time.perf_counter() - start) * 1e3
-    save_grid(out, images, columns=min(len(images), 10), scale=scale)
-    show(f"{generator.graph} on {generator.backend} ({generator.reason}): {len(images)} images in {latency_ms:.1f} ms")
+    save_grid(out, np.concatenate(made), columns=min(count, 10), scale=scale)
+    number = f"{count} image{'s' * (count > 1)}"
+    show(f"{generator.graph} on {generator.backend} ({generator.reason}): {number} in {latency_ms:.1f} ms")
     result = {"out": str(out), "graph": generator.graph, "backend": generator.backend, "latency_ms": latency_ms}
     called = [generator.classes.called(label) for label in wanted or ()]
     finish(result | {"labels": wanted, "classes": called, "seeds": seeds, "nfe": generator.plan.nfe}, as_json)

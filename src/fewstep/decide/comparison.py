@@ -33,6 +33,8 @@ __all__ = [
 
 FILE = "comparison.json"
 PIXELS = "pixels."  # before the names of their statistics, among scores
+FEW = 200  # images, to estimate the covariance of 64 features from
+POOR = 0.7  # accuracy: of a judge that has not learnt what it looks at
 FARTHEST = 1.5  # deviations of real images; samplers of digits that look right stay below 1
 
 
@@ -113,6 +115,18 @@ class Comparison(Strict):
         if not any(name.startswith(PIXELS) for name in self.real):
             raise ValueError("the scores of real images lack those of pixels")
         return self
+
+    def doubts(self) -> list[str]:
+        """Why these distances may mean little, in sentences."""
+        found = []
+        if self.images < FEW:
+            found.append(f"{self.images} images a set are few; below {FEW}, a Frechet distance says little: give more images")
+        if (accuracy := self.real.get("accuracy", 1.0)) < POOR:
+            found.append(
+                f"the network that judges knows the class of {accuracy:.0%} of the real images, so its features say little: "
+                "give more images, or other --features"
+            )
+        return found
 
     @property
     def judge(self) -> tuple[str, str, int, str | None]:

@@ -33,6 +33,8 @@ from fewstep.solvers import dpmpp_2m
 
 __all__ = ["write_report"]
 
+WAY = "What the network takes the image for at each evaluation, from one noise."
+TABLES = "Where they evaluate the network, and how each row weighs the estimates made so far."
 SAME = 0.99  # cosine similarity where guidance does nothing
 SHOWN = 10  # images of a sampler, estimates of a trajectory
 Pictures = NDArray[np.uint8]
@@ -52,9 +54,9 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
         "table": _table(bundle, comparison, names),
         "by_calls": charts.quality(comparison, "nfe", "network calls for an image"),
         "by_ms": charts.quality(comparison, "p50_ms", f"ms for an image, p50, {_backends(comparison)}"),
-        "trajectories": "".join(_trajectories(bundle, names, track)),
-        "fits": "".join(_fits(bundle, names)),
-        "intervals": "".join(_intervals(bundle)),
+        "trajectories": _section("strips", "On the way", WAY, _trajectories(bundle, names, track)),
+        "fits": _section("fits", "Fitted tables", TABLES, _fits(bundle, names)),
+        "intervals": _section("fits", "Where guidance pays", "", _intervals(bundle)),
     }
     folder = resources.files("fewstep")
     page = Template((folder / "decide/page/report.html").read_text("utf-8"))
@@ -67,6 +69,13 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     )
     with writing(out) as beside:
         beside.write_text(text, "utf-8")
+
+
+def _section(kind: str, title: str, note: str, figures: Iterable[str]) -> str:
+    """Figures under a title; nothing where there are none."""
+    content = "".join(figures)
+    said = f'<p class="note">{note}</p>' if note else ""
+    return f'<section><h2>{title}</h2>{said}<div class="{kind}">{content}</div></section>' if content else ""
 
 
 def _real(bundle: Bundle, comparison: Comparison) -> str:
