@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_bundle import CONDITION, IMAGE, bundle  # noqa: F401  (a fixture)
 
 from fewstep.bundle import Bundle, Draft
 from fewstep.places import check_file, check_folder, writing
-from fewstep.staging import check_place, staged
+from fewstep.staging import check_place, claimed, staged
 
 EVENTS = ("os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod", "os.chown", "open")
 NAMES = ("a.bundle", ".a.bundle.new", ".a.bundle.old", ".a.bundle.lock")
@@ -169,6 +170,27 @@ def test_a_bundle_removed_or_made_meanwhile_is_left_so(bundle: Bundle, tmp_path:
 
 
 # Modes, and what is on the disk
+
+
+def test_a_lock_that_goes_while_it_is_looked_at_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between mkdir's finding that it is there and its finding that it is a directory, who held it let it go."""
+    lock, mkdir, asked = tmp_path / ".a.bundle.lock", Path.mkdir, []
+
+    def late(self: Path, *given: Any, **options: Any) -> None:
+        asked.append(self)
+        if asked == [lock]:
+            raise FileExistsError(lock)
+        mkdir(self, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with claimed(lock) as held:
+        assert held
+    assert asked == [lock, lock]
+    for make in (lock.touch, lambda: lock.symlink_to(tmp_path / "nowhere")):
+        make()
+        with pytest.raises(FileExistsError), claimed(lock):
+            pass
+        lock.unlink()
 
 
 def test_modes_stay(bundle: Bundle) -> None:  # noqa: F811

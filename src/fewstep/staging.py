@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,7 +110,13 @@ def claimed(lock: Path, *, busy: str | None = None) -> Iterator[bool]:
 
 def _locked(lock: Path, busy: str | None) -> tuple[int | None, bool]:
     while True:
-        lock.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # its holder removed it while mkdir looked what it is
+                if not stat.S_ISDIR(lock.lstat().st_mode):
+                    raise
+            continue
         if sys.platform == "win32":
             return None, False
         try:
