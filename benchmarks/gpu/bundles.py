@@ -78,7 +78,7 @@ def large(name: str, path: Path) -> None:
     bundle = Bundle.load(path)
     exporter = _Exporter(bundle, False, 64 << 20, print, {"net": denoiser})
     with bundle.edit() as draft:
-        for layout in LAYOUTS:
+        for layout in LAYOUTS if of.steps > 1 else ("unrolled", "step"):
             exporter.write(draft, "ddim", "fp16", layout)
 
 

@@ -126,7 +126,7 @@ def alone(run: Callable[..., None], errors: Path, environment: dict[str, str], *
     """What a process that was forked for it does, and no more: it can be ended with all that it starts."""
     os.setsid()
     os.environ |= environment
-    log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 2)
     try:
         run(*arguments)

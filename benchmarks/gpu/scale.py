@@ -16,8 +16,9 @@ class Scale:
     classes: of networks, see tests/small.py. checked: plans of the shipped networks that are checked in every layout and
     precision. timed: the bundle with the plans `digits` that are timed. large: networks of real size, see networks.py, and
     memory_gb that they need on the GPU. batches: of latencies. seconds: that each way of running a plan is timed for at least,
-    calls: how often. compiling: options of torch.compile. sizes: of networks that learn, see training.py, for so many
-    updates. teaching: the network of the part teacher, see teacher.py. judged: images that are made to judge it.
+    calls: how often. compiling: options of torch.compile. sizes: of networks that learn, see training.py, for so many updates;
+    tolerance is what theirs is multiplied by. teaching: the network of the part teacher, see teacher.py. judged: images that
+    are made to judge it.
     """
 
     device: str
@@ -35,6 +36,7 @@ class Scale:
     sizes: tuple[str, ...]
     updates: int
     equal_updates: int
+    tolerance: float
     teaching: str
     judged: int
 
@@ -55,6 +57,7 @@ REAL = Scale(
     sizes=("digits", "colour"),
     updates=60,
     equal_updates=50,
+    tolerance=1.0,
     teaching="large",
     judged=2000,
 )
@@ -62,18 +65,19 @@ REHEARSAL = Scale(
     device="cpu",
     classes=("unet",),
     checked=(),
-    precisions=("fp32", "bf16"),
+    precisions=("fp32",),
     timed="unet",
     digits=("plain", "guided"),
     large=("tiny",),
     memory_gb={"tiny": 1.0},
-    batches=(1, 2),
+    batches=(2,),
     seconds=0.0,
     calls=2,
     compiling={"backend": "eager"},
     sizes=("tiny",),
     updates=2,
-    equal_updates=3,
+    equal_updates=5,
+    tolerance=10.0,
     teaching="tiny",
     judged=20,
 )

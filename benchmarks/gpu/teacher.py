@@ -93,9 +93,8 @@ def teach(work: Work) -> None:
     work.note(runs=[*runs, about], network=config.network, images=len(images), licence=LICENCE)
     work.note(weights=keep(run.ema, work.kept))
     work.add(**about)
-    judged = judge(work, run.ema, open_colour(work.data, "held-out").about(work.scale.judged))
-    about |= judged
-    work.add(**judged)
+    about["scores"] = judge(work, run.ema, open_colour(work.data, "held-out").about(work.scale.judged))
+    work.add(**about["scores"])
 
 
 def learn(work: Work, run: _Run) -> dict[str, Any]:

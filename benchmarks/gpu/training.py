@@ -179,7 +179,8 @@ def equal(work: Work) -> None:
         fresh = _network(images_of(size), config(size, "no", 1)).net.state_dict()
         begun = {"teacher": fresh, "SiD": weights(reference, "teacher")}
         for run, network in (("teacher", "teacher"), ("SiD", "sid1")):
-            apart, most = _apart(weights(made[run], network), weights(reference, network), begun[run]), TOLERANCE[run][name]
+            apart = _apart(weights(made[run], network), weights(reference, network), begun[run])
+            most = TOLERANCE[run][name] * work.scale.tolerance
             work.add(run=run, precision=name, updates=work.scale.equal_updates, apart=apart, tolerance=most, ok=apart <= most)
             wrong += [] if apart <= most else [f"{run} in {name}"]
     if wrong:

@@ -92,8 +92,13 @@ class Case:
         made: Generator = self.opened[layout]
         return made
 
-    def bare(self, layout: str) -> Run:
-        """The graph alone, as the runtime binds it: inputs that lie ready on the host go up, images come down."""
+    def bare(self, layout: str) -> Run | None:
+        """The graph alone, as the runtime binds it: inputs that lie ready on the host go up, images come down.
+
+        None where the plan has no graph in this layout.
+        """
+        if self.graph(layout) not in self.bundle.manifest.graphs:
+            return None
         with self.generator(layout)._pool.borrow(self.batch) as binding:
             return self._bound(binding)
 

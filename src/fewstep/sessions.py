@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -123,4 +124,6 @@ def _opened(model: Path | bytes, name: str, options: ort.SessionOptions, provide
 
 def reason_of(error: Exception) -> str:
     """What one of ONNX Runtime's errors says, in one line and without its codes."""
+    if said := re.search(r"CUDA failure \d+: [^;]*", str(error)):  # between the C++ around it and this machine's name
+        return said[0].strip()
     return " ".join(str(error).split(" : ", 2)[-1].split())
