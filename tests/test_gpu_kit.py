@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ WITHOUT_GPU = pytest.mark.skipif(this_machine().gpu is not None, reason="what ha
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RUN, *map(str, arguments)], capture_output=True, text=True, timeout=500, check=False)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*RUN, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=500, check=False)
 
 
 def result(folder: Path, part: str) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def test_without_a_gpu_every_part_says_so(tmp_path: Path) -> None:
 
 
 def test_a_part_over_its_time_leaves_its_reason_and_the_next_one_starts(tmp_path: Path) -> None:
-    done = run("--rehearse", "--minutes", "0.2", "--parts", "training,teacher", "--out", tmp_path)
+    done = run("--rehearse", "--minutes", "0.12", "--parts", "training,teacher", "--out", tmp_path)
     assert done.returncode == 1
     tasks = result(tmp_path, "training")["tasks"]
     assert tasks.keys() == tasks_of("training", REHEARSAL).keys()

@@ -27,7 +27,7 @@ __all__ = ["bundle"]
 
 SHIPPED = Path(__file__).resolve().parents[2] / "examples" / "digits.bundle"
 LAYOUTS: tuple[Layout, ...] = ("unrolled", "loop", "step")
-SMALL_STEPS = 3
+SMALL_STEPS = 2
 
 
 def make(name: str, folder: Path, scale: Scale) -> None:

@@ -112,12 +112,12 @@ class Kit:
             for part in parts:
                 self.write(part, {}, reason)
             return False
+        self.ahead = needed(parts, self.scale)
         facts = self.task("facts", "facts", min(SETUP_SECONDS, self.left()), {})
         self.machine = facts.get("machine", {})
         print(
             f"{self.machine.get('gpu')}, driver {self.machine.get('driver')}: {facts['status']} {facts['reason']}", flush=True
         )
-        self.ahead = needed(parts, self.scale)
         fine = facts["status"] == "done"
         for i, part in enumerate(parts):
             seconds = self.left() * PARTS[part] / sum(PARTS[later] for later in parts[i:])

@@ -188,7 +188,7 @@ def digest(path: Path) -> str:
 def judge(work: Work, denoiser: Denoiser, held_out: Images) -> dict[str, Any]:
     """A sheet of samples, and their distances to held-out images in the features of EfficientNet-Lite0."""
     made = draw(denoiser, held_out.labels, work.scale.device)
-    sheet = draw(denoiser, np.arange(SHEET) % 10, work.scale.device)
+    sheet = draw(denoiser, np.arange(min(SHEET, work.scale.judged)) % 10, work.scale.device)
     save_grid(work.kept / "samples.png", sheet.transpose(0, 2, 3, 1), columns=10, scale=2)
     scores = Judge(EfficientNet(), held_out).score(made, held_out.labels).numbers()
     return {"judged": len(held_out)} | {key: scores[key] for key in ("frechet", "kernel", "precision", "recall")}
