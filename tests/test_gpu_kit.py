@@ -17,9 +17,9 @@ import pytest
 import stand_in_cuda
 import torch
 from conftest import ROOT
-from gpu import colour, parcels, teacher
+from gpu import colour, parcels, tables, teacher
 from gpu.job import Work
-from gpu.run import PARTS, tasks_of
+from gpu.run import PARTS, Kit, end, tasks_of
 from gpu.scale import REAL, REHEARSAL
 from gpu.timing import in_turns, psnr_db
 from gpu.training import SIZES
@@ -342,3 +342,50 @@ def test_nvidias_libraries_are_found_wherever_python_looks(tmp_path: Path, monke
     assert asked == [str(tmp_path / "nvidia" / "cu13" / "lib"), str(tmp_path / "nvidia" / "cudnn" / "lib"), None]
     assert capfd.readouterr().out == ""
     assert "no such file" in cuda_libraries.why_not("/no/such/library.so").lower()
+
+
+# What the pages take from it.
+
+
+def test_pages_say_not_run_yet_until_there_are_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for table in (tables.checked, tables.latencies, tables.learnt, tables.taught):
+        ((first, *others),) = table().rows
+        assert first == tables.NOT_RUN
+        assert len(others) == len(table().head) - 1
+    assert tables.machine() == tables.NOT_RUN
+    assert tables.short(8)[0][:2] == ["on a GPU", tables.NOT_RUN]
+
+
+def test_pages_take_their_rows_from_the_result_files(rehearsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", rehearsed)
+    assert "ONNX Runtime" in tables.machine()
+    checked = {row[0]: row for row in tables.checked().rows}
+    assert checked["fp32"][2] == checked["fp16"][2] == "0"
+    found = {row[0]: dict(zip(tables.latencies().head, row, strict=True)) for row in tables.latencies().rows}
+    assert found.keys() == {"plain, fp32, batch 2", "guided, fp32, batch 2", "tiny, fp16, batch 2"}
+    assert all(row["torch.compile, max-autotune"].endswith(" x") for row in found.values())
+    assert {row[0] for row in tables.learnt().rows} == {"teacher, tiny, cpu", "SiD, tiny, cpu"}
+    ((title, *numbers),) = tables.taught().rows
+    assert title.endswith(("no GPU, bf16", "no GPU, no"))
+    assert all(numbers)
+    monkeypatch.setattr(tables, "README_ROWS", (("tiny", 2),))
+    (row,) = tables.short(8)
+    assert len(row) == 8
+    assert row[0] == "tiny, batch 2, fp16 on no GPU"
+
+
+def test_what_is_ended_takes_with_it_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu.run.PRELOADED", ())
+    kit, written = Kit(tmp_path, {}, REHEARSAL, 1.0), tmp_path / "pid"
+    process = kit.start(os.system, f"sleep 60 & echo $! > {tmp_path}/new && mv {tmp_path}/new {written}; wait")
+    while not written.exists():
+        time.sleep(0.02)
+    state = Path("/proc", written.read_text("utf-8").strip(), "stat")
+    assert state.read_text("utf-8").split()[2] in "SRD"
+    end(process)
+    for _ in range(100):
+        if not state.exists() or state.read_text("utf-8").split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it still runs")

@@ -58,7 +58,8 @@ def small_bundle(name: str, path: Path, scale: Scale) -> None:
     """A tiny random network with a plan of several steps and, where it can be guided, one that is."""
     made = small(name)
     grid = made.denoiser.parametrisation.grid(SMALL_STEPS)
-    plans = {"plain": dpmpp_2m(grid)} | ({"guided": ddim(grid, Guidance(2.0))} if made.condition.null else {})
+    guidable = made.condition.kind != "none" and made.condition.null
+    plans = {"plain": dpmpp_2m(grid)} | ({"guided": ddim(grid, Guidance(2.0))} if guidable else {})
     with Draft.create(path, image=IMAGE, condition=made.condition) as draft:
         save_network(draft, "net", made.denoiser)
         for plan, table in plans.items():

@@ -28,7 +28,8 @@ from gpu.scale import Scale
 
 __all__ = ["equal", "on_cpu", "rates", "resume", "train_equal"]
 
-WARM = 10  # updates that are not timed
+WARM = 5  # updates that are not timed
+LEAST_SECONDS = 2.0  # without as many left, no other run begins
 # Of networks that learn: side, channels of the image, channels of the network, patch, batch, updates of the CPU.
 SIZES: dict[str, tuple[int, int, tuple[int, ...], int, int, int]] = {
     "digits": (28, 1, (32, 64), 2, 32, 20),
@@ -79,24 +80,24 @@ class Clock:
 
 
 def rates(work: Work) -> None:
-    """Updates a second of a teacher, compiled and not, and of a generator, in every precision."""
+    """Updates a second of teachers and generators in every precision; of compiled ones last, for compiling takes longer."""
     for size in work.scale.sizes:
         for name in PRECISIONS:
-            for compiled in (False, True):
-                what = f"{size}, teacher, {name}{', compiled' * compiled}"
-                if (compiled and work.scale.device == "cpu") or not work.has(4 * (work.scale.device == "cuda"), what):
-                    continue
-                _rate(work, size, name, work.scale.updates, compiled=compiled)
-            _sid_rate(work, size, name, work.scale.updates)
+            if work.has(LEAST_SECONDS, f"{size}, {name}"):
+                _rate(work, size, name, work.scale.updates, compiled=False)
+                _sid_rate(work, size, name, work.scale.updates)
+    for size in work.scale.sizes if work.scale.device == "cuda" else ():
+        for name in PRECISIONS:
+            if work.has(LEAST_SECONDS, f"{size}, {name}, compiled"):
+                _rate(work, size, name, work.scale.updates, compiled=True)
 
 
 def on_cpu(work: Work) -> None:
-    """The same on the CPU beside the GPU, in the precision that is faster there."""
+    """The same on the CPU beside the GPU, in the precision that is faster there; of the smallest network alone."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    for size in work.scale.sizes:
-        updates = SIZES[size][-1]
-        _rate(work, size, "auto", updates, compiled=False)
-        _sid_rate(work, size, "auto", updates)
+    size = work.scale.sizes[0]
+    _rate(work, size, "auto", SIZES[size][-1], compiled=False)
+    _sid_rate(work, size, "auto", SIZES[size][-1])
 
 
 def _rate(work: Work, size: str, name: str, updates: int, *, compiled: bool) -> None:
