@@ -3,7 +3,7 @@
 #   pack.sh collect OUT          here: wheels and images, as parts OUT/01, OUT/02, ... of at most 45 MB
 #   pack.sh take PART STORE      there, for every part, in any order
 #   pack.sh install STORE SITE   there: joins, checks and installs into the folder SITE, without network; images lie in STORE
-# IMAGES: how many of CIFAR-10's, in thousands; 25000 take one part, 60000 all of them. 0 leaves them out, and npm is not needed.
+# IMAGES, of the environment: how many of CIFAR-10's 60000, whole thousands; 25000 unless said, 0 for none, without npm.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-python3}
@@ -32,7 +32,7 @@ install() {
     [ "$whole" -lt 2 ] || exit "$whole"  # 1: some file is not whole, the others are of use without it
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-index --no-deps --no-compile \
         --no-cache-dir --upgrade --target "$site" "$store"/whole/*.whl
-    echo "export PYTHONPATH=$site"
+    echo "export PYTHONPATH=$(realpath "$site")"
     return "$whole"
 }
 
