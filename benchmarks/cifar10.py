@@ -14,8 +14,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-import datasets
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from fewstep.console import track
@@ -27,15 +27,23 @@ BATCHES = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
 LABELS = ["train_lables.json", "test_lables.json"]
 
 
-def write(package: Path, out: Path) -> None:
-    """Each row of a batch's picture is one image, its 1,024 pixels side by side."""
+def read_package(package: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Pixels (60000, 32, 32, 3) and labels. Each row of a batch's picture is one image, its 1,024 pixels side by side."""
     with tarfile.open(package) as tar:
         files = {name: tar.extractfile(f"package/{name}").read() for name in (*BATCHES, *LABELS)}  # type: ignore[union-attr]
     rows = [np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")) for name in BATCHES]
-    images = [Image.fromarray(row.reshape(32, 32, 3)) for row in np.concatenate(rows)]
     labels = [label for name in LABELS for label in json.loads(files[name])]
+    return np.concatenate(rows).reshape(-1, 32, 32, 3), np.array(labels, np.int64)
+
+
+def write(package: Path, out: Path) -> None:
+    """The package's images as a data set directory."""
+    import datasets
+
+    pixels, labels = read_package(package)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(out)
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels.tolist()}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(out)
 
 
 def main(package: Path, data: Path, bundle: Path) -> None:

@@ -13,13 +13,18 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from gpu import tables as gpu
+
 from fewstep.demo import SAMPLERS
 from fewstep.mixed_precision import WORTH
 
 __all__ = ["PAGES", "ROOT", "result", "written"]
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/training.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md")
+PAGES = (
+    *("README.md", "docs/training.md", "docs/calibration.md", "docs/export.md", "docs/edge.md", "docs/serving.md"),
+    "docs/verification.md",
+)
 BLOCK = re.compile(r"(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -259,7 +264,8 @@ def latency() -> str:
         slower = (f"{measured[way]['over_baked']:.2f} x" if way in measured else "" for way in ways)
         nodes = f"{row['nodes']['baked']} of {row['nodes']['evaluations x bare']}"
         rows.append([name, str(row["evaluations"]), nodes, f"{baked['median_ms']:.2f}", f"{baked['over_bare']:.2f}", *slower])
-    return markdown(["plan", "evaluations", "nodes left", "one graph, ms", "over bare evaluations", *ways], rows)
+    head = ["plan", "evaluations", "nodes left", "one graph, ms", "over bare evaluations", *ways]
+    return markdown(head, [*rows, *gpu.short(len(head))])
 
 
 def precision() -> str:
@@ -416,6 +422,10 @@ def attacks() -> str:
     return markdown(("attack", "MB before", "at most", "after", "slowest probe, ms"), rows)
 
 
+def _of_gpu(table: Callable[[], gpu.Table]) -> str:
+    return markdown(*table())
+
+
 OVERHEAD = ("overhead_us", "overhead_over_seeded_us")
 OTHERS = ("eager torch", "torch.compile", "diffusers scheduler", "Python loop over ONNX")
 PLAIN = (
@@ -450,6 +460,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets_digits": partial(budgets, "solvers-digits"),
     "solvers_cifar10": partial(solvers, "solvers-cifar10"),
     "budgets_cifar10": partial(budgets, "solvers-cifar10"),
+    "gpu_machine": gpu.machine,
+    **{f"gpu_{table.__name__}": partial(_of_gpu, table) for table in (gpu.checked, gpu.latencies, gpu.learnt, gpu.taught)},
 }
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from collections.abc import Iterator, Mapping
-from importlib.metadata import distributions
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +15,7 @@ from fewstep.machine import Machine
 
 __all__ = ["Finding", "Surroundings", "examine", "here", "try_backends"]
 
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 PROVIDER_LIBRARIES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
 
 
@@ -39,17 +39,17 @@ class Surroundings(NamedTuple):
 
 def here(machine: Machine) -> Surroundings:
     """This environment."""
-    packages = {str(d.metadata["Name"]).lower().replace("_", "-"): d.version for d in distributions()}
+    root: Path | None = None
     providers: tuple[str, ...] = ()
     unloadable: dict[str, str] = {}
     if find_spec("onnxruntime"):
         import onnxruntime as ort
 
-        providers = tuple(ort.get_available_providers())
-        folder = Path(ort.__file__).parent / "capi"
-        for provider in providers:
-            if (name := PROVIDER_LIBRARIES.get(provider)) and (reason := _why_not(folder, name)):
-                unloadable[provider] = reason
+        providers, root = tuple(ort.get_available_providers()), Path(ort.__file__).parent
+        unloadable = _unloadable(root / "capi", providers)
+    # Where a folder of Python's path is laid over another, what comes first is what is imported.
+    seen = [d for d in reversed(list(distributions())) if not _hidden(d, root)]
+    packages = {_name(d): d.version for d in seen}
     return Surroundings(packages, machine, providers, unloadable)
 
 
@@ -64,7 +64,7 @@ def examine(around: Surroundings) -> Iterator[Finding]:
 
 
 def _onnx_runtime(around: Surroundings) -> Finding:
-    found = [f"{name} {around.packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in around.packages]
+    found = [f"{name} {around.packages[name]}" for name in RUNTIMES if name in around.packages]
     if not found:
         return Finding("bad", "ONNX Runtime", "not installed", f"{install('cpu')}, or gpu in place of cpu for NVIDIA GPUs")
     if len(found) == 2:
@@ -90,7 +90,7 @@ def _providers(around: Surroundings) -> Iterator[Finding]:
         yield Finding("bad", "CUDA", "this ONNX Runtime has no CUDA provider", install("gpu"))
     for provider in around.providers:
         if provider in around.unloadable:
-            fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', or put these libraries on LD_LIBRARY_PATH"
+            fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', or a torch of the same CUDA, or put them on LD_LIBRARY_PATH"
             if provider == "TensorrtExecutionProvider":
                 fix = "not needed: fewstep drives TensorRT itself"
             verdict: Literal["note", "bad"] = "note" if provider == "TensorrtExecutionProvider" else "bad"
@@ -138,13 +138,28 @@ def try_backends(bundle: Bundle) -> Iterator[Finding]:
             yield Finding("ok", backend, f"{generator.graph}, first call {first * 1e3:.0f} ms")
 
 
-def _why_not(folder: Path, provider: str) -> str:
-    """Why a provider's library does not load, or ""."""
-    name = f"onnxruntime_providers_{provider}"
-    library = folder / (f"{name}.dll" if sys.platform == "win32" else f"lib{name}.so")
-    try:
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        reason = str(error).removeprefix(f"{library}: ")
-        return "" if "undefined symbol" in reason else reason  # ONNX Runtime itself brings what is undefined
-    return ""
+def _unloadable(folder: Path, providers: Iterable[str]) -> dict[str, str]:
+    """Why the libraries of providers do not load, by provider. folder: where ONNX Runtime has its own."""
+    from fewstep.cuda_libraries import CUDNN, load_cuda_libraries, why_not
+
+    found = {}
+    for provider in providers:
+        if provider not in PROVIDER_LIBRARIES:
+            continue
+        load_cuda_libraries()
+        name = f"onnxruntime_providers_{PROVIDER_LIBRARIES[provider]}"
+        needed = [str(folder / (f"{name}.dll" if sys.platform == "win32" else f"lib{name}.so")), CUDNN]
+        if reason := next(filter(None, map(why_not, needed)), ""):
+            found[provider] = reason
+    return found
+
+
+def _name(package: Distribution) -> str:
+    return str(package.metadata["Name"]).lower().replace("_", "-")
+
+
+def _hidden(package: Distribution, root: Path | None) -> bool:
+    """Whether this is an ONNX Runtime in another folder than the one that is imported, root, which hides it."""
+    if root is None or _name(package) not in RUNTIMES:
+        return False
+    return Path(str(package.locate_file("onnxruntime"))).resolve() != root.resolve()

@@ -18,10 +18,10 @@ from fewstep.extras import install
 from fewstep.machine import this_machine
 from fewstep.manifest import EngineKey, GraphEntry, Precision
 from fewstep.runtime.backends.base import Program
-from fewstep.runtime.backends.onnx import CUDA, TENSORRT, OnnxProgram
+from fewstep.runtime.backends.onnx import OnnxProgram
 from fewstep.runtime.fits import check_steps, check_whole
 from fewstep.runtime.walker import Walker
-from fewstep.sessions import CPU
+from fewstep.sessions import CPU, CUDA, TENSORRT
 
 __all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "candidates", "climb", "graphs_of"]
 
@@ -138,10 +138,7 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
     def load(path: str) -> Program:
         # Control flow cannot be captured: a loop, and the If of a step that may go without guidance.
         capture = wanted.cuda_graphs and entry.layout == "unrolled"
-        program = OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=capture)
-        if backend != "cpu" and not program.gpu:
-            raise ValueError(f"{provider} could not start; run `fewstep doctor` for what it lacks")
-        return program
+        return OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=capture)
 
     paths = [path for path in (entry.file, entry.finish) if path]
     return Chosen(_program(bundle, wanted.plan, name, paths, load), name, backend, precision)

@@ -8,10 +8,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
+from overflowing import overflowing
 from small_sampler import sampler_bundle
 
 from fewstep.bundle import Bundle
@@ -183,19 +182,6 @@ def test_a_large_batch_is_made_in_parts(digits: Bundle) -> None:
 def test_buckets_that_are_none_are_refused(buckets: tuple[int, ...], digits: Bundle) -> None:
     with pytest.raises(ValueError, match="buckets are batch sizes of 1 or more, increasing"):
         Generator(digits, backend="cpu", buckets=buckets)
-
-
-def overflowing(bundle: Bundle, precision: str) -> Bundle:
-    """The bundle with NaN in a weight of the two-step generator's graph."""
-    graph = bundle.manifest.graphs[f"sid2.{precision}"]
-    model = onnx.load(bundle.file(graph.file))
-    (weight,) = (t for t in model.graph.initializer if t.name.endswith("conv_out.bias"))
-    values = numpy_helper.to_array(weight).copy()
-    values[0] = np.nan
-    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    with bundle.edit() as draft:
-        draft.new(graph.file).write_bytes(model.SerializeToString())
-    return Bundle.load(bundle.root)
 
 
 def test_a_sample_that_is_not_finite_is_reported_with_its_row(digits: Bundle) -> None:

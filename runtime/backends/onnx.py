@@ -12,11 +12,10 @@ import onnxruntime as ort
 
 from fewstep.runtime.backends.base import Array, RunError, Tensor, buffers, first_rows
 from fewstep.runtime.threads import Sessions
-from fewstep.sessions import CPU, ERRORS, open_session, reason_of
+from fewstep.sessions import CPU, CUDA, ERRORS, open_session, reason_of
 
-__all__ = ["CUDA", "TENSORRT", "OnnxProgram"]
+__all__ = ["OnnxProgram"]
 
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
 PLAIN_LAUNCH = "-1"  # ONNX Runtime's gpu_graph_annotation_id that neither captures nor replays
 
@@ -25,21 +24,31 @@ class OnnxProgram:
     """A graph in a session of its own; on the CPU in two where small batches are faster with fewer threads than large ones.
 
     provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, one for each core that may be used unless
-    said. cuda_graphs: capture a graph for each binding where the provider is CUDA.
+    said. cuda_graphs: capture a graph for each binding where the provider is CUDA, and runs every node of it.
 
-    Raises ValueError for a file that is no graph ONNX Runtime takes.
+    Raises ValueError as fewstep.sessions.open_session does.
     """
 
     def __init__(
         self, model: Path | bytes, name: str, *, provider: str = CPU, threads: int | None = None, cuda_graphs: bool = False
     ) -> None:
-        options: dict[str, str] = {"enable_cuda_graph": "1"} if cuda_graphs and provider == CUDA else {}
-        providers = _providers(provider, options)
-        self._sessions = Sessions(lambda n: open_session(model, name, providers=providers, threads=n), threads)
-        session = self._sessions.at(1)
-        self.gpu = provider in session.get_providers() and provider != CPU
+        self.gpu = provider != CPU
         self.concurrent = self.exact = not self.gpu
-        self.captures = bool(options) and self.gpu
+        self.captures, self._why_plain = cuda_graphs and provider == CUDA, ""
+
+        def open_with(n: int) -> ort.InferenceSession:
+            options = {"enable_cuda_graph": "1"} if self.captures else {}
+            return open_session(model, name, provider=provider, provider_options=options, threads=n)
+
+        try:
+            self._sessions = Sessions(open_with, threads)
+        except ValueError as error:
+            if not self.captures:
+                raise
+            self.captures = False
+            self._sessions = Sessions(open_with, threads)
+            self._why_plain = f"no CUDA graphs: {error}"
+        session = self._sessions.at(1)
         self.inputs = {given.name: _tensor(given) for given in session.get_inputs()}
         self.outputs = {made.name: _tensor(made) for made in session.get_outputs()}
         self._graph_ids = count(1)
@@ -47,7 +56,7 @@ class OnnxProgram:
     @property
     def about(self) -> str:
         """See Program.about."""
-        return "" if self.gpu else self._sessions.about
+        return self._why_plain if self.gpu else self._sessions.about
 
     def prepare(self, first_s: Mapping[int, float], /) -> bool:
         """See Program.prepare."""
@@ -127,14 +136,6 @@ def _run(session: ort.InferenceSession, binding: Any, options: Any = None) -> No
         session.run_with_iobinding(binding, options)
     except ERRORS as error:
         raise RunError(f"ONNX Runtime could not run the graph: {reason_of(error)}") from None
-
-
-def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:
-    if provider == CPU:
-        return [CPU]
-    # TensorRT's provider leaves what it cannot parse to CUDA.
-    between = [CUDA] if provider == TENSORRT else []
-    return [(provider, dict(options)), *between, CPU]
 
 
 def _tensor(argument: Any) -> Tensor:

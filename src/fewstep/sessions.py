@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -13,11 +14,15 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from fewstep.cores import usable_cores
+from fewstep.cuda_libraries import load_cuda_libraries
 from fewstep.forks import survive_forks
 
-__all__ = ["CPU", "ERRORS", "LOAD_LIMIT", "NoKernelError", "load_limit_s", "open_session", "reason_of"]
+__all__ = ["CPU", "CUDA", "ERRORS", "LOAD_LIMIT", "TENSORRT", "NoKernelError", "load_limit_s", "open_session", "reason_of"]
 
-CPU = "CPUExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# By itself the CUDA provider computes fp32 products in TF32, which rounds to 10 bits; a graph in fp32 is to be fp32. How cuDNN
+# chooses a convolution, and how memory grows, stay ONNX Runtime's: benchmarks/gpu measures the other choices.
+CUDA_OPTIONS = {"use_tf32": "0"}
 # ONNX Runtime's exceptions share no base of their own, and some are plain RuntimeErrors.
 ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -34,18 +39,19 @@ def open_session(
     model: Path | bytes,
     name: str,
     *,
-    providers: Sequence[Any] = (CPU,),
+    provider: str = CPU,
+    provider_options: Mapping[str, str] = {},
     folder: Path | None = None,
     optimise: bool = True,
     threads: int | None = None,
 ) -> ort.InferenceSession:
     """A session for a graph, called `name` in errors. folder: where the weights beside a graph given as bytes are.
 
-    providers: by name, or pairs of name and options. threads: of the CPU, one for each core that may be used unless said; they
-    sleep while they have nothing to do, for spinning takes the time of whoever else runs there.
+    provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, one for each core that may be used unless
+    said; they sleep while they have nothing to do, for spinning takes the time of whoever else runs there.
 
-    Raises NoKernelError where a kernel is missing, ValueError for a file that is no graph ONNX Runtime takes, or one that it
-    has not opened in time (see load_limit_s).
+    Raises NoKernelError where a kernel is missing, ValueError for a provider that does not start, a file that is no graph ONNX
+    Runtime takes, or one that it has not opened in time (see load_limit_s).
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; printed, they would bring names of the graph to a terminal
@@ -56,14 +62,28 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return _opened(model, name, options, list(providers))
+        session = _opened(model, name, options, _providers(provider, provider_options))
     except ERRORS as error:
         reason = reason_of(error)
         if "bfloat16" in reason:
             raise NoKernelError(f"ONNX Runtime has no bf16 kernels for {name} here; use fp32 or fp16") from None
         if "NOT_IMPLEMENTED" in str(error):
             raise NoKernelError(f"ONNX Runtime {ort.__version__} cannot compute {name} here: {reason}") from None
+        if provider != CPU:
+            raise ValueError(f"ONNX Runtime {ort.__version__} cannot open {name} with its {provider}: {reason}") from None
         raise ValueError(f"ONNX Runtime {ort.__version__} refuses the graph {name}: {reason}; export it again") from None
+    if provider not in session.get_providers():  # where its library does not load, ONNX Runtime goes on without it
+        raise ValueError(f"{provider} could not start; run `fewstep doctor` for what it lacks")
+    return session
+
+
+def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:
+    """As ONNX Runtime takes them: by name, or with options. TensorRT's leaves what it cannot parse to CUDA's."""
+    if provider == CPU:
+        return [CPU]
+    load_cuda_libraries()
+    first = (provider, {**(CUDA_OPTIONS if provider == CUDA else {}), **options})
+    return [first, *([(CUDA, CUDA_OPTIONS)] if provider == TENSORRT else []), CPU]
 
 
 def load_limit_s() -> float:
@@ -84,7 +104,8 @@ def _opened(model: Path | bytes, name: str, options: ort.SessionOptions, provide
 
     def work() -> None:
         try:
-            opened.set_result(ort.InferenceSession(model, options, providers=providers))
+            # Its own way back to the CPU would print to stdout and hide why a provider failed.
+            opened.set_result(ort.InferenceSession(model, options, providers=providers, enable_fallback=False))
         except BaseException as error:
             opened.set_exception(error)
 
@@ -103,4 +124,6 @@ def _opened(model: Path | bytes, name: str, options: ort.SessionOptions, provide
 
 def reason_of(error: Exception) -> str:
     """What one of ONNX Runtime's errors says, in one line and without its codes."""
+    if said := re.search(r"CUDA failure \d+: [^;]*", str(error)):  # between the C++ around it and this machine's name
+        return said[0].strip()
     return " ".join(str(error).split(" : ", 2)[-1].split())

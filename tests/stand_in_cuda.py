@@ -1,0 +1,63 @@
+"""ONNX Runtime's CPU provider in its CUDA provider's place, for the code that drives the latter.
+
+It follows the rules that matter to that code: what is on the "GPU" is a copy, options have names that ONNX Runtime knows, a
+graph with control flow cannot be captured, and a session that is to capture takes no other run than from bound buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+__all__ = ["CUDA", "OPTIONS", "install"]
+
+CUDA = "CUDAExecutionProvider"
+# As ONNX Runtime 1.31's library of the provider takes them; it refuses others.
+OPTIONS = {"use_tf32", "enable_cuda_graph", "cudnn_conv_algo_search", "prefer_nhwc", "fuse_conv_bias", "arena_extend_strategy"}
+
+Real, from_numpy, available = ort.InferenceSession, ort.OrtValue.ortvalue_from_numpy, ort.get_available_providers
+
+
+class Session(Real):
+    """A session of the CPU that says it has the provider it was asked for."""
+
+    def __init__(self, model: Any, options: Any = None, providers: Sequence[Any] = (), **more: Any) -> None:
+        asked = {p if isinstance(p, str) else p[0]: {} if isinstance(p, str) else p[1] for p in providers}
+        self.asked = list(asked)
+        settings = asked.get(CUDA, {})
+        if unknown := settings.keys() - OPTIONS:
+            raise RuntimeError(f'Unknown provider option: "{unknown.pop()}".')
+        self.captures = settings.get("enable_cuda_graph") == "1"
+        if self.captures and controls(model):
+            raise RuntimeError(
+                "This session cannot use the graph capture feature as requested by the user as the model has control flow nodes"
+            )
+        super().__init__(model, options, providers=["CPUExecutionProvider"], **more)
+
+    def get_providers(self) -> Sequence[str]:
+        return self.asked
+
+    def run(self, *arguments: Any, **more: Any) -> Any:
+        assert not self.captures, "a captured graph reads and writes buffers that stay where they are"
+        return super().run(*arguments, **more)
+
+
+def controls(model: Any) -> bool:
+    """Whether a graph has control flow."""
+    read = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    return any(node.op_type in ("Loop", "If") for node in read.graph.node)
+
+
+def copied(array: Any, device: str = "cpu", _: int = 0) -> Any:
+    """What lies on the GPU is not what lies on the host."""
+    return from_numpy(array.copy() if device == "cuda" else array)
+
+
+def install(patch: Any = setattr) -> None:
+    """Let ONNX Runtime have a CUDA provider, in this process. patch: what sets an attribute, such as pytest's monkeypatch."""
+    patch(ort, "InferenceSession", Session)
+    patch(ort, "get_available_providers", lambda: [CUDA, *(p for p in available() if p != CUDA)])
+    patch(ort.OrtValue, "ortvalue_from_numpy", staticmethod(copied))
