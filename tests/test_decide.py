@@ -92,6 +92,7 @@ def test_pick_says_what_it_left_out(digits: Bundle, folder: Path) -> None:
 def test_few_images_and_a_judge_that_has_not_learnt_are_said(digits: Bundle, folder: Path) -> None:
     said = fewstep("compare", digits.root, "--data", folder, "--plan", "sid1", "--seeds", 2, "--seconds", 0).stderr
     assert "images a set are few; below 200" in " ".join(said.split())
+    assert f"{folder}: 150 images in 10 classes" in " ".join(said.split())
     found = read(Bundle.load(digits.root))
     enough = found.model_copy(update={"images": 200, "real": found.real | {"accuracy": 0.7}})
     assert enough.doubts() == []

@@ -17,7 +17,7 @@ import pytest
 import stand_in_cuda
 import torch
 from conftest import ROOT
-from gpu import colour, parcels, tables, teacher
+from gpu import colour, correctness, parcels, tables, teacher
 from gpu.job import Work
 from gpu.run import PARTS, Kit, end, tasks_of
 from gpu.scale import REAL, REHEARSAL
@@ -170,6 +170,13 @@ def test_there_are_no_other_parts_nor_files(tmp_path: Path) -> None:
         done = run("--out", tmp_path, *bad)
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_a_graph_that_does_not_run_is_wrong_and_one_without_kernels_is_left_out() -> None:
+    assert correctness._failed(ValueError("backend 'cuda' cannot run 'a' here: ONNX Runtime has no bf16 kernels for 'a' here"))[
+        "skipped"
+    ]
+    assert "skipped" not in correctness._failed(RuntimeError("ONNX Runtime could not run the graph: CUDA error 700"))
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

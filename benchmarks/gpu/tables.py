@@ -71,12 +71,13 @@ def checked() -> Table:
             by.setdefault(row["precision"], []).append(row)
     rows = []
     for precision, all_rows in by.items():
-        tf32 = [row["max_error"] for row in all_rows if row["way"] == "TF32"]
+        tf32 = [row["max_error"] for row in all_rows if row["way"] == "TF32" and "max_error" in row]
         own = [row for row in all_rows if row["way"] != "TF32"]
         done = [row for row in own if not row.get("skipped")]
         wrong, skipped = sum(not row["ok"] for row in done), len(own) - len(done)
-        error = f"{max(row['max_error'] for row in done):.2g}" if done else ""
-        psnr = f"{min(row['psnr_db'] for row in done):.1f}" if done else ""
+        ran = [row for row in done if "max_error" in row]  # others are wrong, and have no numbers
+        error = f"{max(row['max_error'] for row in ran):.2g}" if ran else ""
+        psnr = f"{min(row['psnr_db'] for row in ran):.1f}" if ran else ""
         rows.append([precision, str(len(done)), str(wrong), str(skipped), error, psnr, f"{max(tf32):.2g}" if tf32 else ""])
     return Table(head, rows or [[NOT_RUN, *[""] * (len(head) - 1)]])
 
