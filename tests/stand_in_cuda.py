@@ -1,12 +1,15 @@
 """ONNX Runtime's CPU provider in its CUDA provider's place, for the code that drives the latter.
 
 It follows the rules that matter to that code: what is on the "GPU" is a copy, options have names that ONNX Runtime knows, a
-graph with control flow cannot be captured, and a session that is to capture takes no other run than from bound buffers.
+graph with control flow cannot be captured, and a session that is to capture takes no other run than from bound buffers. The
+first run of a thread by a number is captured with its buffers, later ones by that number replay it, whatever they are bound to;
+a run that names none has number 0, as one whose option has another name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
 import onnx
@@ -35,6 +38,7 @@ class Session(Real):
             raise RuntimeError(
                 "This session cannot use the graph capture feature as requested by the user as the model has control flow nodes"
             )
+        self.captured: dict[tuple[int, str], Any] = {}
         super().__init__(model, options, providers=["CPUExecutionProvider"], **more)
 
     def get_providers(self) -> Sequence[str]:
@@ -43,6 +47,21 @@ class Session(Real):
     def run(self, *arguments: Any, **more: Any) -> Any:
         assert not self.captures, "a captured graph reads and writes buffers that stay where they are"
         return super().run(*arguments, **more)
+
+    def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+        number = graph_number(options)
+        if self.captures and number != "-1":
+            binding = self.captured.setdefault((get_ident(), number), binding)
+        super().run_with_iobinding(binding, options)
+
+
+def graph_number(options: Any) -> str:
+    """By which a run is captured."""
+    try:
+        number: str = options.get_run_config_entry("gpu_graph_id")
+    except (AttributeError, RuntimeError):
+        return "0"
+    return number
 
 
 def controls(model: Any) -> bool:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from conftest import ROOT
 from gpu import colour, correctness, parcels, tables, teacher
 from gpu.job import Work
-from gpu.run import PARTS, Kit, end, tasks_of
+from gpu.run import PARTS, Kit, chosen, end, needed, tasks_of
 from gpu.scale import REAL, REHEARSAL
 from gpu.timing import in_turns, psnr_db
 from gpu.training import SIZES
@@ -28,6 +29,7 @@ from fewstep.bundle import Bundle
 from fewstep.exporter.parity import check_graphs
 from fewstep.machine import this_machine
 from fewstep.runtime import Generator
+from fewstep.runtime.backends.onnx import GRAPH_ID
 from fewstep.sessions import CUDA
 
 RUN = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "gpu" / "run.py")]
@@ -161,9 +163,34 @@ def test_a_part_over_its_time_leaves_its_reason_and_the_next_one_starts(tmp_path
     assert result(tmp_path, "teacher")["tasks"]["teach"]["status"] in ("failed", "over time")
 
 
+def test_a_task_by_itself_leaves_what_the_others_found(rehearsed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "correctness.json"
+    path.write_bytes((rehearsed / path.name).read_bytes())
+    before = result(tmp_path, "correctness")
+    assert run("--rehearse", "--minutes", "2", "--parts", "correctness.chosen", "--out", tmp_path).returncode == 0
+    after = result(tmp_path, "correctness")
+    assert after["status"] == "done"
+    same = set(before["tasks"]) - {"chosen"}
+    assert {name: after["tasks"][name] for name in same} == {name: before["tasks"][name] for name in same}
+    assert after["tasks"]["chosen"] != before["tasks"]["chosen"]  # it took other seconds
+    path.write_text(json.dumps(before | {"machine": before["machine"] | {"gpu": "another"}}))
+    done = run("--rehearse", "--minutes", "2", "--parts", "correctness.chosen", "--out", tmp_path)
+    assert "is of another machine or of other versions; it is replaced" in done.stdout
+    assert result(tmp_path, "correctness")["tasks"].keys() == {"chosen"}
+    assert result(tmp_path, "correctness")["status"] == "incomplete"
+
+
+def test_tasks_need_their_own_bundles_alone() -> None:
+    assert needed(chosen("latency.digits,correctness.chosen", REAL), REAL) == ["digits"]
+    assert needed(chosen("latency.large.sd15,training.resume", REAL), REAL) == ["sd15"]
+    assert needed(chosen("latency", REAL), REAL) == ["sdxl_size", "sd15", "digits"]
+    assert needed(chosen("training,correctness.classes", REAL), REAL) == [*REAL.classes, "equal_cpu"]
+
+
 def test_there_are_no_other_parts_nor_files(tmp_path: Path) -> None:
     for bad, words in (
         (("--parts", "latency,fun"), "got 'fun'"),
+        (("--parts", "training.fun"), "tasks of training are rates, on_cpu, equal, resume, got 'fun'"),
         (("--minutes", "0"), "more than 0"),
         (("--data", "no.zip"), "not there"),
     ):
@@ -180,7 +207,7 @@ def test_a_graph_that_does_not_run_is_wrong_and_one_without_kernels_is_left_out(
 
 
 def test_too_little_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Work(tmp_path / "o.json", tmp_path, tmp_path, None, None, REAL, time.time())
+    work = Work(tmp_path / "o.json", tmp_path, tmp_path, tmp_path, None, None, REAL, time.time())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80e9, 80e9))
     work.need(40, "sdxl_size")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8e9, 8e9))
@@ -189,7 +216,7 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_bundle_that_could_not_be_made_is_a_sentence(tmp_path: Path) -> None:
-    work = Work(tmp_path / "o.json", tmp_path, tmp_path, None, None, REHEARSAL, time.time() + 60)
+    work = Work(tmp_path / "o.json", tmp_path, tmp_path, tmp_path, None, None, REHEARSAL, time.time() + 60)
     (tmp_path / "sd15.failed").write_text("no memory")
     with pytest.raises(ValueError, match="the bundle sd15 could not be made: no memory"):
         work.bundle("sd15")
@@ -237,6 +264,24 @@ def test_the_ladder_takes_cuda_in_fp16_and_gives_the_images_of_the_cpu(digits: B
         labels, seeds = [i % 10 for i in range(batch)], list(range(batch))
         difference = np.abs(generator(labels, seeds=seeds).astype(int) - cpu(labels, seeds=seeds))
         assert difference.max() <= 1
+
+
+def test_onnx_runtime_knows_the_option_that_tells_captured_graphs_apart() -> None:
+    (library,) = (Path(ort.__file__).parent / "capi").glob("onnxruntime_pybind11_state*")
+    assert GRAPH_ID.encode() + b"\0" in library.read_bytes()
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_batch_size_replays_its_own_graph_in_every_thread(digits: Bundle) -> None:
+    generator = Generator(digits, backend="cuda", buckets=(1, 4))
+    labels, seeds = [3, 1, 4, 1], [0, 1, 2, 3]
+    alone = generator(labels[:1], seeds=seeds[:1])
+    images = generator(labels, seeds=seeds)
+    assert np.abs(images.astype(int) - Generator(digits, backend="cpu", precision="fp16")(labels, seeds=seeds)).max() <= 1
+    assert np.abs(images[:1].astype(int) - alone).max() <= 1
+    with ThreadPoolExecutor(1) as other:
+        assert (other.submit(generator, labels, seeds=seeds).result() == images).all()
+    assert (generator(labels[:1], seeds=seeds[:1]) == alone).all()
 
 
 @pytest.mark.usefixtures("cuda")

@@ -2,11 +2,14 @@
 
 digits: the shipped one, with its networks' plans in every layout and precision. A class of tests/small.py: a tiny network of
 it, likewise. A network of networks.py: graphs in fp16, without references. equal_cpu: what a training makes on the CPU.
+
+run.py makes those that its tasks need. Ahead of it, one at a time: python -m gpu.bundles NAME FOLDER
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import traceback
 from pathlib import Path
 
@@ -92,3 +95,7 @@ def bundle(name: str, folder: str, rehearsal: bool) -> None:
     except Exception as error:
         traceback.print_exc()
         (place / f"{name}.failed").write_text(reason_of(error), "utf-8")
+
+
+if __name__ == "__main__":
+    bundle(sys.argv[1], sys.argv[2], rehearsal=False)

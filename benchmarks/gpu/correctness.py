@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,37 +84,45 @@ def _only(bundle: Bundle, name: str) -> Bundle:
 
 
 def _run(bundle: Bundle, name: str, plan: str, golden: Arrays, *, cuda_graphs: bool) -> dict[str, Any]:
-    """By the runtime, three times: a captured graph must read what is new in its buffers, and give equal images again."""
-    batch = len(golden["noise"])
+    """By the runtime, three times: a captured graph must read what is new in its buffers, and give equal images again.
+
+    Before that and after it, an image alone: a session's captured graphs must be one for each batch size.
+    """
+    sizes = sorted({1, len(golden["noise"])})
     try:
         generator = Generator(
-            bundle, plan=plan, graph=name, backend="cuda", buckets=(batch,), cuda_graphs=cuda_graphs, on_nan="ignore"
+            bundle, plan=plan, graph=name, backend="cuda", buckets=sizes, cuda_graphs=cuda_graphs, on_nan="ignore"
         )
-        first, turned, again = run_thrice(generator, golden)
+        alone = run(generator, golden, 1)
+        first, turned, again = (run(generator, golden, sizes[-1], step) for step in (1, -1, 1))
+        alone_again = run(generator, golden, 1)
     except (ValueError, RuntimeError) as error:
         return _failed(error)
     graph = bundle.manifest.graphs[name]
     found = _numbers(compare(bundle, name, graph, plan, {"sample": first}, golden))
-    moved = float(np.abs(turned - first).max() / max(1.0, float(np.abs(first).max())))
-    follows = moved <= 2 * graph.limit  # another row of the batch may round in another way
+    largest = max(1.0, float(np.abs(first).max()))
+    turned_error, alone_error = (
+        float(max(np.abs(made - first[: len(made)]).max() for made in others)) / largest
+        for others in ([turned], [alone, alone_again])
+    )
+    follows = max(turned_error, alone_error) <= 2 * graph.limit  # another batch or row of it may round in another way
     return found | {
         "ok": bool(found["ok"] and follows),
-        "turned_error": moved,
+        "turned_error": turned_error,
+        "alone_error": alone_error,
         "repeats": bool((first == again).all()),
         "why": generator.reason,
     }
 
 
-def run_thrice(generator: Generator, golden: Arrays) -> list[npt.NDArray[Any]]:
-    """Samples of a reference's inputs, of the same in reverse order (turned back), and of the first once more."""
-    batch, samples = len(golden["noise"]), []
+def run(generator: Generator, golden: Arrays, batch: int, step: int = 1) -> npt.NDArray[Any]:
+    """Samples of a reference's first inputs. step: -1 where they are to be made in reverse order, which is turned back."""
     with generator._pool.borrow(batch) as binding:
-        for step in (1, -1, 1):
-            for key, array in binding.inputs.items():
-                array[:batch] = golden[key][::step]
-            binding.run()
-            samples.append(binding.outputs["sample"][:batch][::step].copy())
-    return samples
+        for key, array in binding.inputs.items():
+            array[:batch] = golden[key][:batch][::step]
+        binding.run()
+        made: npt.NDArray[Any] = binding.outputs["sample"][:batch][::step].copy()
+        return made
 
 
 def _tf32(bundle: Bundle, name: str, plan: str, golden: Arrays) -> dict[str, Any]:
@@ -135,13 +144,17 @@ def _numbers(found: Parity) -> dict[str, Any]:
 
 
 def chosen(work: Work) -> None:
-    """What the runtime takes by itself, and whether its images are the CPU's."""
+    """What the runtime takes by itself, and whether its images are the CPU's, in another thread and batch size, too."""
     bundle = Bundle.load(SHIPPED)
     labels, seeds = [i % 10 for i in range(8)], list(range(8))
     for plan in PLANS:
         own, cpu = Generator(bundle, plan=plan), Generator(bundle, plan=plan, backend="cpu", precision="fp32")
         own.warm_up()
-        levels = np.abs(own(labels, seeds=seeds).astype(int) - cpu(labels, seeds=seeds)).max()
+        expected = cpu(labels, seeds=seeds).astype(int)
+        with ThreadPoolExecutor(1) as other:
+            made = [own(labels, seeds=seeds), other.submit(own, labels, seeds=seeds).result(), own(labels, seeds=seeds)]
+        alone = np.concatenate([own([label], seeds=[seed]) for label, seed in zip(labels, seeds, strict=True)])
+        levels = max(np.abs(images - expected).max() for images in (*made, alone))
         work.add(
             plan=plan,
             backend=own.backend,

@@ -34,12 +34,14 @@ def replace_json(path: Path, content: Any) -> None:
 class Work:
     """What a task is given, and where its rows go.
 
-    out: its file. scratch: a folder that all tasks of a run share. kept: where files are left that are to come back; before:
-    where those of an earlier run are. data: a colour set, see colour.py. end: time.time() when the task is ended from outside.
+    out: its file. scratch: a folder that all tasks of a run share; bundles: where those that tasks need are made. kept: where
+    files are left that are to come back; before: where those of an earlier run are. data: a colour set, see colour.py. end:
+    time.time() when the task is ended from outside.
     """
 
     out: Path
     scratch: Path
+    bundles: Path
     kept: Path
     before: Path | None
     data: Path | None
@@ -76,7 +78,7 @@ class Work:
 
     def bundle(self, name: str) -> Path:
         """A bundle that bundles.py makes meanwhile. Raises ValueError where that failed or takes too long."""
-        path, failed = self.scratch / f"{name}.bundle", self.scratch / f"{name}.failed"
+        path, failed = self.bundles / f"{name}.bundle", self.bundles / f"{name}.failed"
         while not path.exists():
             if failed.exists():
                 raise ValueError(f"the bundle {name} could not be made: {failed.read_text('utf-8')}")
@@ -100,7 +102,7 @@ def _shown(key: str, value: Any) -> str:
 
 def task(part: str, name: str, order: dict[str, Any]) -> None:
     """Run a function of the module `part` and keep what came of it. name: the function's, and after a dot what it is of."""
-    places = {key: Path(order[key]) if order[key] else None for key in ("out", "scratch", "kept", "before", "data")}
+    places = {key: Path(order[key]) if order[key] else None for key in ("out", "scratch", "bundles", "kept", "before", "data")}
     work = Work(**places, scale=REHEARSAL if order["rehearsal"] else REAL, end=order["end"])
     begin, (function, *of) = time.monotonic(), name.split(".")
     try:

@@ -5,6 +5,8 @@ and each part a result file, OUT/PART.json, which is replaced while it goes: wha
 until then is there. A task that fails or is too late leaves its reason, and the next one starts. What time a task does not take
 is the later ones'. Bundles that tasks need are made meanwhile on the CPU.
 
+--parts takes single tasks, too, as PART.TASK; what an earlier run on the same machine found of the others stays in the file.
+
 The machine needs no network. What it may lack is brought by pack.sh; docs/verification.md has the whole way.
 """
 
@@ -18,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -70,14 +72,29 @@ def _bundle(name: str, folder: str, rehearsal: bool) -> None:
     bundle(name, folder, rehearsal)
 
 
-def needed(parts: Sequence[str], scale: Scale) -> list[str]:
-    """The bundles that tasks of these parts need, those that take longest first."""
-    wanted = {
-        "latency": [*reversed(scale.large), scale.timed],
-        "correctness": [*(["digits"] if scale.checked else []), *scale.classes],
-        "training": ["equal_cpu"],
+def needed(wanted: Mapping[str, Mapping[str, int]], scale: Scale) -> list[str]:
+    """The bundles that tasks of parts need, those that take longest first."""
+    of = {
+        "latency": {name: [name.partition(".")[2] or scale.timed] for name in reversed(wanted.get("latency", {}))},
+        "correctness": {"digits": ["digits"] if scale.checked else [], "classes": list(scale.classes)},
+        "training": {"equal": ["equal_cpu"]},
     }
-    return list(dict.fromkeys(name for part in wanted if part in parts for name in wanted[part]))
+    chosen = (bundle for part, tasks in of.items() for name in tasks if name in wanted.get(part, {}) for bundle in tasks[name])
+    return list(dict.fromkeys(chosen))
+
+
+def chosen(said: str, scale: Scale) -> dict[str, dict[str, int]]:
+    """The tasks that parts or single tasks, commas between, are, with their shares. Raises ValueError where there is none."""
+    found: dict[str, dict[str, int]] = {}
+    for word in said.split(","):
+        part, _, task = word.partition(".")
+        if part not in PARTS:
+            raise ValueError(f"parts are {', '.join(PARTS)}, got {word!r}")
+        tasks = tasks_of(part, scale)
+        if task and task not in tasks:
+            raise ValueError(f"tasks of {part} are {', '.join(tasks)}, got {task!r}")
+        found.setdefault(part, {}).update({task: tasks[task]} if task else tasks)
+    return found
 
 
 def end(process: ForkServerProcess) -> None:
@@ -105,23 +122,27 @@ class Kit:
         self.context = get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
 
-    def run(self, parts: Sequence[str]) -> bool:
-        """All parts; whether every task of them was done."""
+    def run(self, wanted: Mapping[str, Mapping[str, int]]) -> bool:
+        """Tasks of parts, with their shares; whether every one was done."""
         if reason := self.refused():
             print(reason, flush=True)
-            for part in parts:
+            for part in wanted:
                 self.write(part, {}, reason)
             return False
-        self.ahead = needed(parts, self.scale)
+        self.ahead = needed(wanted, self.scale)
         facts = self.task("facts", "facts", min(SETUP_SECONDS, self.left()), {})
         self.machine = facts.get("machine", {})
         print(
             f"{self.machine.get('gpu')}, driver {self.machine.get('driver')}: {facts['status']} {facts['reason']}", flush=True
         )
         fine = facts["status"] == "done"
-        for i, part in enumerate(parts):
-            seconds = self.left() * PARTS[part] / sum(PARTS[later] for later in parts[i:])
-            fine = self.part(part, seconds) and fine
+        shares = {
+            part: PARTS[part] * sum(tasks.values()) / sum(tasks_of(part, self.scale).values()) for part, tasks in wanted.items()
+        }
+        for part, tasks in wanted.items():
+            seconds = self.left() * shares[part] / sum(shares.values())
+            fine = self.part(part, tasks, seconds) and fine
+            del shares[part]
         return fine
 
     def refused(self) -> str:
@@ -130,16 +151,27 @@ class Kit:
             return "no NVIDIA driver or GPU is here, so nothing was measured; --rehearse tries all of it on a CPU"
         return ""
 
-    def part(self, part: str, seconds: float) -> bool:
-        """All tasks of a part; whether every one was done."""
-        found: dict[str, Any] = {}
-        wanted, end = tasks_of(part, self.scale), time.time() + seconds
+    def part(self, part: str, wanted: Mapping[str, int], seconds: float) -> bool:
+        """Tasks of a part, with their shares; whether every one was done."""
+        found = self.before(part, wanted)
+        end = time.time() + seconds
         for i, (name, share) in enumerate(wanted.items()):
             left = min(end, self.end) - time.time()
             limit = left * share / sum(list(wanted.values())[i:])
             print(f"{part}: {name}, up to {limit:.0f} s", flush=True)
             self.task(part, name, limit, found)
-        return all(task["status"] == "done" for task in found.values())
+        return all(found[name]["status"] == "done" for name in wanted)
+
+    def before(self, part: str, wanted: Mapping[str, int]) -> dict[str, Any]:
+        """What an earlier run on such a machine found of the tasks that this one has not."""
+        path = self.out / f"{part}.json"
+        if wanted.keys() == tasks_of(part, self.scale).keys() or not path.exists():
+            return {}
+        earlier = json.loads(path.read_text("utf-8"))
+        if {**earlier["machine"], "date": None} != {**self.machine, "date": None}:
+            print(f"{path} is of another machine or of other versions; it is replaced", flush=True)
+            return {}
+        return {name: task for name, task in earlier["tasks"].items() if name not in wanted}
 
     def task(self, part: str, name: str, limit: float, found: dict[str, Any]) -> dict[str, Any]:
         """One task, and what its file had in the end, in `found` and the part's file. It is ended after `limit` seconds."""
@@ -183,8 +215,10 @@ class Kit:
         """Start what makes the next bundles, as many at once as there is room for beside the task."""
         making = [process for process in self.running if process.is_alive()]
         while self.ahead and len(making) <= max(1, usable_cores() // 2):
-            place, rehearsal = self.places["scratch"], self.scale is REHEARSAL
-            making.append(self.start(_bundle, self.ahead.pop(0), place, rehearsal, CUDA_VISIBLE_DEVICES=""))
+            name, place = self.ahead.pop(0), Path(str(self.places["bundles"]))
+            if not any((place / f"{begun}{name}.bundle").exists() for begun in ("", "new-")):
+                rehearsal = self.scale is REHEARSAL
+                making.append(self.start(_bundle, name, str(place), rehearsal, CUDA_VISIBLE_DEVICES=""))
 
     def start(self, run: Callable[..., None], *arguments: Any, **environment: str) -> ForkServerProcess:
         """Run a function in a process of its own, whose errors go into a file."""
@@ -211,17 +245,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure on a GPU what fewstep says of itself.")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu", help="a folder for results")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some, or some tasks as PART.TASK, commas between")
     parser.add_argument("--data", type=Path, help="the colour set of the part teacher, see colour.py")
+    parser.add_argument(
+        "--bundles", type=Path, help="a folder where bundles.py made some before, or makes them now; it is kept"
+    )
     parser.add_argument("--before", type=Path, help="the folder with an earlier run's teacher, which then learns on")
     parser.add_argument("--rehearse", action="store_true", help="tiny networks on the CPU")
     given = parser.parse_args(arguments)
-    parts = given.parts.split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        parser.error(f"parts are {', '.join(PARTS)}, got {unknown[0]!r}")
+    scale = REHEARSAL if given.rehearse else REAL
+    try:
+        wanted = chosen(given.parts, scale)
+    except ValueError as error:
+        parser.error(str(error))
     if not given.minutes > 0:
         parser.error(f"a run takes more than 0 minutes, got {given.minutes:g}")
-    if missing := [path for path in (given.data, given.before) if path and not path.exists()]:
+    if missing := [path for path in (given.data, given.before, given.bundles) if path and not path.exists()]:
         parser.error(f"{missing[0]} is not there")
     given.out.mkdir(parents=True, exist_ok=True)
     os.environ |= {
@@ -232,11 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     scratch = Path(tempfile.mkdtemp(prefix="fewstep-gpu-"))
     absolute = {key: str(path.resolve()) if path else None for key, path in (("data", given.data), ("before", given.before))}
-    places = {"scratch": str(scratch), "kept": str(given.out.resolve()), **absolute}
-    kit = Kit(given.out.resolve(), places, REHEARSAL if given.rehearse else REAL, given.minutes)
+    bundles = str((given.bundles or scratch).resolve())
+    places = {"scratch": str(scratch), "bundles": bundles, "kept": str(given.out.resolve()), **absolute}
+    kit = Kit(given.out.resolve(), places, scale, given.minutes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return 0 if kit.run(parts) else 1
+        return 0 if kit.run(wanted) else 1
     finally:
         kit.close()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -17,7 +17,9 @@ from fewstep.sessions import CPU, CUDA, ERRORS, open_session, reason_of
 __all__ = ["OnnxProgram"]
 
 NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
-PLAIN_LAUNCH = "-1"  # ONNX Runtime's gpu_graph_annotation_id that neither captures nor replays
+# Which captured graph a run replays, of the run's options; -1 neither captures nor replays. ONNX Runtime ignores a name that it
+# does not know, and then replays the session's first graph for all: buffers of another size would stay as they are.
+GRAPH_ID, PLAIN_LAUNCH = "gpu_graph_id", "-1"
 
 
 class OnnxProgram:
@@ -114,7 +116,7 @@ class OnnxGpuBinding:
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._session, self._binding, self._options = session, session.io_binding(), ort.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_annotation_id", graph)
+        self._options.add_run_config_entry(GRAPH_ID, graph)
         self._device_inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in inputs.items()}
         self._device_outputs = {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in outputs.items()}
         for name, value in self._device_inputs.items():

@@ -81,6 +81,7 @@ def _providers(provider: str, options: Mapping[str, str]) -> list[Any]:
     """As ONNX Runtime takes them: by name, or with options. TensorRT's leaves what it cannot parse to CUDA's."""
     if provider == CPU:
         return [CPU]
+    ort.set_default_logger_severity(4)  # it prints an error for every convolution that cuDNN has no first choice for
     load_cuda_libraries()
     first = (provider, {**(CUDA_OPTIONS if provider == CUDA else {}), **options})
     return [first, *([(CUDA, CUDA_OPTIONS)] if provider == TENSORRT else []), CPU]
