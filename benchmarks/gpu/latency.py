@@ -47,16 +47,17 @@ def digits(work: Work) -> None:
 
 def compiled_digits(work: Work) -> None:
     """The same with torch.compile, which takes longer than all else together."""
-    for case in _digits(work):
-        if case.precision == _precisions(work)[-1]:
-            for batch in work.scale.batches:
-                _timed(work, case.at(batch), _compiled, {})
+    for mode in work.scale.compiling:
+        for case in _digits(work):
+            if case.precision == _precisions(work)[-1]:
+                for batch in work.scale.batches:
+                    _timed(work, case.at(batch), _compiled(mode), {})
 
 
 def large(work: Work, name: str) -> None:
     """A U-Net of real size, its states as images: nothing is decoded. Sessions are let go before the next ones are opened."""
     case, references = _large(work, name), dict[int, Images]()
-    for ways in (_torch, _graphs, _python_loop):
+    for ways in ({EAGER: Case.eager}, _graphs, _torch, _python_loop):
         for batch in work.scale.batches:
             _timed(work, case.at(batch), ways, references)
         case.opened.clear()
@@ -66,8 +67,9 @@ def large(work: Work, name: str) -> None:
 def compiled_large(work: Work, name: str) -> None:
     """The same with torch.compile."""
     case = _large(work, name)
-    for batch in work.scale.batches:
-        _timed(work, case.at(batch), _compiled, {})
+    for mode in work.scale.compiling:
+        for batch in work.scale.batches:
+            _timed(work, case.at(batch), _compiled(mode), {})
 
 
 def _precisions(work: Work) -> list[Precision]:
@@ -99,7 +101,10 @@ _graphs: Ways = {
     "one graph, a Loop": lambda case: case.bare("loop"),
 }
 _python_loop: Ways = {"step graph, Python loop": Case.python_loop}
-_compiled: Ways = {EAGER: Case.eager, "torch.compile": Case.compiled}
+
+
+def _compiled(mode: str) -> Ways:
+    return {EAGER: Case.eager, f"torch.compile, {mode}": partial(Case.compiled, mode=mode)}
 
 
 def _options(case: Case) -> Ways:

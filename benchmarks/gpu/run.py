@@ -58,7 +58,7 @@ def tasks_of(part: str, scale: Scale) -> dict[str, int]:
     """A part's tasks, functions of its module, with their shares of its time."""
     if part == "latency":
         plain = ["digits", *(f"large.{name}" for name in scale.large)]
-        return dict.fromkeys(plain, 18) | {f"compiled_{name}": 16 for name in plain}
+        return dict.fromkeys(plain, 20) | {f"compiled_{name}": 14 for name in reversed(plain)}
     return {
         "correctness": {"shipped": 20, "chosen": 8, "finite": 8, "classes": 45, "digits": 30},
         "training": {"rates": 50, "on_cpu": 15, "equal": 20, "resume": 20},
@@ -74,12 +74,13 @@ def _bundle(name: str, folder: str, rehearsal: bool) -> None:
 
 def needed(wanted: Mapping[str, Mapping[str, int]], scale: Scale) -> list[str]:
     """The bundles that tasks of parts need, those that take longest first."""
+    latency = {f"large.{name}": [name] for name in reversed(scale.large)} | {"digits": [scale.timed]}
     of = {
-        "latency": {name: [name.partition(".")[2] or scale.timed] for name in reversed(wanted.get("latency", {}))},
+        "latency": {f"{how}{name}": bundles for name, bundles in latency.items() for how in ("", "compiled_")},
         "correctness": {"digits": ["digits"] if scale.checked else [], "classes": list(scale.classes)},
         "training": {"equal": ["equal_cpu"]},
     }
-    chosen = (bundle for part, tasks in of.items() for name in tasks if name in wanted.get(part, {}) for bundle in tasks[name])
+    chosen = (name for part, tasks in of.items() for task in tasks if task in wanted.get(part, {}) for name in tasks[task])
     return list(dict.fromkeys(chosen))
 
 

@@ -16,9 +16,9 @@ class Scale:
     classes: of networks, see tests/small.py. checked: plans of the shipped networks that are checked in every layout and
     precision. timed: the bundle with the plans `digits` that are timed. large: networks of real size, see networks.py, and
     memory_gb that they need on the GPU. batches: of latencies. seconds: that each way of running a plan is timed for at least,
-    calls: how often. compiling: options of torch.compile. sizes: of networks that learn, see training.py, for so many updates;
-    tolerance is what theirs is multiplied by. teaching: the network of the part teacher, see teacher.py. judged: images that
-    are made to judge it.
+    calls: how often. compiling: options of torch.compile by mode. sizes: of networks that learn, see training.py, for so many
+    updates; tolerance is what theirs is multiplied by. teaching: the network of the part teacher, see teacher.py. judged:
+    images that are made to judge it.
     """
 
     device: str
@@ -32,7 +32,7 @@ class Scale:
     batches: tuple[int, ...]
     seconds: float
     calls: int
-    compiling: dict[str, str]
+    compiling: dict[str, dict[str, str]]
     sizes: tuple[str, ...]
     updates: int
     equal_updates: int
@@ -53,7 +53,7 @@ REAL = Scale(
     batches=(1, 4, 16),
     seconds=0.25,
     calls=20,
-    compiling={"mode": "max-autotune"},
+    compiling={mode: {"mode": mode} for mode in ("reduce-overhead", "max-autotune")},
     sizes=("digits", "colour"),
     updates=30,
     equal_updates=50,
@@ -73,7 +73,7 @@ REHEARSAL = Scale(
     batches=(2,),
     seconds=0.0,
     calls=2,
-    compiling={"backend": "eager"},
+    compiling={"reduce-overhead": {"backend": "eager"}, "max-autotune": {"backend": "eager"}},
     sizes=("tiny",),
     updates=2,
     equal_updates=5,

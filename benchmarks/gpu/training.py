@@ -203,7 +203,8 @@ def _apart(ours: dict[str, Tensor], theirs: dict[str, Tensor], begun: dict[str, 
 
 def resume(work: Work) -> None:
     """Killed and started again: the weights of an uninterrupted run, as far as two uninterrupted ones have the same."""
-    steps, every = 4 * work.scale.updates, work.scale.updates
+    every = -(-work.scale.updates // 3)
+    steps = 4 * every
     size = work.scale.sizes[0]
     made = replace(config(size, "auto", steps), checkpoint_every=every)
 

@@ -179,11 +179,11 @@ class Case:
         make = self._make(self.denoiser)
         return lambda: self._images(make, self.noise)
 
-    def compiled(self) -> Run:
-        """The same with the network compiled for this batch, its kernels chosen by measuring; that takes minutes."""
+    def compiled(self, mode: str) -> Run:
+        """The same with the network compiled for this batch; max-autotune, which measures kernels, takes minutes."""
         denoiser = copy.copy(self.denoiser)
         denoiser._modules = dict(self.denoiser._modules)
-        denoiser.net = torch.compile(self.denoiser.net, dynamic=False, **self.scale.compiling)  # type: ignore[assignment]
+        denoiser.net = torch.compile(self.denoiser.net, dynamic=False, **self.scale.compiling[mode])  # type: ignore[assignment]
         make = self._make(denoiser)
 
         def run() -> npt.NDArray[np.uint8]:
