@@ -179,6 +179,8 @@ def test_a_scheduler_of_another_network_is_told_by_its_levels() -> None:
     ("config", "sentence"),
     [
         ({"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ({"clip_sample": "yes"}, "sets clip_sample to 'yes', where DDIMScheduler has true or false"),
+        ({"beta_end": "0.02"}, "sets beta_end to '0.02', where DDIMScheduler has a number"),
         ({"beta_schedule": "sigmoid"}, "DDIMScheduler"),
         ({"_class_name": "KarrasVeScheduler"}, "the scheduler is a KarrasVeScheduler; fewstep reads DDPMScheduler"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "of EDM networks, fewstep drives 'epsilon'"),

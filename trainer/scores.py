@@ -8,6 +8,7 @@ GAN as in arXiv 2410.14919.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -36,8 +37,10 @@ class Weights(NamedTuple):
         teacher plain, F guided by -k where it learns and where it is asked, for only as it was taught is it the score of what G
         makes; the paper gives no values.
 
-        Raises ValueError for another mode.
+        Raises ValueError for another mode, or a k that is not a finite number of 0 or more.
         """
+        if not 0 <= k < inf:
+            raise ValueError(f"guidance in a distillation has a weight of 0 or more, got {k:g}; the mode anti is that below 0")
         made = {"teacher": cls(1, 1, k), "lsg": cls(k, k, k), "zero": cls(0, 0, 1), "anti": cls(-k, -k, 1)}
         if mode not in made:
             raise ValueError(f"guidance in a distillation is one of {', '.join(get_args(Mode))}, got {mode!r}")

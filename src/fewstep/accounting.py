@@ -20,7 +20,8 @@ def keys_of(made: Any) -> set[str]:
 def account(
     config: Mapping[str, Any], made: Any, *, sisters: Iterable[Any] = (), neutral: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises ValueError for a key that the class does not read and whose value may mean something.
+    """Raises ValueError for a key that the class does not read and whose value may mean something, and for words where it has
+    a number, or true or false.
 
     sisters: classes that are made from one another's configurations, and leave each other's keys aside. neutral: values of keys
     that older versions of diffusers wrote, at which they mean nothing.
@@ -34,6 +35,11 @@ def account(
                 f"the configuration sets {key} to {value!r}, which {made.__name__} of diffusers {version} does not read; "
                 "remove the key where it means nothing, or upgrade diffusers"
             )
+    for key, value in arguments(config, made).items():
+        default = inspect.signature(made.__init__).parameters[key].default
+        if isinstance(value, str) and isinstance(default, int | float):  # "no" would count as true
+            belongs = "true or false" if isinstance(default, bool) else "a number"
+            raise ValueError(f"the configuration sets {key} to {value!r}, where {made.__name__} has {belongs}; correct it")
 
 
 def arguments(config: Mapping[str, Any], made: Any) -> dict[str, Any]:

@@ -90,8 +90,12 @@ def editable(path: Path) -> Bundle:
     return bundle
 
 
-def free_name(bundle: Bundle, name: str, *, replace: bool) -> str:
-    """The name, where nothing in the bundle has it or it is to be replaced. Raises ValueError elsewhere."""
+def free_name(bundle: Bundle, name: str | None, usual: str, *, replace: bool) -> str:
+    """The name, or the usual one for None, where nothing in the bundle has it or it is to be replaced.
+
+    Raises ValueError elsewhere, and for what is no name.
+    """
+    name = usual if name is None else name
     check_name(name)
     if not replace and (name in bundle.manifest.plans or name in bundle.manifest.networks):
         raise ValueError(f"{bundle.root.name} has {name!r} already; choose another --name, or --replace it")

@@ -83,7 +83,7 @@ def calibrate(
     from fewstep.embeddings import read_embeddings
 
     guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, editable(bundle)
-    name = free_name(loaded, name or f"{method}{steps}", replace=replace)
+    name = free_name(loaded, name, f"{method}{steps}", replace=replace)
     if method != "table" and data:
         raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
     if features and not data:
@@ -146,7 +146,7 @@ def interval(
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
     loaded = editable(bundle)
     images = images_like(loaded, data, track=track)
-    name = free_name(loaded, name or f"{solver}{steps}_interval", replace=replace)
+    name = free_name(loaded, name, f"{solver}{steps}_interval", replace=replace)
     following = telling(images)
     judge = trial_judge(images, samples, features=features, precision=precision, track=following)
     given = read_embeddings(embeddings) if embeddings else None
@@ -192,7 +192,7 @@ def adopt(
     loaded, guidance = editable(bundle), guidance_of(weight, lo, hi)
     origin = Bundle.load(source) if source else loaded
     origin.pick("plan", plan, origin.manifest.plans)
-    name = free_name(loaded, name or plan, replace=replace)
+    name = free_name(loaded, name, plan, replace=replace)
     done = take_over(loaded, origin, plan, name=name, network=network, guidance=guidance)
     if warning := mismatch(done, name):
         say(f"warning: {warning}")

@@ -300,7 +300,7 @@ def distill(
     """
     loaded, some, metric = editable(bundle), None, None
     steps = steps or (loaded.plan(plan).rows if plan else 1)
-    name = free_name(loaded, name or f"sid{steps}", replace=replace_it)
+    name = free_name(loaded, name, f"sid{steps}", replace=replace_it)
     if images and not data:
         raise ValueError("--images counts real images, and none are read; give some to --data")
     from fewstep.data import images_like

@@ -80,7 +80,8 @@ def export(
         asked = Guidance(guidance, lo, hi)
         made = by_scheduler(loaded, scheduler, scheduler_config, steps, asked) if scheduler else None
         entry, usual = made or by_solver(loaded, cast(str, solver), steps, asked)
-        loaded, plan = with_plan(loaded, entry, name or usual), [name or usual]
+        name = usual if name is None else name
+        loaded, plan = with_plan(loaded, entry, name), [name]
     plans = plan or [cast(str, loaded.manifest.default)]
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
