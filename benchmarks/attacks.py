@@ -202,7 +202,7 @@ def watched(name: str, pid: int, port: int, seconds: float) -> dict[str, Any]:
 def main(root: Path, names: list[str]) -> None:
     from server import free_port, serving
 
-    from fewstep.machine import described
+    from fewstep.system.machine import described
 
     result: dict[str, Any] = {"date": str(date.today()), "machine": described(), "seconds": 8.0, "attacks": {}}
     port = free_port()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.calibration.inputs import Inputs
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.denoiser import Denoiser
-from fewstep.machine import described
+from fewstep.evaluation.metrics import Judge
+from fewstep.models.denoiser import Denoiser
+from fewstep.system.machine import described
 
 __all__ = ["RESULTS", "SEEDS", "Board", "Make", "compiled"]
 

@@ -19,15 +19,15 @@ import numpy.typing as npt
 from board import SEEDS
 from runs import Runs
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import REFERENCE_STEPS, TableConfig, calibrate_table
 from fewstep.calibration.endtoend import Real
-from fewstep.calibration.features import FITTING, feature_network
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like
-from fewstep.plan import Plan
-from fewstep.solvers import dpmpp_2m, heun
+from fewstep.evaluation.features import FITTING, feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.solvers import dpmpp_2m, heun
 
 STEPS, WHITE = 4, 250
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fewstep.console import track
 from fewstep.data import open_images
+from fewstep.system.console import track
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 TEACHER = TeacherConfig(steps=12_000, lr=1e-3, channels=(64, 128), layers=2, halflife_images=2e4)

@@ -16,14 +16,14 @@ from typing import Any
 
 from runs import Runs
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network
-from fewstep.calibration.metrics import Judge
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.denoiser import Denoiser
-from fewstep.plan import Plan
-from fewstep.solvers import dpmpp_2m
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 SEEDS, UPDATES, EVERY = (0, 1, 2), 1500, 100

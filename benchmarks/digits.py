@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.calibration.features import feature_network
-from fewstep.calibration.metrics import Judge
+from fewstep.cli.demo import SAMPLERS
 from fewstep.data import open_images
-from fewstep.decide.compare import make
-from fewstep.demo import SAMPLERS
-from fewstep.machine import described
+from fewstep.evaluation.compare import make
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
 from fewstep.runtime import Generator
+from fewstep.system.machine import described
 
 SEEDS = (1, 2, 3)  # sets of seeds
 RESULT = Path(__file__).parent / "results" / "digits.json"

@@ -21,10 +21,10 @@ import numpy as np
 import onnxruntime as ort
 import openvino
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.exporter.edge.package import TARGETS, package
-from fewstep.machine import described
 from fewstep.runtime.noise import noise
+from fewstep.system.machine import described
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "edge.json"

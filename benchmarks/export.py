@@ -19,17 +19,17 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.denoiser import save_network, unet
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Condition, ImageSpec, Layout, PlanEntry
+from fewstep.backends.sessions import open_session
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.machine import described
-from fewstep.manifest import Condition, ImageSpec, Layout, PlanEntry
-from fewstep.schedule import karras
-from fewstep.sessions import open_session
-from fewstep.solvers import ddim
+from fewstep.models.denoiser import save_network, unet
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
+from fewstep.system.machine import described
 
 RESULT = Path(__file__).parent / "results" / "export.json"
 STEPS, LAYOUTS = (1, 4, 10), ("unrolled", "loop", "step")

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 from fewstep.calibration.teacher import Teacher
-from fewstep.machine import described
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
+from fewstep.system.machine import described
 
 RESULT = Path(__file__).parent / "results" / "fit_cost.json"
 STEPS, SAMPLES = (4, 6, 8, 12, 16), (16, 32, 64, 128)

@@ -25,7 +25,7 @@ from latency import build as other
 from latency import write_plain
 from turns import Run, in_turns
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise_into
 
@@ -103,7 +103,7 @@ def overheads(root: Path) -> dict[str, Any]:
 
 
 def others(root: Path) -> dict[str, Any]:
-    from fewstep.denoiser import load_network
+    from fewstep.models.denoiser import load_network
 
     found, bundle = {}, Bundle.load(root)
     with tempfile.TemporaryDirectory() as directory:
@@ -129,7 +129,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {"overhead": overheads, "ot
 
 
 def main(root: Path, parts: list[str]) -> None:
-    from fewstep.machine import described
+    from fewstep.system.machine import described
 
     result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
     result |= {"machine": described(), "processes": PROCESSES, "pairs": PAIRS}

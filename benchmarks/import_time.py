@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import median, stdev
 
-from fewstep.machine import described
+from fewstep.system.machine import described
 
 RUNS = 11
 RESULT = Path(__file__).parent / "results" / "import_time.json"

@@ -36,10 +36,10 @@ WAYS = {
 
 def export(bits: int, root: Path) -> None:
     """The plan in int8 with weights of so many bits."""
-    from fewstep.bundle import Bundle
+    from fewstep.artifact.bundle import Bundle
+    from fewstep.artifact.ranges import LARGEST_WEIGHT
     from fewstep.calibration.ranges import calibrate_ranges
     from fewstep.exporter.export import export_graphs
-    from fewstep.ranges import LARGEST_WEIGHT
 
     LARGEST_WEIGHT["int8"] = {8: 127.0, 7: 64.0}[bits]
     export_graphs(calibrate_ranges(Bundle.load(root), PLAN, ["int8"]), [PLAN], ["int8"])
@@ -86,8 +86,8 @@ def psnr_db(made: np.ndarray, exact: np.ndarray) -> float:
 
 
 def main() -> None:
-    from fewstep.bundle import Bundle
-    from fewstep.machine import described
+    from fewstep.artifact.bundle import Bundle
+    from fewstep.system.machine import described
 
     result: dict[str, Any] = {"machine": described(), "images": IMAGES, "kept": {}, "processors": {}}
     with tempfile.TemporaryDirectory() as directory:

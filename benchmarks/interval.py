@@ -14,14 +14,14 @@ from pathlib import Path
 
 from board import Board, compiled
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network, trial_judge
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.interval import IntervalConfig, Steps, calibrate_interval, interval, pareto
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.console import track
 from fewstep.data import open_images
-from fewstep.solvers import dpmpp_2m
+from fewstep.evaluation.features import feature_network, trial_judge
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.solvers import dpmpp_2m
+from fewstep.system.console import track
 
 CONFIG = IntervalConfig(steps=10, weights=(1.25, 1.5, 2.0, 3.0))
 IMAGES = 500  # for each guidance that is tried

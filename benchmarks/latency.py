@@ -20,15 +20,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 from turns import ROUNDS, Run, in_turns
 
-from fewstep.bundle import Bundle
-from fewstep.guidance import guided
-from fewstep.manifest import Layout
-from fewstep.plan import Plan, sample
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Layout
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan, sample
 
 if TYPE_CHECKING:
-    from fewstep.denoiser import Denoiser
+    from fewstep.models.denoiser import Denoiser
 
 RESULT = Path(__file__).parent / "results" / "latency.json"
 PLANS = ("sid1", "ddim10", "ddim10_w2_interval")
@@ -173,7 +173,7 @@ def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Run | Non
         return in_python(session, bundle.manifest.networks[network].parametrisation.scales, plan, start, labels)
     import torch
 
-    from fewstep.denoiser import load_network
+    from fewstep.models.denoiser import load_network
 
     denoiser = load_network(bundle, network)
     if way == "diffusers scheduler":
@@ -190,9 +190,9 @@ def same_images(made: dict[str, np.ndarray]) -> None:
 
 
 def main(source: Path) -> None:
-    from fewstep.denoiser import load_network
     from fewstep.exporter.export import export_graphs
-    from fewstep.machine import described
+    from fewstep.models.denoiser import load_network
+    from fewstep.system.machine import described
 
     result: dict[str, Any] = {"machine": described(), "rounds": ROUNDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from runs import Runs
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, calibrate
-from fewstep.calibration.features import feature_network
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, open_images
-from fewstep.solvers import ddim, scaled
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.solvers import ddim, scaled
 from fewstep.trainer.levels import space_of
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 

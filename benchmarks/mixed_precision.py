@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fewstep.machine import described
+from fewstep.system.machine import described
 
 RESULT = Path(__file__).parent / "results" / "mixed_precision.json"
 ROUNDS = 3
@@ -31,9 +31,9 @@ KINDS = {
 def worker() -> dict[str, Any]:
     import torch
 
-    from fewstep.denoiser import unet
-    from fewstep.manifest import Condition, ImageSpec
-    from fewstep.mixed_precision import autocast, times_fp32
+    from fewstep.artifact.manifest import Condition, ImageSpec
+    from fewstep.models.denoiser import unet
+    from fewstep.models.mixed_precision import autocast, times_fp32
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
-from fewstep.machine import described
+from fewstep.artifact.bundle import Bundle
 from fewstep.runtime.noise import noise
+from fewstep.system.machine import described
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "operators.json"

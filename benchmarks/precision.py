@@ -19,16 +19,16 @@ import numpy as np
 from digits import spread
 from turns import Run, in_turns
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network
-from fewstep.calibration.metrics import Judge
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Precision
+from fewstep.artifact.ranges import Ranges
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
 from fewstep.exporter.export import export_graphs
-from fewstep.machine import described
-from fewstep.manifest import Precision
-from fewstep.ranges import Ranges
 from fewstep.runtime import Generator
+from fewstep.system.machine import described
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 PLANS = ("sid1", "sid2", "table4", "ddim10")

@@ -8,7 +8,7 @@ from typing import Any
 
 from board import RESULTS
 
-from fewstep.machine import described
+from fewstep.system.machine import described
 
 __all__ = ["Runs"]
 

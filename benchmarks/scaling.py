@@ -27,12 +27,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.artifact.manifest import Condition, ImageSpec
 from fewstep.data import Images
-from fewstep.denoiser import unet
-from fewstep.machine import described
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.networks import NETWORKS
-from fewstep.progress import silent
+from fewstep.models.denoiser import unet
+from fewstep.models.networks import NETWORKS
+from fewstep.system.machine import described
+from fewstep.system.progress import silent
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher

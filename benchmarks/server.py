@@ -319,7 +319,7 @@ def free_port() -> int:
 
 
 def main(root: Path, parts: list[str]) -> None:
-    from fewstep.machine import described
+    from fewstep.system.machine import described
 
     result: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if parts and RESULT.exists() else {}
     result |= {"machine": described(), "plan": PLAN, "max_batch": MAX_BATCH}

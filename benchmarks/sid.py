@@ -18,18 +18,18 @@ from typing import Any
 
 from runs import Runs
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 from fewstep.calibration.endtoend import Real
-from fewstep.calibration.features import FITTING, feature_network
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.decide.validate import validator
-from fewstep.denoiser import Denoiser, load_network
-from fewstep.guidance import Guidance
-from fewstep.plan import Plan
-from fewstep.solvers import ddim, dpmpp_2m, heun
+from fewstep.evaluation.features import FITTING, feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.validate import validator
+from fewstep.models.denoiser import Denoiser, load_network
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.solvers import ddim, dpmpp_2m, heun
 from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig

@@ -25,19 +25,19 @@ import numpy as np
 from board import SEEDS, Board, Make, compiled
 from torch import Tensor
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 from fewstep.calibration.endtoend import Real
-from fewstep.calibration.features import FITTING, feature_network
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.methods import METHODS
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.guidance import guided
-from fewstep.plan import Plan
-from fewstep.schedule import karras
-from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
+from fewstep.evaluation.features import FITTING, feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
 CALLS = (4, 6, 10, 5, 8, 2, 15, 20, 1, 3)
 LEAST = 4  # calls of a solver; fewer make no images, only tables are tried there

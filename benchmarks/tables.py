@@ -15,8 +15,8 @@ from typing import Any
 
 from gpu import tables as gpu
 
-from fewstep.demo import SAMPLERS
-from fewstep.mixed_precision import WORTH
+from fewstep.cli.demo import SAMPLERS
+from fewstep.models.mixed_precision import WORTH
 
 __all__ = ["PAGES", "ROOT", "result", "written"]
 

@@ -17,13 +17,13 @@ import numpy as np
 import onnxruntime as ort
 from turns import Run, in_turns
 
-from fewstep.bundle import Bundle
-from fewstep.cores import usable_cores
-from fewstep.machine import described
+from fewstep.artifact.bundle import Bundle
+from fewstep.backends.base import buffers
+from fewstep.backends.onnx import OnnxBinding, OnnxProgram
 from fewstep.runtime import Generator
-from fewstep.runtime.backends.base import buffers
-from fewstep.runtime.backends.onnx import OnnxBinding, OnnxProgram
 from fewstep.runtime.noise import noise_into
+from fewstep.system.cores import usable_cores
+from fewstep.system.machine import described
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "threads.json"

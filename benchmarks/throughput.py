@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from fewstep.data import Images, open_images
-from fewstep.denoiser import unet
-from fewstep.machine import described
-from fewstep.mixed_precision import autocast, precision_here
+from fewstep.models.denoiser import unet
+from fewstep.models.mixed_precision import autocast, precision_here
+from fewstep.system.machine import described
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"

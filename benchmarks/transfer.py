@@ -15,17 +15,17 @@ from pathlib import Path
 
 from board import SEEDS, Board, compiled
 
-from fewstep.adopt import adopt
-from fewstep.bundle import Bundle
+from fewstep.artifact.adopt import adopt
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import REFERENCE_STEPS, TableConfig, calibrate_table
 from fewstep.calibration.endtoend import Real
-from fewstep.calibration.features import FITTING, feature_network
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.guidance import Guidance
-from fewstep.plan import Plan
-from fewstep.solvers import dpmpp_2m, heun
+from fewstep.evaluation.features import FITTING, feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.solvers import dpmpp_2m, heun
 
 STEPS, WEIGHTS = 4, (1.0, 2.0)
 

@@ -13,21 +13,21 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.cache import Cache, default_folder, tensors_digest
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import Inputs, draw
 from fewstep.calibration.methods import METHODS, Method
 from fewstep.calibration.teacher import Teacher
-from fewstep.denoiser import load_network
-from fewstep.guidance import PLAIN, Guidance, guided
-from fewstep.manifest import PlanEntry, check_name
-from fewstep.plan import Floats, Plan
-from fewstep.processes import keep_to_own_cores, several_on_cpu
-from fewstep.progress import Track, silent
-from fewstep.schedule import Grid
-from fewstep.solvers import dpmpp_2m, heun
+from fewstep.evaluation.cache import Cache, default_folder, tensors_digest
+from fewstep.models.denoiser import load_network
+from fewstep.sampling.guidance import PLAIN, Guidance, guided
+from fewstep.sampling.plan import Floats, Plan
+from fewstep.sampling.schedule import Grid
+from fewstep.sampling.solvers import dpmpp_2m, heun
+from fewstep.system.processes import keep_to_own_cores, several_on_cpu
+from fewstep.system.progress import Track, silent
 
 __all__ = ["FitConfig", "TableConfig", "calibrate", "calibrate_table"]
 

@@ -9,8 +9,8 @@ from torch.nn.functional import cosine_similarity
 
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
-from fewstep.plan import Plan
-from fewstep.progress import Track, silent
+from fewstep.sampling.plan import Plan
+from fewstep.system.progress import Track, silent
 
 __all__ = ["Consistency", "consistency"]
 

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from fewstep.calibration.cache import tensors_digest
-from fewstep.calibration.features import PixelStatistics
 from fewstep.calibration.inputs import Inputs
-from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, batches
-from fewstep.denoiser import Denoiser
-from fewstep.guidance import Guidance, guided
-from fewstep.parametrisation import Parametrisation
-from fewstep.plan import Plan
-from fewstep.progress import Track, silent
-from fewstep.schedule import Grid, karras
-from fewstep.solvers import dpmpp_2m
+from fewstep.evaluation.cache import tensors_digest
+from fewstep.evaluation.features import PixelStatistics
+from fewstep.evaluation.metrics import Features
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.parametrisation import Parametrisation
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.schedule import Grid, karras
+from fewstep.sampling.solvers import dpmpp_2m
+from fewstep.system.progress import Track, silent
 
 __all__ = ["Energy", "Loss", "Pair", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
 
@@ -121,7 +121,7 @@ class Real(NamedTuple):
     def of(cls, images: Images, *models: Features) -> Real:
         """About REAL of them, in these networks and in plain pixels, so that no fit buys features with brightness.
 
-        Judge on others, in other networks than these: see fewstep.calibration.features.FITTING.
+        Judge on others, in other networks than these: see fewstep.evaluation.features.FITTING.
         """
         models = (*models, PixelStatistics())
         some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fewstep.calibration.methods import Landing, Method, landings
-from fewstep.guidance import PLAIN, Guidance
-from fewstep.plan import Array, Denoise, Floats, Plan, advance, sample
-from fewstep.progress import Track, silent
-from fewstep.schedule import Grid, to_edm
+from fewstep.sampling.guidance import PLAIN, Guidance
+from fewstep.sampling.plan import Array, Denoise, Floats, Plan, advance, sample
+from fewstep.sampling.schedule import Grid, to_edm
+from fewstep.system.progress import Track, silent
 
 __all__ = ["Fit", "Part", "StepFit", "fit"]
 

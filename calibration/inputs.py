@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.embeddings import checked_embeddings
-from fewstep.manifest import Manifest
+from fewstep.artifact.manifest import Manifest
+from fewstep.data.embeddings import checked_embeddings
 
 __all__ = ["Inputs", "draw"]
 

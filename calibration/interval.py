@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.cache import Cache, default_folder, tensors_digest
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.calibration.inputs import Inputs
-from fewstep.calibration.metrics import Judge
 from fewstep.calibration.teacher import Teacher
-from fewstep.guidance import PLAIN, Guidance, mix
-from fewstep.manifest import PlanEntry, check_name
-from fewstep.plan import Plan, trajectory
-from fewstep.progress import Track, silent
-from fewstep.schedule import Grid
+from fewstep.evaluation.cache import Cache, default_folder, tensors_digest
+from fewstep.evaluation.metrics import Judge
+from fewstep.sampling.guidance import PLAIN, Guidance, mix
+from fewstep.sampling.plan import Plan, trajectory
+from fewstep.sampling.schedule import Grid
+from fewstep.system.progress import Track, silent
 
 __all__ = [
     "IntervalConfig",

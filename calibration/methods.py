@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fewstep.guidance import Guidance
-from fewstep.plan import Floats, Plan
-from fewstep.schedule import Grid
-from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Floats, Plan
+from fewstep.sampling.schedule import Grid
+from fewstep.sampling.solvers import ddim, dpmpp_2m, heun, ipndm, spndm
 
 __all__ = ["METHODS", "Landing", "Method", "landings"]
 

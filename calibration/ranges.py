@@ -14,14 +14,14 @@ from math import log10
 import torch
 from torch import Tensor, nn
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Precision, RangesEntry
+from fewstep.artifact.ranges import LARGEST_WEIGHT, Interval, LayerRanges, Ranges
 from fewstep.calibration.inputs import Inputs, draw
-from fewstep.denoiser import Denoiser, load_network
-from fewstep.guidance import guided
-from fewstep.manifest import Precision, RangesEntry
-from fewstep.plan import Plan, trajectory
-from fewstep.progress import Track, silent
-from fewstep.ranges import LARGEST_WEIGHT, Interval, LayerRanges, Ranges
+from fewstep.models.denoiser import Denoiser, load_network
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan, trajectory
+from fewstep.system.progress import Track, silent
 
 __all__ = ["MIN_PSNR_DB", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
 

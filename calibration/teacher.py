@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.inputs import Inputs, draw
-from fewstep.decoder import load_decoder, to_bytes
-from fewstep.denoiser import load_network
-from fewstep.guidance import guided
-from fewstep.plan import Plan, sample
-from fewstep.processes import keep_to_own_cores
-from fewstep.progress import Track, silent
+from fewstep.models.decoder import load_decoder, to_bytes
+from fewstep.models.denoiser import load_network
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan, sample
+from fewstep.system.processes import keep_to_own_cores
+from fewstep.system.progress import Track, silent
 
 __all__ = ["Teacher"]
 

@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.golden import GOLDEN, write_golden
 from fewstep.calibration.calibrate import TableConfig
-from fewstep.calibration.classifier import ClassifierConfig
-from fewstep.calibration.features import FITTING
-from fewstep.decide.comparison import FILE
-from fewstep.demo import DemoConfig, draw, full, run_demo
-from fewstep.golden import GOLDEN, write_golden
+from fewstep.cli.demo import DemoConfig, draw, full, run_demo
+from fewstep.evaluation.classifier import ClassifierConfig
+from fewstep.evaluation.comparison import FILE
+from fewstep.evaluation.features import FITTING
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig
 

@@ -10,10 +10,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.decoder import Decoder as TorchDecoder
-from fewstep.decoder import load_decoder
-from fewstep.denoiser import Denoiser, load_network
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.golden import GOLDEN, Arrays, read_golden, write_golden
+from fewstep.artifact.manifest import GraphEntry, Layout, Precision
+from fewstep.artifact.ranges import Ranges
 from fewstep.exporter.facts import facts
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layer import layer_names
@@ -26,12 +26,12 @@ from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
 from fewstep.exporter.graph.traced import OPSET
 from fewstep.exporter.reference import reference
 from fewstep.exporter.statements import LIMITS, Limits
-from fewstep.golden import GOLDEN, Arrays, read_golden, write_golden
-from fewstep.manifest import GraphEntry, Layout, Precision
-from fewstep.plan import Plan
-from fewstep.progress import Track, silent
-from fewstep.ranges import Ranges
-from fewstep.readable import readable
+from fewstep.models.decoder import Decoder as TorchDecoder
+from fewstep.models.decoder import load_decoder
+from fewstep.models.denoiser import Denoiser, load_network
+from fewstep.sampling.plan import Plan
+from fewstep.system.progress import Track, silent
+from fewstep.system.readable import readable
 
 __all__ = ["MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "choose_layout", "export_graphs", "refuse_layouts"]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 
 import fewstep
-from fewstep.card import licence
-from fewstep.made import decoder_digest, made_of, network_digest
-from fewstep.manifest import GraphEntry, Manifest, PlanEntry
+from fewstep.artifact.card import licence
+from fewstep.artifact.digests import decoder_digest, made_of, network_digest
+from fewstep.artifact.manifest import GraphEntry, Manifest, PlanEntry
 
 __all__ = ["FREE", "HASHES", "MADE_OF", "PREFIX", "facts"]
 
 PREFIX = "fewstep."
-MADE_OF = f"{PREFIX}made_of"  # see fewstep.made
+MADE_OF = f"{PREFIX}made_of"  # see fewstep.artifact.digests
 FREE = frozenset(f"{PREFIX}{key}" for key in ("version", "bundle", "license", "solver"))  # may change without a new export
 HASHES = frozenset({MADE_OF, *(f"{PREFIX}{part}_sha256" for part in ("plan", "network", "decoder"))})  # the first is of all
 

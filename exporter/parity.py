@@ -14,7 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files
+from fewstep.artifact.golden import Arrays
+from fewstep.artifact.manifest import GraphEntry
+from fewstep.artifact.outputs import with_outputs
+from fewstep.backends.sessions import CPU, ERRORS, NoKernelError, open_session, reason_of
 from fewstep.exporter.statements import (
     Stated,
     refuse_other_facts,
@@ -22,13 +27,8 @@ from fewstep.exporter.statements import (
     refuse_other_labels,
     refuse_other_origin,
 )
-from fewstep.external import check_files
-from fewstep.golden import Arrays
-from fewstep.manifest import GraphEntry
-from fewstep.outputs import with_outputs
-from fewstep.plan import Plan, trajectory
-from fewstep.readable import readable
-from fewstep.sessions import CPU, ERRORS, NoKernelError, open_session, reason_of
+from fewstep.sampling.plan import Plan, trajectory
+from fewstep.system.readable import readable
 
 __all__ = ["Parity", "check_graphs", "compare", "left_out", "plans_of", "walk"]
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-from fewstep.decoder import Decoder
-from fewstep.denoiser import Denoiser
-from fewstep.guidance import guided
-from fewstep.plan import Plan, trajectory
+from fewstep.artifact.bundle import Bundle
+from fewstep.models.decoder import Decoder
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan, trajectory
 
 __all__ = ["reference"]
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.digests import made_of
+from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, Layout, Precision
+from fewstep.artifact.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
+from fewstep.backends.sessions import ERRORS
 from fewstep.exporter.facts import FREE, HASHES, MADE_OF, facts
-from fewstep.made import made_of
-from fewstep.manifest import Condition, GraphEntry, ImageSpec, Layout, Precision
-from fewstep.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
-from fewstep.sessions import ERRORS
 
 __all__ = [
     "LIMITS",

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.places import writing
-from fewstep.progress import Track, silent
 from fewstep.runtime.generator import Generator
+from fewstep.system.places import writing
+from fewstep.system.progress import Track, silent
 
 __all__ = ["measure", "save_plot"]
 

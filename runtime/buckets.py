@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any, cast
 
-from fewstep.engines import LARGEST_BATCH
-from fewstep.runtime.backends.base import Binding, ExactBinding, Program
+from fewstep.artifact.engines import LARGEST_BATCH
+from fewstep.backends.base import Binding, ExactBinding, Program
 
 __all__ = ["BUCKETS", "Pool", "buckets_to", "parts"]
 

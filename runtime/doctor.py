@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fewstep.bundle import Bundle
-from fewstep.extras import install
-from fewstep.machine import Machine
+from fewstep.artifact.bundle import Bundle
+from fewstep.system.extras import install
+from fewstep.system.machine import Machine
 
 __all__ = ["Finding", "Surroundings", "examine", "here", "try_backends"]
 
@@ -140,7 +140,7 @@ def try_backends(bundle: Bundle) -> Iterator[Finding]:
 
 def _unloadable(folder: Path, providers: Iterable[str]) -> dict[str, str]:
     """Why the libraries of providers do not load, by provider. folder: where ONNX Runtime has its own."""
-    from fewstep.cuda_libraries import CUDNN, load_cuda_libraries, why_not
+    from fewstep.backends.cuda_libraries import CUDNN, load_cuda_libraries, why_not
 
     found = {}
     for provider in providers:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fewstep.bundle import Bundle
-from fewstep.external import check_files
-from fewstep.manifest import GraphEntry
-from fewstep.outputs import with_outputs
-from fewstep.runtime.backends.base import Array
-from fewstep.sessions import open_session
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files
+from fewstep.artifact.manifest import GraphEntry
+from fewstep.artifact.outputs import with_outputs
+from fewstep.backends.base import Array
+from fewstep.backends.sessions import open_session
 
 __all__ = ["NotFiniteError", "where_it_ended"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fewstep.manifest import Manifest
-from fewstep.plan import Plan
-from fewstep.runtime.backends.base import Program, Tensor
+from fewstep.artifact.manifest import Manifest
+from fewstep.backends.base import Program, Tensor
+from fewstep.sampling.plan import Plan
 
 __all__ = ["check_steps", "check_whole"]
 

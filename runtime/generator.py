@@ -12,10 +12,10 @@ from typing import Literal, TypedDict, Unpack, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.bundle import Bundle
-from fewstep.labels import Classes, Labels
-from fewstep.manifest import Precision
-from fewstep.runtime.backends.base import Array, Binding
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.labels import Classes, Labels
+from fewstep.artifact.manifest import Precision
+from fewstep.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
 from fewstep.runtime.finite import NotFiniteError, where_it_ended
 from fewstep.runtime.ladder import Wanted, climb

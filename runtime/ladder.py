@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
-from fewstep.engines import unfit
-from fewstep.external import check_files
-from fewstep.extras import install
-from fewstep.machine import this_machine
-from fewstep.manifest import EngineKey, GraphEntry, Precision
-from fewstep.runtime.backends.base import Program
-from fewstep.runtime.backends.onnx import OnnxProgram
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.engines import unfit
+from fewstep.artifact.external import check_files
+from fewstep.artifact.manifest import EngineKey, GraphEntry, Precision
+from fewstep.backends.base import Program
+from fewstep.backends.onnx import OnnxProgram
+from fewstep.backends.sessions import CPU, CUDA, TENSORRT
 from fewstep.runtime.fits import check_steps, check_whole
 from fewstep.runtime.walker import Walker
-from fewstep.sessions import CPU, CUDA, TENSORRT
+from fewstep.system.extras import install
+from fewstep.system.machine import this_machine
 
 __all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "candidates", "climb", "graphs_of"]
 
@@ -112,7 +112,7 @@ def _engine(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], bac
             if reason := unfit(bundle, entry, machine):
                 against.append(f"{name}: {reason}")
                 continue
-            from fewstep.runtime.backends.tensorrt import EngineProgram
+            from fewstep.backends.tensorrt import EngineProgram
 
             key = entry.key
 

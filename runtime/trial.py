@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fewstep.sessions import LOAD_LIMIT, load_limit_s
+from fewstep.backends.sessions import LOAD_LIMIT, load_limit_s
 
 __all__ = ["try_out"]
 
@@ -23,7 +23,7 @@ __all__ = ["try_out"]
 def try_out(bundle: Path, plans: Sequence[str], choices: Mapping[str, Any]) -> None:
     """Open plans of a bundle and run them once. choices: those of Generator, as JSON has them.
 
-    Raises ValueError where that fails, or takes longer than fewstep.sessions.load_limit_s.
+    Raises ValueError where that fails, or takes longer than fewstep.backends.sessions.load_limit_s.
     """
     order = {"bundle": str(bundle), "plans": list(plans), "choices": dict(choices), "limit_s": load_limit_s()}
     command = [sys.executable, "-P", "-m", "fewstep.runtime.trial"]

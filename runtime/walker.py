@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.parametrisation import Scales
-from fewstep.plan import Plan, trajectory
-from fewstep.runtime.backends.base import Array, Binding, ExactBinding, Program, Tensor, buffers, first_rows
+from fewstep.backends.base import Array, Binding, ExactBinding, Program, Tensor, buffers, first_rows
+from fewstep.sampling.parametrisation import Scales
+from fewstep.sampling.plan import Plan, trajectory
 
 __all__ = ["CancelledError", "OnStep", "Preview", "Walk", "Walker"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
 # What alone may skip where FEWSTEP_NO_SKIPS is set, as in .ci/run, which installs all else that tests ask for.

@@ -24,18 +24,18 @@ from google.protobuf.message import DecodeError, Message
 from safetensors.torch import save
 from small_sampler import sampler_bundle
 
-from fewstep.bundle import MANIFEST, Bundle
-from fewstep.decide.comparison import FILE, Comparison, Limits, digest, read
-from fewstep.denoiser import load_network, save_network, unet
-from fewstep.embeddings import read_embeddings
-from fewstep.external import locations
-from fewstep.manifest import Manifest
-from fewstep.runtime.backends.base import RunError
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.external import locations
+from fewstep.artifact.manifest import Manifest
+from fewstep.backends.base import RunError
+from fewstep.data.embeddings import read_embeddings
+from fewstep.evaluation.comparison import FILE, Comparison, Limits, digest, read
+from fewstep.models.denoiser import load_network, save_network, unet
+from fewstep.models.edm_weights import load_edm_weights
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.server import limits
 from fewstep.runtime.server.protocol import answer, parse
-from fewstep.trainer.edm_weights import load_edm_weights
 
 __all__ = ["TARGETS", "EscapeError", "home", "seeds", "watched"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 
 __all__ = ["overflowing"]
 

@@ -12,7 +12,7 @@ import os, sys
 import torch
 from accelerate import PartialState
 torch.set_num_threads(1)
-from fewstep.processes import several_on_cpu
+from fewstep.system.processes import several_on_cpu
 assert PartialState(cpu=several_on_cpu()).num_processes == int(os.environ["WANTED_PROCESSES"])  # else nothing would be compared
 """
 SUFFIX = """

@@ -8,9 +8,9 @@ import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-from fewstep.denoiser import Denoiser
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
+from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 
 IMAGE = ImageSpec(channels=4, height=8, width=8)
 STABLE = Betas(kind="scaled_linear", start=0.00085, end=0.012)

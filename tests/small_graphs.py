@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto as Type
 from onnx import helper, numpy_helper
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, Precision
-from fewstep.parametrisation import Edm
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, Precision
+from fewstep.sampling.parametrisation import Edm
 
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
 

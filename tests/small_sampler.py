@@ -10,10 +10,19 @@ import onnx
 from onnx import TensorProto as Type
 from onnx import helper, numpy_helper
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.manifest import Condition, EngineEntry, EngineKey, GraphEntry, ImageSpec, NetworkEntry, PlanEntry, RangesEntry
-from fewstep.parametrisation import Edm
-from fewstep.plan import Plan
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import (
+    Condition,
+    EngineEntry,
+    EngineKey,
+    GraphEntry,
+    ImageSpec,
+    NetworkEntry,
+    PlanEntry,
+    RangesEntry,
+)
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.plan import Plan
 
 LABELS, TEXT = Condition(kind="labels", classes=3), Condition(kind="embeddings", tokens=2, width=3)
 ONE = Plan(*(np.array(table) for table in ([1.0, 1.0], [2.5, 0.0], [[0.0]], [[1.0]], [0.0], [1.0])))

@@ -1,4 +1,4 @@
-"""A GPU played by the CPU, for fewstep.runtime.backends.tensorrt: streams that queue, capture and replay; ONNX engines.
+"""A GPU played by the CPU, for fewstep.backends.tensorrt: streams that queue, capture and replay; ONNX engines.
 
 It stands where no GPU is. It follows CUDA's rules that matter here: work on a stream happens when somebody waits for it, work
 that is captured does not happen until its graph is launched, addresses in a graph are those of its capture.

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from test_cli import fewstep
 
-from fewstep.adopt import adopt, mismatch
-from fewstep.bundle import Bundle
+from fewstep.artifact.adopt import adopt, mismatch
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import PlanEntry
 from fewstep.calibration.calibrate import FitConfig, calibrate
-from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry
-from fewstep.parametrisation import Flow
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Flow
 
 WEIGHTS = "networks/teacher/diffusion_pytorch_model.safetensors"
 

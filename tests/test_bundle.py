@@ -13,13 +13,13 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 
-from fewstep.bundle import MANIFEST, Bundle, Draft
-from fewstep.guidance import Guidance
-from fewstep.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.parametrisation import Edm
-from fewstep.schedule import karras
-from fewstep.solvers import dpmpp_2m
-from fewstep.staging import claimed
+from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
+from fewstep.artifact.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.artifact.staging import claimed
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import dpmpp_2m
 
 IMAGE, CONDITION = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
 PLAN = dpmpp_2m(karras(5, 0.002, 80.0), Guidance(2.0, 0.3, 5.0))
@@ -145,7 +145,7 @@ def test_an_invalid_draft_is_not_saved(bundle: Bundle) -> None:
 
 def test_a_kill_while_writing_leaves_the_old_bundle(bundle: Bundle) -> None:
     code = (
-        "import os, sys; from fewstep.bundle import Bundle\n"
+        "import os, sys; from fewstep.artifact.bundle import Bundle\n"
         "with Bundle.load(sys.argv[1]).edit() as draft:\n"
         "    draft.new('networks/teacher/config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
     )
@@ -159,7 +159,7 @@ def test_a_kill_while_writing_leaves_the_old_bundle(bundle: Bundle) -> None:
 
 def test_processes_that_change_a_bundle_at_once_take_turns(bundle: Bundle) -> None:
     code = (
-        "import sys; from fewstep.bundle import Bundle\n"
+        "import sys; from fewstep.artifact.bundle import Bundle\n"
         "bundle = Bundle.load(sys.argv[1])\n"  # loaded once: what others add meanwhile is to stay
         "for i in range(8):\n"
         "    with bundle.edit() as draft:\n"
@@ -181,7 +181,7 @@ def test_processes_that_change_a_bundle_at_once_take_turns(bundle: Bundle) -> No
 
 def test_who_reads_between_the_two_renames_waits_for_the_writer(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     waits, found = Event(), []
-    monkeypatch.setattr(logging.getLogger("fewstep.staging"), "warning", lambda *_: waits.set())
+    monkeypatch.setattr(logging.getLogger("fewstep.artifact.staging"), "warning", lambda *_: waits.set())
     old = bundle.root.with_name(".a.bundle.old")
     thread = Thread(target=lambda: found.append(Bundle.load(bundle.root)))
     with claimed(bundle.root.with_name(".a.bundle.lock")):
@@ -206,7 +206,7 @@ def test_a_plan_that_another_process_changed_is_not_written_over(bundle: Bundle)
 
 def test_of_two_that_make_one_bundle_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, errors, waits = tmp_path / "new.bundle", [], Event()
-    monkeypatch.setattr(logging.getLogger("fewstep.staging"), "warning", lambda *_: waits.set())
+    monkeypatch.setattr(logging.getLogger("fewstep.artifact.staging"), "warning", lambda *_: waits.set())
 
     def second() -> None:
         try:

@@ -13,9 +13,9 @@ from pipelines import CASES, save
 from small_sampler import sampler_bundle
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.models.importer import ImportOptions, import_teacher
 from fewstep.runtime import Generator
-from fewstep.trainer.importer import ImportOptions, import_teacher
 
 
 def cached(source: Path, cache: Path) -> Path:

@@ -12,13 +12,13 @@ from processes import run_in_processes
 from safetensors.torch import save_file
 from small import TEXT, small
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import ImageSpec
 from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.inputs import draw
-from fewstep.denoiser import save_network
-from fewstep.embeddings import read_embeddings
-from fewstep.guidance import Guidance
-from fewstep.manifest import ImageSpec
+from fewstep.data.embeddings import read_embeddings
+from fewstep.models.denoiser import save_network
+from fewstep.sampling.guidance import Guidance
 
 QUICK = FitConfig(steps=3, samples=8, fine=2, batch=4)
 
@@ -95,7 +95,7 @@ def test_embeddings_come_from_a_file(tmp_path: Path) -> None:
 def test_two_processes_find_what_one_finds(digits: Bundle, tmp_path: Path) -> None:
     script = """
 from pathlib import Path
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
 out = Path(sys.argv[1])
 calibrate(Bundle.load(sys.argv[2]), FitConfig(steps=3, samples=8, fine=2, batch=4), name=out.name, cache=out)

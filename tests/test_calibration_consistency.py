@@ -9,11 +9,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.consistency import consistency
 from fewstep.calibration.teacher import Teacher
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 WEIGHTS = "networks/teacher/diffusion_pytorch_model.safetensors"
 PLAN = ddim(karras(3, 0.002, 80.0))

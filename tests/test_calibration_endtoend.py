@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration import calibrate as calibrating
 from fewstep.calibration import endtoend
 from fewstep.calibration.calibrate import TableConfig, calibrate_table
-from fewstep.calibration.classifier import Classifier
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, fit_table
-from fewstep.calibration.metrics import Features
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
-from fewstep.guidance import Guidance
-from fewstep.parametrisation import Edm, Eps, Flow
-from fewstep.solvers import ddim, dpmpp_2m, heun
+from fewstep.evaluation.classifier import Classifier
+from fewstep.evaluation.metrics import Features
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Edm, Eps, Flow
+from fewstep.sampling.solvers import ddim, dpmpp_2m, heun
 
 
 @pytest.mark.parametrize("parametrisation", [Edm(sigma_data=0.5), Eps()], ids=lambda p: p.kind)

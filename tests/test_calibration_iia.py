@@ -9,11 +9,11 @@ from truth import Gaussian
 
 from fewstep.calibration.iia import Fit, Part, fit
 from fewstep.calibration.methods import METHODS, landings
-from fewstep.guidance import Guidance
-from fewstep.parametrisation import Eps, Flow
-from fewstep.plan import sample, trajectory
-from fewstep.schedule import Grid, karras, to_flow, to_vp
-from fewstep.solvers import ddim, heun, ipndm, spndm
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Eps, Flow
+from fewstep.sampling.plan import sample, trajectory
+from fewstep.sampling.schedule import Grid, karras, to_flow, to_vp
+from fewstep.sampling.solvers import ddim, heun, ipndm, spndm
 
 
 class Mixture:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.interval import Steps, Trial, interval, pareto, search, similarity, sweep
 from fewstep.calibration.teacher import Teacher
-from fewstep.schedule import flow, karras
-from fewstep.solvers import ddim
+from fewstep.sampling.schedule import flow, karras
+from fewstep.sampling.solvers import ddim
 
 GRID = karras(10, 0.002, 80.0)
 

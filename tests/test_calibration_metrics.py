@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.calibration.classifier import Classifier, ClassifierConfig, classifier
-from fewstep.calibration.features import FITTING, EfficientNet, Inception, feature_network
-from fewstep.calibration.metrics import Features, Judge, Pair, coverage, frechet, kernel, spread
+from fewstep.artifact.manifest import Condition, ImageSpec
 from fewstep.data import Images, open_images
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.evaluation.classifier import Classifier, ClassifierConfig, classifier
+from fewstep.evaluation.features import FITTING, EfficientNet, Inception, feature_network
+from fewstep.evaluation.metrics import Features, Judge, Pair, coverage, frechet, kernel, spread
 
 
 class TwoPixels(Features):

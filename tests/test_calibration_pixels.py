@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.calibration.pixels import NAMES, SIZE, departures, statistics
+from fewstep.evaluation.pixels import NAMES, SIZE, departures, statistics
 
 
 def named(images: torch.Tensor) -> dict[str, float]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Condition, ImageSpec, Precision
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.ranges import calibrate_ranges, collect, kept_layers, rounded_sample
-from fewstep.denoiser import Denoiser, unet
-from fewstep.guidance import Guidance
-from fewstep.manifest import Condition, ImageSpec, Precision
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.models.denoiser import Denoiser, unet
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
 PLAN = ddim(karras(3, 0.1, 20.0), Guidance(2.0, 0.5))

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.bundle import Bundle
-from fewstep.card import licence
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.card import licence
+from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.data import Images
-from fewstep.manifest import Condition, ImageSpec, PlanEntry
-from fewstep.schedule import karras
-from fewstep.solvers import dpmpp_2m
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher

@@ -22,21 +22,21 @@ from test_cli import fewstep, refused
 from test_exporter_edge_web import DONE, ORT_WEB
 from test_runtime_serve import serving
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.labels import Classes, named
+from fewstep.artifact.manifest import Condition, PlanEntry
+from fewstep.artifact.spec import MAX_CLASS_NAME
 from fewstep.data import Images, images_like, numbered_like
-from fewstep.decide.compare import CompareConfig, compare
-from fewstep.decide.report import write_report
+from fewstep.data.latents import encode_images
+from fewstep.evaluation.compare import CompareConfig, compare
+from fewstep.evaluation.report import write_report
 from fewstep.exporter.edge.package import package
-from fewstep.labels import Classes, named
-from fewstep.manifest import Condition, PlanEntry
 from fewstep.runtime import Generator
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
-from fewstep.spec import MAX_CLASS_NAME
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 from fewstep.trainer.batches import open_examples
-from fewstep.trainer.latents import encode_images
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep import console
-from fewstep.bundle import MANIFEST, Bundle
+from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.cli import main
-from fewstep.console import say, table
-from fewstep.extras import install
 from fewstep.runtime import Generator
+from fewstep.system import console
+from fewstep.system.console import say, table
+from fewstep.system.extras import install
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]

@@ -14,8 +14,8 @@ import pytest
 from small_sampler import sampler_bundle
 from test_cli import ROOT, fewstep
 
-from fewstep.bundle import MANIFEST, Bundle
-from fewstep.console import show, table, visible
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.system.console import show, table, visible
 
 DIGITS = ROOT / "examples" / "digits.bundle"
 # What is a result, of verbs that need nothing but the shipped bundle.

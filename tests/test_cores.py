@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cores import quota, usable_cores
+from fewstep.system.cores import quota, usable_cores
 
 ONE_CGROUP2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 CPU_AND_OTHERS = (
@@ -75,7 +75,7 @@ def test_a_quota_is_read_from_either_version_of_cgroups(files: dict[str, str], c
 
 
 def test_a_process_counts_the_cores_it_is_bound_to() -> None:
-    code = "import os; os.sched_setaffinity(0, {%d}); from fewstep.cores import usable_cores; print(usable_cores())"
+    code = "import os; os.sched_setaffinity(0, {%d}); from fewstep.system.cores import usable_cores; print(usable_cores())"
     one = min(os.sched_getaffinity(0))
     done = subprocess.run([sys.executable, "-c", code % one], check=True, capture_output=True, text=True)
     assert int(done.stdout) == 1

@@ -17,7 +17,7 @@ from test_cli import fewstep, refused
 
 from fewstep.data import Images, batches, open_images
 from fewstep.data.decode import Facts, Traits, decode
-from fewstep.stream import open_stream
+from fewstep.data.stream import open_stream
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(0, 256, (6, 4, 3), np.uint8)  # (H, W, C), no two rows alike

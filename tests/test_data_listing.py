@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.spec import Condition
 from fewstep.data import Images, batches, images_like, open_images
-from fewstep.spec import Condition
 
 
 def folder(root: Path, classes: Any = ("a", "b"), per_class: int = 5) -> Path:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.caches import default_folder
 from fewstep.data import open_images, seen, survey
 from fewstep.data.decode import decode
+from fewstep.system.caches import default_folder
 
 READER = """
 import sys

@@ -17,8 +17,8 @@ from PIL import Image
 from test_cli import refused
 
 from fewstep.data import Images, batches, open_images
-from fewstep.stream import open_stream
-from fewstep.trainer.latents import encode_images, open_latents
+from fewstep.data.latents import encode_images, open_latents
+from fewstep.data.stream import open_stream
 
 
 def png(value: int) -> bytes:

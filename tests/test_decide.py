@@ -14,18 +14,18 @@ from browser import CHROMIUM, browser
 from PIL import Image
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.features import feature_network
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Condition
 from fewstep.calibration.interval import IntervalConfig, calibrate_interval
-from fewstep.calibration.metrics import Judge
 from fewstep.data import images_like, open_images
-from fewstep.decide import compare as comparing
-from fewstep.decide.compare import CompareConfig, compare
-from fewstep.decide.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
-from fewstep.decide.tau import best_tau
-from fewstep.manifest import Condition
+from fewstep.evaluation import compare as comparing
+from fewstep.evaluation.compare import CompareConfig, compare
+from fewstep.evaluation.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.tau import best_tau
 from fewstep.runtime import Generator
-from fewstep.solvers import ddim
+from fewstep.sampling.solvers import ddim
 
 
 def judged(
@@ -285,7 +285,7 @@ def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "taus").iterdir()) == [
         f"tau{tau}-seed{seed}.bundle" for tau in ("0.5", "1") for seed in (0, 1)
     ]
-    with patch("fewstep.decide.tau.train_teacher", side_effect=AssertionError("they are there")):
+    with patch("fewstep.evaluation.tau.train_teacher", side_effect=AssertionError("they are there")):
         again = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
     assert again == result
     assert "compares taus with 1" in refused("tau", "--data", folder, "--value", 0.5, "--value", 0.9)

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from small import LABELS, given, small
 
-from fewstep.bundle import MANIFEST, Bundle, Draft
-from fewstep.decoder import load_decoder, save_decoder
-from fewstep.denoiser import load_network, save_network
-from fewstep.manifest import ImageSpec
+from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
+from fewstep.artifact.manifest import ImageSpec
+from fewstep.models.decoder import load_decoder, save_decoder
+from fewstep.models.denoiser import load_network, save_network
 
 IMAGE = ImageSpec(channels=3, height=16, width=16)
 LATENT = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from test_cli import fewstep, refused
 
-from fewstep import demo
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.cli import demo
+from fewstep.cli.demo import SAMPLERS, SHIPPED, full, run_demo, short, small
 from fewstep.data import open_images
-from fewstep.demo import SAMPLERS, SHIPPED, full, run_demo, short, small
 from fewstep.runtime import Generator
 from fewstep.trainer.teacher import TeacherConfig
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.denoiser import Denoiser, load_network, save_network, unet
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.models.denoiser import Denoiser, load_network, save_network, unet
 
 IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="labels", classes=3)
 

@@ -30,9 +30,9 @@ from ports import free_port
 from test_cli import fewstep
 from typer.main import get_command
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import app
-from fewstep.denoiser import load_network
+from fewstep.models.denoiser import load_network
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -82,7 +82,7 @@ NOT_RUN = {
     "python benchmarks/gpu/run.py": "test_gpu_kit.py rehearses it",
 }
 # Blocks that are nothing to type, by their first words.
-NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     the core", "containers:", "photos: 30 images")
+NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     sampling/", "containers:", "photos: 30 images")
 # What answers for long: started, asked until it is ready, used by the commands after it, and ended by SIGTERM with this code.
 SERVERS = {"fewstep serve": ("/v2/health/ready", 0), "python -m http.server": ("/", -15), "python service.py": (None, -15)}
 

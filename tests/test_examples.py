@@ -26,12 +26,12 @@ from conftest import ROOT
 from onnx import TensorProto as Type
 from onnx import helper
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.parametrisation import Edm
-from fewstep.plan import Plan
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.plan import Plan
 
 EMBED = ROOT / "examples" / "embed"
 PAGE = (ROOT / "docs" / "embedding.md").read_text("utf-8")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import PlanEntry
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.exporter.export import export_graphs
-from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry
-from fewstep.schedule import uniform
-from fewstep.solvers import few_step
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import uniform
+from fewstep.sampling.solvers import few_step
 
 WHOLE = [
     f"two{layout}.{precision}" for layout in ("", ".loop") for precision in ("fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8")

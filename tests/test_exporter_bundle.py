@@ -11,13 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from fewstep.bundle import MANIFEST, Bundle
-from fewstep.denoiser import load_network
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.manifest import PlanEntry
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.manifest import PlanEntry
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.models.denoiser import load_network
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 
 def test_the_shipped_graphs_agree_with_torch(digits: Bundle) -> None:

@@ -15,15 +15,15 @@ import pytest
 from onnx import parser
 from test_cli import fewstep, refused
 
-from fewstep.bundle import MANIFEST, Bundle, Draft
+from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
+from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
 from fewstep.exporter.edge.package import SIZES, package
 from fewstep.exporter.edge.web import MODULE, WASM, ort_web
-from fewstep.guidance import Guidance
-from fewstep.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.parametrisation import Edm
 from fewstep.runtime.noise import noise
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 EXAMPLE = Bundle.load(Path(__file__).parent.parent / "examples" / "digits.bundle")
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino")

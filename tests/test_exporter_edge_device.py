@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.exporter.edge.package import package
 from fewstep.runtime import Generator
 

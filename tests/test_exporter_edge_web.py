@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Page, browser, served
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.edge.web import BESIDE, PINNED, ort_web, write_page
 from fewstep.runtime import Generator

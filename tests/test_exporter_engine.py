@@ -12,12 +12,12 @@ from onnx import TensorProto as Type
 from small_graphs import bundle_of, convolution, foreign, loop, model, quantised
 from test_cli import fewstep, refused
 
-from fewstep.bundle import MANIFEST, Bundle
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.manifest import EngineKey
 from fewstep.exporter.engine.build import Job, Miss, build_engines, prepare
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.engine.flavour import Flavour
-from fewstep.machine import Machine, this_machine
-from fewstep.manifest import EngineKey
+from fewstep.system.machine import Machine, this_machine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
 SMALL = Settings(targets=("89",), batch=(4,))

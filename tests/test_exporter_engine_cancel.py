@@ -17,12 +17,12 @@ from onnx import helper
 from small_graphs import bundle_of, convolution, model
 
 import fewstep.exporter.engine.worker as worker
-from fewstep.bundle import MANIFEST, Bundle
+from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.building import run
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.engine.worker import Request
-from fewstep.progress import Report
+from fewstep.system.progress import Report
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
 

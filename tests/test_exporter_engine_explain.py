@@ -10,16 +10,16 @@ import pytest
 from onnx import TensorProto as Type
 from small_graphs import bundle_of, convolution, foreign, loop, quantised
 
+from fewstep.artifact.manifest import Precision
 from fewstep.exporter.engine.building import run
 from fewstep.exporter.engine.cases import Case, Settings
 from fewstep.exporter.engine.explain import ROWS, explain
 from fewstep.exporter.engine.facts import GraphFacts, graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose, installed
 from fewstep.exporter.engine.worker import Request
-from fewstep.machine import Machine, this_machine
-from fewstep.manifest import Precision
 from fewstep.runtime.buckets import BUCKETS
 from fewstep.runtime.deploy.triton import Settings as Deployment
+from fewstep.system.machine import Machine, this_machine
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))
 NATIVE = Flavour("tensorrt", "11.3.0")

@@ -10,18 +10,18 @@ import onnx
 import pytest
 from small import IMAGE, LABELS, small
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Layout, PlanEntry
 from fewstep.calibration.ranges import calibrate_ranges
-from fewstep.denoiser import save_network
 from fewstep.exporter.edge.sizes import graph_parts
 from fewstep.exporter.export import MAX_UNROLLED_NODES, choose_layout, export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.guidance import Guidance
-from fewstep.manifest import Layout, PlanEntry
+from fewstep.models.denoiser import save_network
 from fewstep.runtime import Generator
 from fewstep.runtime.walker import CancelledError
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 
 @pytest.fixture(scope="module")

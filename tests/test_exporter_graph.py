@@ -13,16 +13,16 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fewstep.denoiser import Denoiser, unet
+from fewstep.artifact.manifest import Condition, ImageSpec, Manifest
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import finish, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.network import trace_network, with_weights
-from fewstep.guidance import Guidance, guided
-from fewstep.manifest import Condition, ImageSpec, Manifest
-from fewstep.plan import Plan, sample
-from fewstep.schedule import karras, uniform
-from fewstep.solvers import ddim, dpmpp_2m, few_step, heun
+from fewstep.models.denoiser import Denoiser, unet
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.plan import Plan, sample
+from fewstep.sampling.schedule import karras, uniform
+from fewstep.sampling.solvers import ddim, dpmpp_2m, few_step, heun
 
 IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
 MANIFEST = Manifest(name="small", image=IMAGE, condition=CLASSES)

@@ -12,16 +12,16 @@ import pytest
 from small import IMAGE, LABELS, POOLED, small
 
 import fewstep
-from fewstep.bundle import Bundle, Draft
-from fewstep.card import inherited
-from fewstep.denoiser import save_network
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.card import inherited
+from fewstep.artifact.manifest import Condition, PlanEntry
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.facts import facts as facts_of
-from fewstep.guidance import Guidance
-from fewstep.manifest import Condition, PlanEntry
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.models.denoiser import save_network
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 NAMES = ("bag", "coat, long", "Stiefel für Schnee")
 NAMED = LABELS.model_copy(update={"names": NAMES})
@@ -60,8 +60,8 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
     facts = meta.custom_metadata_map
     assert {
         "fewstep.version": fewstep.__version__,
-        "fewstep.bundle": "small",
-        "fewstep.plan": "two",
+        "fewstep.artifact.bundle": "small",
+        "fewstep.sampling.plan": "two",
         "fewstep.solver": "DDIM, 2 steps",
         "fewstep.calls": str(exported.plan("two").nfe),
         "fewstep.network": "student",
@@ -80,7 +80,7 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
         "noise: float32 (batch, 1, 4, 8, 8), unit normal, of a seed",
         "labels: int64 (batch), 0 to 2 for a class, 3 for none",
     ]
-    assert facts["fewstep.outputs"].splitlines() == [
+    assert facts["fewstep.artifact.outputs"].splitlines() == [
         "images: uint8 (batch, 8, 8, 4), 0 to 255",
         "sample: float32 (batch, 4, 8, 8), images in [-1, 1], before clipping and rounding",
     ]
@@ -99,7 +99,7 @@ def test_a_step_and_its_finish_say_what_they_are(exported: Bundle) -> None:
     for meta in (step, finish):
         facts = meta.custom_metadata_map
         assert facts_of(exported.manifest, graph).items() <= facts.items()
-        assert not {"fewstep.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
+        assert not {"fewstep.sampling.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
         assert "one step of any plan, fp32" in meta.description
     assert "weight: float32 (), of guidance; 1 is none" in step.custom_metadata_map["fewstep.inputs"]
     assert finish.custom_metadata_map["fewstep.inputs"] == "x: float32 (batch, 4, 8, 8), a state of the sampler"

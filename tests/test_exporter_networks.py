@@ -13,19 +13,19 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from small import IMAGE, given, small
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.decoder import load_decoder, save_decoder
-from fewstep.denoiser import save_network
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import ImageSpec, Layout, Manifest, PlanEntry
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.graph.layouts import step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.network import trace_network, with_weights
 from fewstep.exporter.parity import check_graphs
-from fewstep.guidance import Guidance, guided
-from fewstep.manifest import ImageSpec, Layout, Manifest, PlanEntry
-from fewstep.plan import Plan, sample
+from fewstep.models.decoder import load_decoder, save_decoder
+from fewstep.models.denoiser import save_network
 from fewstep.runtime import Generator
-from fewstep.solvers import heun
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.plan import Plan, sample
+from fewstep.sampling.solvers import heun
 
 
 def _run(model: ir.Model, feeds: dict[str, Any], directory: Path, outputs: list[str]) -> list[np.ndarray]:

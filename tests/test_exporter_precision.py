@@ -15,10 +15,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Condition, ImageSpec, Manifest, Precision
+from fewstep.artifact.ranges import Ranges
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.ranges import collect, rounded_sample
-from fewstep.denoiser import Denoiser, load_network, unet
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import Settings
 from fewstep.exporter.export import export_graphs
@@ -27,11 +28,10 @@ from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.network import trace_network, with_weights
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.parity import check_graphs
-from fewstep.manifest import Condition, ImageSpec, Manifest, Precision
-from fewstep.plan import Plan
-from fewstep.ranges import Ranges
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.models.denoiser import Denoiser, load_network, unet
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
 MANIFEST = Manifest(name="small", image=IMAGE, condition=CLASSES)

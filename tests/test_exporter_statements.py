@@ -12,13 +12,13 @@ import onnx
 import pytest
 from test_cli import fewstep, refused
 
-from fewstep.bundle import MANIFEST, Bundle
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.manifest import PlanEntry
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.guidance import Guidance
-from fewstep.manifest import PlanEntry
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 from small_graphs import bundle_of, convolution
 
-from fewstep.bundle import Bundle
-from fewstep.external import check_files, locations
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files, locations
 from fewstep.runtime import Generator
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from fewstep.exporter.edge.web import PINNED
-from fewstep.extras import EXTRAS_OF, FOR_VERB, install, install_for
+from fewstep.system.extras import EXTRAS_OF, FOR_VERB, install, install_for
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

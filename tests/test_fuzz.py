@@ -31,8 +31,8 @@ from fuzz_targets import TARGETS, home, seeds, watched
 from schemathesis.engine import events, from_schema
 from small_sampler import LABELS, TEXT, sampler_bundle
 
-from fewstep.bundle import MANIFEST, Bundle
-from fewstep.external import check_files, locations
+from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.external import check_files, locations
 from fewstep.runtime import Generator
 from fewstep.runtime.finite import where_it_ended
 from fewstep.runtime.server import serve

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from test_cli import refused
 
-from fewstep.bundle import Bundle
-from fewstep.golden import GOLDEN, write_golden
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.golden import GOLDEN, write_golden
 
 GIB = 1 << 30
 

@@ -25,12 +25,12 @@ from gpu.scale import REAL, REHEARSAL
 from gpu.timing import in_turns, psnr_db
 from gpu.training import SIZES
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.backends.onnx import GRAPH_ID
+from fewstep.backends.sessions import CUDA
 from fewstep.exporter.parity import check_graphs
-from fewstep.machine import this_machine
 from fewstep.runtime import Generator
-from fewstep.runtime.backends.onnx import GRAPH_ID
-from fewstep.sessions import CUDA
+from fewstep.system.machine import this_machine
 
 RUN = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "gpu" / "run.py")]
 WITHOUT_GPU = pytest.mark.skipif(this_machine().gpu is not None, reason="what happens without a GPU cannot be tried with one")
@@ -379,7 +379,7 @@ def test_colour_sets_keep_their_pixels_and_others_are_refused(images: Path, tmp_
 
 
 def test_nvidias_libraries_are_found_wherever_python_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    from fewstep import cuda_libraries
+    from fewstep.backends import cuda_libraries
 
     for folder in ("nvidia/cu13/lib", "nvidia/cudnn/lib", "nvidia/empty"):
         (tmp_path / folder).mkdir(parents=True)

@@ -7,10 +7,10 @@ from math import inf
 import numpy as np
 import pytest
 
-from fewstep.guidance import Guidance, guided
-from fewstep.plan import sample
-from fewstep.schedule import Grid, flow, karras
-from fewstep.solvers import ddim, heun
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.plan import sample
+from fewstep.sampling.schedule import Grid, flow, karras
+from fewstep.sampling.solvers import ddim, heun
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from single_file import save_single
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
-from fewstep.denoiser import load_network
-from fewstep.trainer.importer import ImportOptions, import_teacher
+from fewstep.artifact.bundle import Bundle
+from fewstep.models.denoiser import load_network
+from fewstep.models.importer import ImportOptions, import_teacher
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
-from fewstep.calibration.classifier import ClassifierConfig, classifier
-from fewstep.calibration.features import feature_network
-from fewstep.calibration.metrics import Judge
+from fewstep.artifact.bundle import Bundle
 from fewstep.data import Images
-from fewstep.decide.tau import TauConfig, search_tau
-from fewstep.mixed_precision import precision_here, refuse_precision, times_fp32
-from fewstep.solvers import ddim
+from fewstep.evaluation.classifier import ClassifierConfig, classifier
+from fewstep.evaluation.features import feature_network
+from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.tau import TauConfig, search_tau
+from fewstep.models.mixed_precision import precision_here, refuse_precision, times_fp32
+from fewstep.sampling.solvers import ddim
 from fewstep.trainer import checkpoint
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
@@ -45,8 +45,8 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 import numpy as np
-from fewstep.calibration.classifier import ClassifierConfig, classifier
-from fewstep.console import listen
+from fewstep.evaluation.classifier import ClassifierConfig, classifier
+from fewstep.system.console import listen
 from fewstep.data import Images
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 listen()

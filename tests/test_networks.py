@@ -13,14 +13,14 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from small import IMAGE, LABELS, NAMES, POOLED, TEXT, given, small
 from torch import Tensor
 
-from fewstep.bundle import MANIFEST, Bundle, Draft
-from fewstep.denoiser import Denoiser, load_network, on_meta, save_network, weights
-from fewstep.guidance import Guidance, guided
-from fewstep.manifest import Condition, ImageSpec, PlanEntry
-from fewstep.parametrisation import Edm, Eps, Flow
-from fewstep.plan import sample
-from fewstep.schedule import flow
-from fewstep.solvers import ddim
+from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
+from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.models.denoiser import Denoiser, load_network, on_meta, save_network, weights
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.parametrisation import Edm, Eps, Flow
+from fewstep.sampling.plan import sample
+from fewstep.sampling.schedule import flow
+from fewstep.sampling.solvers import ddim
 
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(7))
 

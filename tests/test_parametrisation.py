@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from truth import Gaussian
 
-from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
-from fewstep.plan import sample
-from fewstep.schedule import Grid, vp_signal
-from fewstep.solvers import ddim
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
+from fewstep.sampling.plan import sample
+from fewstep.sampling.schedule import Grid, vp_signal
+from fewstep.sampling.solvers import ddim
 
 STABLE = Betas(kind="scaled_linear", start=0.00085, end=0.012)
 ALL = [Edm(sigma_data=0.5), Eps(), Eps(betas=STABLE), Velocity(betas=STABLE), Flow()]

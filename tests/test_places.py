@@ -16,7 +16,7 @@ from small_sampler import sampler_bundle
 from test_cli import fewstep, refused
 from typer.models import OptionInfo
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import app
 
 # Options that name what a verb writes, with a command that is right but for it; and those that name what one reads.

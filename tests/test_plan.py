@@ -7,10 +7,10 @@ import pytest
 import torch
 from truth import Gaussian
 
-from fewstep.guidance import Guidance
-from fewstep.plan import Plan, sample, trajectory
-from fewstep.schedule import flow, karras, uniform, vp
-from fewstep.solvers import ddim, dpmpp_2m, few_step, heun
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Plan, sample, trajectory
+from fewstep.sampling.schedule import flow, karras, uniform, vp
+from fewstep.sampling.solvers import ddim, dpmpp_2m, few_step, heun
 
 GRIDS = {"edm": karras(7, 0.002, 80.0), "vp": vp(7), "flow": flow(7)}
 RNG = np.random.default_rng(0)

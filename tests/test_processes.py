@@ -15,7 +15,7 @@ from pathlib import Path
 from processes import run_in_processes
 from safetensors.torch import load_file
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 
 SCRIPT = """
 import json
@@ -26,7 +26,7 @@ from pathlib import Path
 from dataclasses import replace
 import numpy as np
 import pytest
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.artifact.manifest import Condition, ImageSpec
 from fewstep.data import Images
 from fewstep.trainer import checkpoint
 from fewstep.trainer.sid import distill
@@ -148,13 +148,13 @@ def test_the_command_under_torchrun_speaks_once_and_writes_one_bundle(tmp_path: 
 QUOTA = """
 import torch
 torch.set_num_threads(3)
-import fewstep.cores
-fewstep.cores.quota = lambda: 1.0  # as in a container with one core of many
-import fewstep.processes
-fewstep.processes.keep_to_own_cores()
+import fewstep.system.cores
+fewstep.system.cores.quota = lambda: 1.0  # as in a container with one core of many
+import fewstep.system.processes
+fewstep.system.processes.keep_to_own_cores()
 assert torch.get_num_threads() == 1
 torch.set_num_threads(2)
-fewstep.processes.keep_to_own_cores()
+fewstep.system.processes.keep_to_own_cores()
 assert torch.get_num_threads() == 2  # which somebody wanted
 """
 
@@ -165,5 +165,5 @@ def test_torch_takes_no_more_threads_than_the_quota_pays_for() -> None:
 
 def test_figures_are_said_to_be_of_the_cores_they_were_made_with() -> None:
     """Under taskset, as a comparison on one core of many: its timings are not those of all."""
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nfrom fewstep.machine import described\n"
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nfrom fewstep.system.machine import described\n"
     subprocess.run([sys.executable, "-c", code + "assert described()['cores'] == 1, described()"], check=True, timeout=100)

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fewstep.bundle import Draft
+from fewstep.artifact.bundle import Draft
+from fewstep.artifact.manifest import Condition, ImageSpec
 from fewstep.data import open_images
-from fewstep.denoiser import save_network, unet
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.models.denoiser import save_network, unet
 from fewstep.trainer import checkpoint
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
@@ -66,9 +66,9 @@ COMMON = """
 import sys
 import numpy as np
 import torch
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.data import Images
-from fewstep.manifest import Condition, ImageSpec
+from fewstep.artifact.manifest import Condition, ImageSpec
 torch.set_num_threads(1)
 EVERY = 5
 """

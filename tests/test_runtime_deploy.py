@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from ports import free_port
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.guidance import Guidance
-from fewstep.manifest import EngineEntry, EngineKey, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.parametrisation import Edm
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import EngineEntry, EngineKey, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.artifact.spec import Condition
 from fewstep.runtime import Generator
-from fewstep.solvers import ddim
-from fewstep.spec import Condition
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.solvers import ddim
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fewstep.bundle import Bundle
-from fewstep.machine import Machine
+from fewstep.artifact.bundle import Bundle
 from fewstep.runtime import Generator
 from fewstep.runtime.bench import measure, save_plot
 from fewstep.runtime.doctor import Surroundings, examine, here, try_backends
+from fewstep.system.machine import Machine
 
 WITHOUT_GPU, WITH_GPU = Machine(), Machine("89", "NVIDIA L4", 0)
 BOTH = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}

@@ -13,9 +13,9 @@ import pytest
 from overflowing import overflowing
 from small_sampler import sampler_bundle
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.backends.base import RunError
 from fewstep.runtime import Generator
-from fewstep.runtime.backends.base import RunError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Inputs
 from fewstep.runtime.noise import noise

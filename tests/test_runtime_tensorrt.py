@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from stand_in_gpu import Gpu, tensorrt
 
-from fewstep.bundle import Bundle
-from fewstep.machine import Machine
-from fewstep.manifest import EngineEntry, EngineKey
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import EngineEntry, EngineKey
+from fewstep.backends.tensorrt import EngineProgram
 from fewstep.runtime import Generator, ladder
-from fewstep.runtime.backends.tensorrt import EngineProgram
+from fewstep.system.machine import Machine
 
 PROFILES = [(1, 1, 1), (2, 8, 16)]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.bundle import Bundle
-from fewstep.cores import usable_cores
-from fewstep.runtime import Generator, threads
-from fewstep.runtime.threads import Sessions, fewest
-from fewstep.sessions import open_session
+from fewstep.artifact.bundle import Bundle
+from fewstep.backends import threads
+from fewstep.backends.sessions import open_session
+from fewstep.backends.threads import Sessions, fewest
+from fewstep.runtime import Generator
+from fewstep.system.cores import usable_cores
 
 BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
 NEVER = float("inf")

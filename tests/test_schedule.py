@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewstep.schedule import Grid, flow, karras, to_edm, to_flow, to_vp, uniform, vp
+from fewstep.sampling.schedule import Grid, flow, karras, to_edm, to_flow, to_vp, uniform, vp
 
 
 def test_karras_levels_follow_the_paper() -> None:

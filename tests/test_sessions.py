@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto as Type
 from onnx import helper
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.backends.sessions import open_session
 from fewstep.runtime.server.repository import Options, Repository
 from fewstep.runtime.trial import try_out
-from fewstep.sessions import open_session
 
 
 def endless() -> bytes:
@@ -46,7 +46,7 @@ def start(code: str, **environment: str) -> subprocess.Popen[str]:
 
 OPEN = """
 from pathlib import Path
-from fewstep.sessions import open_session
+from fewstep.backends.sessions import open_session
 print("here", flush=True)
 open_session(Path({!r}), "it")
 """

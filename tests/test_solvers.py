@@ -8,9 +8,9 @@ import pytest
 import torch
 from truth import Gaussian
 
-from fewstep.plan import sample, trajectory
-from fewstep.schedule import Grid, flow, karras, to_flow, to_vp, vp, vp_signal
-from fewstep.solvers import ddim, dpmpp_2m, heun, ipndm, scaled, spndm
+from fewstep.sampling.plan import sample, trajectory
+from fewstep.sampling.schedule import Grid, flow, karras, to_flow, to_vp, vp, vp_signal
+from fewstep.sampling.solvers import ddim, dpmpp_2m, heun, ipndm, scaled, spndm
 
 SPACES = {
     "edm": (lambda g: g, lambda _: 1.0),

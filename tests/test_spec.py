@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fewstep.manifest import Condition
+from fewstep.artifact.manifest import Condition
 
 
 def test_a_condition_names_its_tensors_in_order() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from test_bundle import CONDITION, IMAGE, bundle  # noqa: F401  (a fixture)
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.places import check_file, check_folder, writing
-from fewstep.staging import check_place, claimed, staged
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.staging import check_place, claimed, staged
+from fewstep.system.places import check_file, check_folder, writing
 
 EVENTS = ("os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod", "os.chown", "open")
 NAMES = ("a.bundle", ".a.bundle.new", ".a.bundle.old", ".a.bundle.lock")
@@ -260,7 +260,7 @@ def run(*command):
         sys.exit()
 root = Path(sys.argv[1])
 def tried(root=root):
-    from fewstep.bundle import Bundle
+    from fewstep.artifact.bundle import Bundle
     began = []
     try:
         with Bundle.load(root).edit() as draft:
@@ -324,7 +324,7 @@ def test_a_place_that_cannot_be_replaced_is_known_before_the_work(name: str, bun
 
 
 UNPRIVILEGED = """
-import os, fewstep.bundle, fewstep.golden  # which may lie where nobody else reads
+import os, fewstep.artifact.bundle, fewstep.artifact.golden  # which may lie where nobody else reads
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 """
 

@@ -13,20 +13,20 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from test_cli import fewstep, refused
 
-from fewstep.adopt import mismatch
-from fewstep.bundle import Bundle, Draft
+from fewstep.artifact.adopt import mismatch
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.card import licence
+from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.ranges import calibrate_ranges
-from fewstep.card import licence
-from fewstep.decoder import save_decoder
-from fewstep.denoiser import save_network, unet
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.models.decoder import save_decoder
+from fewstep.models.denoiser import save_network, unet
 from fewstep.runtime import Generator
-from fewstep.schedule import karras
-from fewstep.solvers import ddim
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 
@@ -238,7 +238,7 @@ def test_a_plan_called_as_a_network_leaves_the_networks_record_alone(digits: Bun
 
 
 def _card_of(bundle: Bundle) -> str:
-    from fewstep.card import card
+    from fewstep.artifact.card import card
 
     return card(bundle.manifest)
 

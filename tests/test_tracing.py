@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.guidance import Guidance
-from fewstep.parametrisation import Betas, Edm, Eps, Flow, Parametrisation, Velocity
-from fewstep.plan import sample
-from fewstep.schedulers import make_scheduler, parametrisation_of, plan_for, plan_name, scheduler_plan, with_steps
-from fewstep.tracing import HandedNoise, steps_of, trace
+from fewstep.models.schedulers import make_scheduler, parametrisation_of, plan_for, plan_name, scheduler_plan, with_steps
+from fewstep.models.tracing import HandedNoise, steps_of, trace
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Parametrisation, Velocity
+from fewstep.sampling.plan import sample
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 V = {"prediction_type": "v_prediction"}

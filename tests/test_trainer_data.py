@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from small import TEXT, small
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.embeddings import condition_of, read_embeddings
-from fewstep.stream import RowGroups, Stream, open_stream
+from fewstep.data.embeddings import condition_of, read_embeddings
+from fewstep.data.latents import encode_images, open_latents
+from fewstep.data.stream import RowGroups, Stream, open_stream
 from fewstep.trainer.batches import Loader, open_examples
 from fewstep.trainer.draws import Draws
-from fewstep.trainer.latents import encode_images, open_latents
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig
 from fewstep.trainer.teacher import TeacherConfig, train_teacher

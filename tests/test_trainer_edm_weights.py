@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
-from fewstep.denoiser import load_network
-from fewstep.trainer.edm_weights import load_edm_weights
+from fewstep.artifact.bundle import Bundle
+from fewstep.models.denoiser import load_network
+from fewstep.models.edm_weights import load_edm_weights
 
 # Shapes of a small network, and what EDM's code (NVlabs/edm, EDMPrecond of a DhariwalUNet) makes of the numbers drawn below.
 ADM = json.loads((Path(__file__).parent / "adm_of_edm.json").read_text("utf-8"))

@@ -25,17 +25,17 @@ from real_pipeline import last_state
 from small import small
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
-from fewstep.decoder import Decoder, to_bytes
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
+from fewstep.models.decoder import Decoder, to_bytes
+from fewstep.models.importer import ImportOptions, import_teacher
+from fewstep.models.proof import PIPELINES, Case, prove
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
-from fewstep.trainer.importer import ImportOptions, import_teacher
-from fewstep.trainer.proof import PIPELINES, Case, prove
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 
 STEPS = 5
 NAMES = {  # of the default plan of five steps
@@ -134,7 +134,7 @@ def test_a_pipeline_of_more_steps_than_a_plan_should_have_gets_fewer_and_says_so
 
 
 def test_a_proof_that_would_take_too_long_is_left_out_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewstep.trainer.proof.SECONDS", 1e-6)
+    monkeypatch.setattr("fewstep.models.proof.SECONDS", 1e-6)
     bundle, proof = import_teacher(save(tmp_path / "dit", CASES["dit"]()), tmp_path / "a.bundle")
     assert [case.steps for case in proof.cases] == [4]
     assert "50 steps, which would take about" in proof.left_out[0]

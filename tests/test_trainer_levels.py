@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fewstep.parametrisation import Edm, Eps, Flow, Velocity
+from fewstep.sampling.parametrisation import Edm, Eps, Flow, Velocity
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.rates import rates

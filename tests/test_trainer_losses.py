@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.parametrisation import Edm, Eps, Flow, Velocity
-from fewstep.schedule import karras, vp_signal
+from fewstep.sampling.parametrisation import Edm, Eps, Flow, Velocity
+from fewstep.sampling.schedule import karras, vp_signal
 from fewstep.trainer.levels import Levels, space_of
 from fewstep.trainer.losses import denoising_loss, lskip_loss, sid_loss
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small import given, small
 
-from fewstep.parametrisation import Betas, Edm, Eps, Flow, Velocity
-from fewstep.schedule import vp_signal
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
+from fewstep.sampling.schedule import vp_signal
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
 from fewstep.trainer.sid_config import generator_grid
 

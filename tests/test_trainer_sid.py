@@ -12,15 +12,15 @@ import torch
 from small import IMAGE, LABELS, NAMES, given, small
 from torch import Tensor
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import ImageSpec, PlanEntry
 from fewstep.cli import make
 from fewstep.data import Images
-from fewstep.denoiser import Denoiser, load_network, save_network
-from fewstep.guidance import Guidance
-from fewstep.manifest import ImageSpec, PlanEntry
-from fewstep.plan import Plan, sample
-from fewstep.schedule import karras
-from fewstep.solvers import dpmpp_2m
+from fewstep.models.denoiser import Denoiser, load_network, save_network
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Plan, sample
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.trainer import sid
 from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.draws import Draws

@@ -18,14 +18,14 @@ from PIL import Image
 from small import small
 from test_cli import fewstep, refused
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Condition, ImageSpec
 from fewstep.calibration.teacher import Teacher
 from fewstep.cli.make import _after_training
-from fewstep.console import Paced
 from fewstep.data import Images
-from fewstep.denoiser import Denoiser
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.plan import Plan
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.plan import Plan
+from fewstep.system.console import Paced
 from fewstep.trainer.levels import Levels
 from fewstep.trainer.teacher import TeacherConfig, train_teacher
 

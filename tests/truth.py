@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.plan import Array, Denoise
+from fewstep.sampling.plan import Array, Denoise
 
 
 class Gaussian:

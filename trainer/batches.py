@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.cores import usable_cores
+from fewstep.artifact.manifest import Condition
 from fewstep.data import Images, open_images
-from fewstep.manifest import Condition
-from fewstep.progress import Track, silent
-from fewstep.stream import is_url, open_stream
+from fewstep.data.latents import is_latents, open_latents
+from fewstep.data.stream import is_url, open_stream
+from fewstep.system.cores import usable_cores
+from fewstep.system.progress import Track, silent
 from fewstep.trainer.draws import Draws
-from fewstep.trainer.latents import is_latents, open_latents
 
 __all__ = ["Loader", "open_examples"]
 

@@ -27,9 +27,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
-from fewstep.machine import processor
-from fewstep.staging import claimed
-from fewstep.tensors import os_errors
+from fewstep.artifact.staging import claimed
+from fewstep.models.tensors import os_errors
+from fewstep.system.machine import processor
 
 __all__ = ["FREE", "Parts", "Saved", "alone", "began_in", "checkpoint_path", "load", "remove", "save"]
 

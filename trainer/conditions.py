@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fewstep.artifact.manifest import Condition
 from fewstep.data import Images
-from fewstep.embeddings import checked_embeddings
-from fewstep.manifest import Condition
+from fewstep.data.embeddings import checked_embeddings
 from fewstep.trainer.draws import Draws
 
 __all__ = ["Conditions"]

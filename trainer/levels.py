@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
+from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.trainer.draws import Draws
 
 __all__ = ["Curriculum", "Levels", "Space", "space_of"]

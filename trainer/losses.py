@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.plan import Denoise
+from fewstep.sampling.plan import Denoise
 from fewstep.trainer.levels import Levels, Space
 
 __all__ = ["denoising_loss", "lskip_loss", "sid_loss", "sid_scale"]

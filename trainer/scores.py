@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.denoiser import Denoiser
-from fewstep.guidance import mix
+from fewstep.models.denoiser import Denoiser
+from fewstep.sampling.guidance import mix
 
 __all__ = ["FakeScore", "Mode", "Weights", "evaluate", "fooled", "told_apart"]
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from fewstep.denoiser import Denoiser
+from fewstep.models.denoiser import Denoiser
 
 __all__ = ["gathered", "is_sharded", "prepared", "shard"]
 

@@ -18,21 +18,21 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from fewstep.bundle import Bundle
-from fewstep.card import inherited, write_card
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.card import inherited, write_card
+from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.data import Images, numbered_like
-from fewstep.decoder import load_decoder
-from fewstep.denoiser import Denoiser, load_network, on_meta, save_network
-from fewstep.manifest import PlanEntry, check_name
-from fewstep.plan import Plan, trajectory
-from fewstep.progress import Track, silent
-from fewstep.solvers import few_step
+from fewstep.data.latents import Latents
+from fewstep.models.decoder import load_decoder
+from fewstep.models.denoiser import Denoiser, load_network, on_meta, save_network
+from fewstep.sampling.plan import Plan, trajectory
+from fewstep.sampling.solvers import few_step
+from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader
 from fewstep.trainer.conditions import Conditions
 from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
-from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
@@ -62,7 +62,7 @@ def distill(
     """Distil `teacher` into the network and plan `name` of the bundle.
 
     Returns the bundle as it is then. images: real ones, for the adversarial term, from fewstep.trainer.batches.open_examples.
-    validate: a metric, lower is better, of the averaged generator and its plan, such as that of fewstep.decide.validate; the
+    validate: a metric, lower is better, of the averaged generator and its plan, such as that of evaluation/validate.py; the
     weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
     provenance: what else the bundle and its card are to say of the network, such as its licence and validated_on.
     log: a directory for curves and sheets of samples, see fewstep.trainer.watch.

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from fewstep.guidance import Guidance
-from fewstep.mixed_precision import refuse_precision
-from fewstep.parametrisation import Edm, Flow, Parametrisation
-from fewstep.schedule import Grid, flow, uniform
+from fewstep.models.mixed_precision import refuse_precision
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.parametrisation import Edm, Flow, Parametrisation
+from fewstep.sampling.schedule import Grid, flow, uniform
 from fewstep.trainer.draws import refuse_parts
 from fewstep.trainer.rates import refuse_rate
 from fewstep.trainer.scores import Mode, Weights

@@ -18,23 +18,23 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle, Draft, check_new
-from fewstep.card import write_card
+from fewstep.artifact.bundle import Bundle, Draft, check_new
+from fewstep.artifact.card import write_card
+from fewstep.artifact.manifest import ImageSpec, PlanEntry
 from fewstep.data import Images
-from fewstep.decoder import save_decoder
-from fewstep.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
-from fewstep.manifest import ImageSpec, PlanEntry
-from fewstep.mixed_precision import refuse_precision
-from fewstep.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
-from fewstep.plan import Plan
-from fewstep.progress import Track, silent
-from fewstep.solvers import heun
+from fewstep.data.latents import Latents
+from fewstep.models.decoder import save_decoder
+from fewstep.models.denoiser import Denoiser, fresh_network, on_meta, save_network, unet
+from fewstep.models.mixed_precision import refuse_precision
+from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.solvers import heun
+from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader
 from fewstep.trainer.conditions import Conditions
 from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
-from fewstep.trainer.latents import Latents
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
 from fewstep.trainer.rates import Schedule, rates, refuse_rate

@@ -14,15 +14,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from fewstep.decoder import Decoder, to_bytes
-from fewstep.denoiser import Denoiser
-from fewstep.guidance import guided
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.mixed_precision import Chosen, precision_here
-from fewstep.picture import grid, save_grid
-from fewstep.places import check_folder
-from fewstep.plan import Plan, sample
-from fewstep.processes import keep_to_own_cores, several_on_cpu
+from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.models.decoder import Decoder, to_bytes
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.mixed_precision import Chosen, precision_here
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.plan import Plan, sample
+from fewstep.system.picture import grid, save_grid
+from fewstep.system.places import check_folder
+from fewstep.system.processes import keep_to_own_cores, several_on_cpu
 from fewstep.trainer import checkpoint
 from fewstep.trainer.shards import is_sharded
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from small import IMAGE, NAMES, small
 
-from fewstep.bundle import Bundle, Draft
-from fewstep.denoiser import save_network
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import Layout, NetworkEntry, PlanEntry
 from fewstep.exporter.export import _Exporter, export_graphs
-from fewstep.guidance import Guidance
-from fewstep.manifest import Layout, NetworkEntry, PlanEntry
-from fewstep.solvers import ddim, dpmpp_2m
+from fewstep.models.denoiser import save_network
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.solvers import ddim, dpmpp_2m
 from gpu.job import reason_of
 from gpu.networks import LARGE
 from gpu.scale import REAL, REHEARSAL, Scale

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from overflowing import overflowing
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.golden import Arrays
+from fewstep.backends.sessions import CUDA, ERRORS, open_session
 from fewstep.exporter.parity import Parity, check_graphs, compare, plans_of
-from fewstep.golden import Arrays
 from fewstep.runtime import Generator
 from fewstep.runtime.finite import NotFiniteError
-from fewstep.sessions import CUDA, ERRORS, open_session
 from gpu.job import Work, reason_of
 
 __all__ = ["chosen", "classes", "digits", "finite", "shipped"]

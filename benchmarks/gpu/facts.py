@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from fewstep.machine import described
+from fewstep.system.machine import described
 from gpu.job import Work
 
 __all__ = ["facts"]
@@ -20,8 +20,8 @@ def facts(work: Work) -> None:
     import onnxruntime as ort
     import torch
 
-    from fewstep.cuda_libraries import load_cuda_libraries
-    from fewstep.sessions import CUDA
+    from fewstep.backends.cuda_libraries import load_cuda_libraries
+    from fewstep.backends.sessions import CUDA
 
     load_cuda_libraries()
     device = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fewstep.bundle import Bundle
-from fewstep.denoiser import load_network
-from fewstep.manifest import Precision
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Precision
+from fewstep.models.denoiser import load_network
 from gpu.job import Work, reason_of
 from gpu.networks import LARGE
 from gpu.timing import Run, in_turns, psnr_db

@@ -10,11 +10,11 @@ from diffusers import UNet2DConditionModel
 from scaling import SDXL
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.parametrisation import Betas, Eps
-from fewstep.plan import Plan
-from fewstep.schedulers import make_scheduler, scheduler_plan
+from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.schedulers import make_scheduler, scheduler_plan
+from fewstep.sampling.parametrisation import Betas, Eps
+from fewstep.sampling.plan import Plan
 
 __all__ = ["LARGE", "Large", "scheduler"]
 

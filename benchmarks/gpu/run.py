@@ -33,8 +33,8 @@ PATHS = [str(ROOT / folder) for folder in ("src", "benchmarks", "tests")]
 if __name__ == "__main__":
     sys.path[:1] = PATHS  # in place of this folder, whose files have names that others have, too
 
-from fewstep.cores import usable_cores  # noqa: E402
-from fewstep.machine import this_machine  # noqa: E402
+from fewstep.system.cores import usable_cores  # noqa: E402
+from fewstep.system.machine import this_machine  # noqa: E402
 from gpu.job import alone, replace_json, task  # noqa: E402
 from gpu.scale import REAL, REHEARSAL, Scale  # noqa: E402
 

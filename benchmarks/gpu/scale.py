@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.manifest import Precision
+from fewstep.artifact.manifest import Precision
 
 __all__ = ["REAL", "REHEARSAL", "Scale"]
 

@@ -23,20 +23,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.bundle import Draft
-from fewstep.calibration.features import EfficientNet
-from fewstep.calibration.metrics import Judge
-from fewstep.card import write_card
+from fewstep.artifact.bundle import Draft
+from fewstep.artifact.card import write_card
+from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.data import Images
-from fewstep.decoder import to_bytes
-from fewstep.denoiser import Denoiser, fresh_network, save_network
-from fewstep.guidance import guided
-from fewstep.manifest import Condition, ImageSpec, PlanEntry
-from fewstep.parametrisation import Edm
-from fewstep.picture import save_grid
-from fewstep.plan import sample
-from fewstep.solvers import heun
-from fewstep.tensors import save_tensors
+from fewstep.evaluation.features import EfficientNet
+from fewstep.evaluation.metrics import Judge
+from fewstep.models.decoder import to_bytes
+from fewstep.models.denoiser import Denoiser, fresh_network, save_network
+from fewstep.models.tensors import save_tensors
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.plan import sample
+from fewstep.sampling.solvers import heun
+from fewstep.system.picture import save_grid
 from fewstep.trainer.teacher import TeacherConfig, _Run
 from gpu.colour import LICENCE, open_colour
 from gpu.job import Work

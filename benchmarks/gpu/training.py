@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.data import Images
-from fewstep.progress import Track, silent
+from fewstep.system.progress import Track, silent
 from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.sid import distill
 from fewstep.trainer.sid_config import SidConfig

@@ -13,19 +13,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Bundle
-from fewstep.decoder import to_bytes
-from fewstep.denoiser import Denoiser
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Precision
+from fewstep.backends.base import Binding, buffers
+from fewstep.backends.onnx import PLAIN_LAUNCH, OnnxGpuBinding
+from fewstep.backends.sessions import CUDA, open_session
 from fewstep.exporter.parity import walk
-from fewstep.guidance import guided
-from fewstep.manifest import Precision
-from fewstep.parametrisation import Edm
-from fewstep.plan import Plan, sample
+from fewstep.models.decoder import to_bytes
+from fewstep.models.denoiser import Denoiser
 from fewstep.runtime import Generator
-from fewstep.runtime.backends.base import Binding, buffers
-from fewstep.runtime.backends.onnx import PLAIN_LAUNCH, OnnxGpuBinding
 from fewstep.runtime.noise import noise
-from fewstep.sessions import CUDA, open_session
+from fewstep.sampling.guidance import guided
+from fewstep.sampling.parametrisation import Edm
+from fewstep.sampling.plan import Plan, sample
 from gpu.networks import scheduler
 from gpu.scale import Scale
 from gpu.timing import Run

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewstep.bundle import CARD, Bundle, Draft
+from fewstep.artifact.bundle import CARD, Bundle, Draft
+from fewstep.artifact.digests import decoder_digest, network_digest
+from fewstep.artifact.golden import GOLDEN, write_golden
+from fewstep.artifact.manifest import GraphEntry, Manifest
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
-from fewstep.golden import GOLDEN, write_golden
-from fewstep.made import decoder_digest, network_digest
-from fewstep.manifest import GraphEntry, Manifest
 
 __all__ = ["write_device"]
 

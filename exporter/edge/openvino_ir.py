@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import GraphEntry
 from fewstep.exporter.edge.probe import Probe, probe
 from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
-from fewstep.extras import install
-from fewstep.manifest import GraphEntry
+from fewstep.system.extras import install
 
 __all__ = ["write_openvino"]
 

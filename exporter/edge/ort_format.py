@@ -14,11 +14,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import GraphEntry
+from fewstep.backends.sessions import open_session
 from fewstep.exporter.edge.probe import probe
 from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
-from fewstep.manifest import GraphEntry
-from fewstep.sessions import open_session
 
 __all__ = ["OPERATORS", "write_ort"]
 

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import fewstep
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import GraphEntry, Precision
+from fewstep.artifact.staging import recover, staged
 from fewstep.exporter.edge.device import write_device
 from fewstep.exporter.edge.openvino_ir import write_openvino
 from fewstep.exporter.edge.ort_format import write_ort
 from fewstep.exporter.edge.sizes import Report
 from fewstep.exporter.edge.web import PINNED, ort_web, write_page
-from fewstep.manifest import GraphEntry, Precision
-from fewstep.places import check_folder, refuse_inside
-from fewstep.progress import Track, silent
-from fewstep.staging import recover, staged
+from fewstep.system.places import check_folder, refuse_inside
+from fewstep.system.progress import Track, silent
 
 __all__ = ["SIZES", "TARGETS", "Target", "package"]
 

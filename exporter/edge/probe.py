@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fewstep.bundle import Bundle
-from fewstep.external import check_files
-from fewstep.manifest import Condition, GraphEntry
-from fewstep.sessions import open_session
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files
+from fewstep.artifact.manifest import Condition, GraphEntry
+from fewstep.backends.sessions import open_session
 
 __all__ = ["Probe", "probe"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.exporter.engine.facts import graphs_in
-from fewstep.extras import install
+from fewstep.system.extras import install
 
 __all__ = ["Deviation", "Part", "Report", "graph_parts", "installed", "zipped"]
 

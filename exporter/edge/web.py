@@ -16,10 +16,10 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import GraphEntry
 from fewstep.exporter.edge.probe import probe
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, zipped
-from fewstep.manifest import GraphEntry
 
 __all__ = ["PINNED", "OrtWeb", "RuntimeFile", "ort_web", "write_page"]
 

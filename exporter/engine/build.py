@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fewstep.bundle import Bundle, Draft
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import EngineEntry, EngineKey, GraphEntry
 from fewstep.exporter.engine.building import run
 from fewstep.exporter.engine.cases import Case, Finding, Settings
 from fewstep.exporter.engine.explain import explain
 from fewstep.exporter.engine.facts import graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose
 from fewstep.exporter.engine.worker import Request
-from fewstep.machine import Machine, this_machine
-from fewstep.manifest import EngineEntry, EngineKey, GraphEntry
-from fewstep.progress import Meter, unseen
+from fewstep.system.machine import Machine, this_machine
+from fewstep.system.progress import Meter, unseen
 
 __all__ = ["Job", "Miss", "build", "build_engines", "prepare", "refuse"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import fewstep
 from fewstep.exporter.engine.worker import GRACE_SECONDS, Request
-from fewstep.progress import Report
+from fewstep.system.progress import Report
 
 __all__ = ["run"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fewstep.artifact.manifest import EngineFlag
 from fewstep.exporter.engine.facts import GraphFacts
 from fewstep.exporter.engine.flavour import Flavour
-from fewstep.machine import Machine
-from fewstep.manifest import EngineFlag
+from fewstep.system.machine import Machine
 
 MAX_BATCH = 1 << 16
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.bundle import Bundle
-from fewstep.engines import unfit
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.engines import unfit
+from fewstep.artifact.golden import Arrays
+from fewstep.artifact.manifest import EngineEntry
 from fewstep.exporter.parity import Parity, compare, left_out, plans_of, walk
-from fewstep.golden import Arrays
-from fewstep.machine import this_machine
-from fewstep.manifest import EngineEntry
+from fewstep.system.machine import this_machine
 
 __all__ = ["check_engines"]
 

@@ -5,7 +5,7 @@ The tests have TensorRT-RTX confirm what it can without a GPU; the rest is NVIDI
 from __future__ import annotations
 
 from fewstep.exporter.engine.cases import Case, Finding, Row
-from fewstep.extras import install
+from fewstep.system.extras import install
 
 __all__ = ["ROWS", "explain"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from fewstep.bundle import Bundle
-from fewstep.extras import install
-from fewstep.manifest import GraphEntry, Layout, Precision
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import GraphEntry, Layout, Precision
+from fewstep.system.extras import install
 
 if TYPE_CHECKING:
     import onnx

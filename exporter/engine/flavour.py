@@ -9,9 +9,9 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.engines import LARGEST_BATCH, load_tensorrt
-from fewstep.extras import install
-from fewstep.machine import Machine
+from fewstep.artifact.engines import LARGEST_BATCH, load_tensorrt
+from fewstep.system.extras import install
+from fewstep.system.machine import Machine
 
 __all__ = ["FLAVOURS", "Flavour", "choose", "installed"]
 

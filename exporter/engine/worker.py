@@ -24,7 +24,7 @@ from fewstep.exporter.engine.phases import Phases
 from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
 
 if TYPE_CHECKING:
-    from fewstep.manifest import EngineFlag, Precision  # which the process does without
+    from fewstep.artifact.manifest import EngineFlag, Precision  # which the process does without
 
 __all__ = ["GRACE_SECONDS", "Request", "main"]
 

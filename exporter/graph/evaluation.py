@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
+from fewstep.artifact.manifest import Condition
 from fewstep.exporter.graph.layer import Layer
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.specialise import TIMESTEP, Folded
 from fewstep.exporter.graph.traced import BATCH, Traced
 from fewstep.exporter.graph.writer import Writer
-from fewstep.manifest import Condition
-from fewstep.parametrisation import Scales
+from fewstep.sampling.parametrisation import Scales
 
 __all__ = ["At", "Evaluations", "Kind", "Network", "write"]
 

@@ -17,15 +17,15 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
+from fewstep.artifact.manifest import Condition, ImageSpec, InputSpec
 from fewstep.exporter.graph.evaluation import At, Evaluations, Network, write
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.specialise import Folded, fold
 from fewstep.exporter.graph.traced import Traced
 from fewstep.exporter.graph.writer import Symbol, Writer
-from fewstep.guidance import mix
-from fewstep.manifest import Condition, ImageSpec, InputSpec
-from fewstep.parametrisation import Scales
-from fewstep.plan import Plan, trajectory
+from fewstep.sampling.guidance import mix
+from fewstep.sampling.parametrisation import Scales
+from fewstep.sampling.plan import Plan, trajectory
 
 __all__ = ["Decoder", "Sampler", "finish", "guided_output", "guided_where", "scaled", "step", "unroll"]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from fewstep.artifact.manifest import ImageSpec
 from fewstep.exporter.graph.evaluation import At, Network
 from fewstep.exporter.graph.layouts import Decoder, Sampler, guided_output, guided_where, scaled
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.writer import Symbol, Writer
-from fewstep.manifest import ImageSpec
-from fewstep.plan import Floats, Plan
+from fewstep.sampling.plan import Floats, Plan
 
 __all__ = ["loop"]
 

@@ -10,11 +10,11 @@ from statistics import median
 import numpy as np
 import onnx_ir as ir
 
+from fewstep.artifact.manifest import ImageSpec
+from fewstep.backends.sessions import open_session
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import unroll
-from fewstep.manifest import ImageSpec
-from fewstep.plan import Plan
-from fewstep.sessions import open_session
+from fewstep.sampling.plan import Plan
 
 __all__ = ["CLEARLY_FASTER", "doubled_speedup"]
 

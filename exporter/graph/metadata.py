@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 import fewstep
+from fewstep.artifact.manifest import Condition
 from fewstep.exporter.facts import PREFIX
-from fewstep.manifest import Condition
 
 __all__ = ["describe"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.decoder import Decoder as TorchDecoder
-from fewstep.denoiser import Denoiser, on_meta, weights
+from fewstep.artifact.manifest import Manifest, Precision
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import Decoder
 from fewstep.exporter.graph.traced import Traced, trace
-from fewstep.manifest import Manifest, Precision
+from fewstep.models.decoder import Decoder as TorchDecoder
+from fewstep.models.denoiser import Denoiser, on_meta, weights
 
 __all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]
 

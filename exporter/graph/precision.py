@@ -3,7 +3,7 @@
 Eight bits are quantise and dequantise nodes around convolutions and linear layers. Activation scales belong to a row of the
 plan, because every row of an unrolled plan has nodes of its own and ranges differ between noise levels; a Loop runs all rows
 through the same nodes and takes the widest. Weights have a scale for each output channel; for CPUs they have 7 bits, so that
-no kernel cuts a sum off (see fewstep.ranges).
+no kernel cuts a sum off (see fewstep.artifact.ranges).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from fewstep.artifact.manifest import Precision
+from fewstep.artifact.ranges import LARGEST_WEIGHT, Interval, Ranges
 from fewstep.exporter.graph.layer import Layer
 from fewstep.exporter.graph.writer import Writer
-from fewstep.manifest import Precision
-from fewstep.ranges import LARGEST_WEIGHT, Interval, Ranges
 
 __all__ = ["EIGHT_BITS", "LayerPrecision"]
 

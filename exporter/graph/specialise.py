@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from torch import Tensor
 
+from fewstep.artifact.manifest import Condition
+from fewstep.backends.sessions import open_session
 from fewstep.exporter.graph.traced import BATCH, OPSET, Traced
-from fewstep.manifest import Condition
-from fewstep.sessions import open_session
 
 __all__ = ["Folded", "fold"]
 

@@ -18,14 +18,14 @@ from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp
 
-from fewstep.bundle import Bundle
-from fewstep.external import check_files
-from fewstep.labels import Labels
-from fewstep.manifest import Precision
-from fewstep.places import writing
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files
+from fewstep.artifact.labels import Labels
+from fewstep.artifact.manifest import Precision
 from fewstep.runtime.ladder import RUNGS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
+from fewstep.system.places import writing
 
 __all__ = ["Replicas", "Settings", "application", "write_config"]
 

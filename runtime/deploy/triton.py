@@ -21,13 +21,13 @@ from google.protobuf import text_format
 from google.protobuf.json_format import Parse
 from tritonclient.grpc import model_config_pb2 as pb
 
-from fewstep.bundle import Bundle
-from fewstep.external import check_files
-from fewstep.manifest import EngineEntry, Precision
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.external import check_files
+from fewstep.artifact.manifest import EngineEntry, Precision
+from fewstep.artifact.spec import InputSpec
+from fewstep.artifact.staging import staged
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.ladder import ON_CPU, ON_GPU, graphs_of
-from fewstep.spec import InputSpec
-from fewstep.staging import staged
 
 __all__ = ["Settings", "write_repository"]
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fewstep.runtime.backends.base import RunError
+from fewstep.backends.base import RunError
 from fewstep.runtime.batcher import ClosedError, DeadlineError, FullError
 from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.server.repository import BusyError, LoadingError, UnknownError

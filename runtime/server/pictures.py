@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from fewstep.manifest import ImageSpec
-from fewstep.picture import grid
+from fewstep.artifact.manifest import ImageSpec
+from fewstep.artifact.spec import MAX_CLASS_NAME
 from fewstep.runtime.noise import MAX_SEED
-from fewstep.spec import MAX_CLASS_NAME
+from fewstep.system.picture import grid
 
 __all__ = ["GenerateRequest", "check_size", "encoded"]
 

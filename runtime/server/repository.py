@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-from fewstep.bundle import Bundle
-from fewstep.manifest import NAME
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import NAME
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator

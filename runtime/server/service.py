@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Response
 
-from fewstep.cores import usable_cores
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.generator import Inputs
 from fewstep.runtime.server.coding import Coding
@@ -22,6 +21,7 @@ from fewstep.runtime.server.pictures import GenerateRequest, check_size, encoded
 from fewstep.runtime.server.protocol import InferRequest, Outputs, answer, parse
 from fewstep.runtime.server.repository import Repository
 from fewstep.runtime.server.workers import Workers
+from fewstep.system.cores import usable_cores
 
 __all__ = ["Policy", "Service"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fewstep.extras import install
+from fewstep.system.extras import install
 
 try:
     import typer as _typer  # noqa: F401

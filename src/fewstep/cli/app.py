@@ -15,18 +15,18 @@ import typer
 from pydantic import ValidationError
 
 import fewstep
-from fewstep import solvers
-from fewstep.bundle import Bundle
-from fewstep.console import SPEAKS, listen, print_json, results_as_json, say, track, visible
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.draft import reason
+from fewstep.artifact.manifest import Precision, check_name
+from fewstep.artifact.staging import check_place
 from fewstep.data import Images
-from fewstep.draft import reason
-from fewstep.extras import install_for
-from fewstep.guidance import Guidance
-from fewstep.manifest import Precision, check_name
-from fewstep.plan import Plan
-from fewstep.progress import Track, noted
-from fewstep.schedule import Grid
-from fewstep.staging import check_place
+from fewstep.sampling import solvers
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.schedule import Grid
+from fewstep.system.console import SPEAKS, listen, print_json, results_as_json, say, track, visible
+from fewstep.system.extras import install_for
+from fewstep.system.progress import Track, noted
 
 __all__ = [
     "SOLVERS",
@@ -183,7 +183,7 @@ def main() -> None:
         app()
     except SystemExit as ended:
         if not ended.code and sys.modules.get("torch"):
-            from fewstep.processes import leave
+            from fewstep.system.processes import leave
 
             leave()
         if ended.code == INTERRUPTED and SPEAKS:

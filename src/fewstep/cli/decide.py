@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fewstep.adopt import mismatch
-from fewstep.bundle import Bundle
+from fewstep.artifact.adopt import mismatch
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import (
     SOLVERS,
     BundlePath,
@@ -23,9 +23,20 @@ from fewstep.cli.app import (
     solver_of,
     telling,
 )
-from fewstep.console import say, show, table, track
-from fewstep.decide.comparison import FARTHEST, Candidate, Comparison, Judged, Limits, Spread, decimals, farthest, pick, read
-from fewstep.places import check_folder
+from fewstep.evaluation.comparison import (
+    FARTHEST,
+    Candidate,
+    Comparison,
+    Judged,
+    Limits,
+    Spread,
+    decimals,
+    farthest,
+    pick,
+    read,
+)
+from fewstep.system.console import say, show, table, track
+from fewstep.system.places import check_folder
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
@@ -58,8 +69,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
-    from fewstep.decide import compare as judging
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
+    from fewstep.evaluation import compare as judging
 
     given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
     config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, precision), editable(bundle)
@@ -188,7 +199,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about a compared bundle: images at equal noise, quality, latency, trajectories."""
-    from fewstep.decide.report import write_report
+    from fewstep.evaluation.report import write_report
 
     write_report(Bundle.load(bundle), out, track=track)
     finish({"out": str(out)}, as_json)
@@ -216,9 +227,9 @@ def tau(
     as_json: Json = False,
 ) -> None:
     """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
-    from fewstep.calibration.features import trial_judge
     from fewstep.data import open_images
-    from fewstep.decide.tau import TauConfig, best_tau, search_tau
+    from fewstep.evaluation.features import trial_judge
+    from fewstep.evaluation.tau import TauConfig, best_tau, search_tau
     from fewstep.trainer.teacher import TeacherConfig
 
     chosen_solver = solver_of(solver)
@@ -251,7 +262,7 @@ def consistency(
 
     from fewstep.calibration.consistency import consistency
     from fewstep.calibration.teacher import Teacher
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
 
     loaded = Bundle.load(bundle), Bundle.load(other)
     plans = loaded[0].plan(plan), loaded[1].plan(plan)

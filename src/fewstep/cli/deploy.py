@@ -7,9 +7,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, precisions
-from fewstep.console import show
+from fewstep.system.console import show
 
 __all__ = ["ray", "triton"]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fewstep.adopt import adopt as take_over
-from fewstep.adopt import mismatch
-from fewstep.bundle import Bundle
+from fewstep.artifact.adopt import adopt as take_over
+from fewstep.artifact.adopt import mismatch
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import (
     SOLVERS,
     BundlePath,
@@ -30,8 +30,8 @@ from fewstep.cli.app import (
     solver_of,
     telling,
 )
-from fewstep.console import say, show, table, track
-from fewstep.guidance import PLAIN
+from fewstep.sampling.guidance import PLAIN
+from fewstep.system.console import say, show, table, track
 
 __all__ = ["adopt", "calibrate", "interval", "quantise"]
 
@@ -78,9 +78,9 @@ def calibrate(
     """
     from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
     from fewstep.calibration.endtoend import Real
-    from fewstep.calibration.features import FITTING, feature_network
     from fewstep.data import images_like
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
+    from fewstep.evaluation.features import FITTING, feature_network
 
     guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, editable(bundle)
     name = free_name(loaded, name, f"{method}{steps}", replace=replace)
@@ -137,10 +137,10 @@ def interval(
     as_json: Json = False,
 ) -> None:
     """Find which steps to guide, and by how much. Stopped, it goes on."""
-    from fewstep.calibration.features import trial_judge
     from fewstep.calibration.interval import IntervalConfig, calibrate_interval, pareto
     from fewstep.data import images_like
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
+    from fewstep.evaluation.features import trial_judge
 
     chosen = solver_of(solver)
     config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
@@ -212,7 +212,7 @@ def quantise(
 ) -> None:
     """Collect what a plan's layers see, row by row, and find those that must stay in higher precision."""
     from fewstep.calibration.ranges import calibrate_ranges
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
 
     given = read_embeddings(embeddings) if embeddings else None
     loaded, wanted = editable(bundle), precisions(precision)

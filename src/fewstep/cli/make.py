@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import (
     BundlePath,
     Embeddings,
@@ -23,9 +23,9 @@ from fewstep.cli.app import (
     free_name,
     telling,
 )
-from fewstep.console import SPEAKS, Paced, clock, say, show, track
-from fewstep.json_object import read_object
-from fewstep.places import MANIFEST
+from fewstep.system.console import SPEAKS, Paced, clock, say, show, track
+from fewstep.system.json_object import read_object
+from fewstep.system.places import MANIFEST
 
 __all__ = ["distill", "import_checkpoint", "train"]
 
@@ -90,7 +90,7 @@ def train(
     The learning rate stays, falls to 0 with `linear`, or falls with Adam's momentum with `momentum-decay`. With --embeddings,
     the label of an image is the row of its prompt.
     """
-    from fewstep.embeddings import condition_of, read_embeddings
+    from fewstep.data.embeddings import condition_of, read_embeddings
     from fewstep.trainer.batches import open_examples
     from fewstep.trainer.teacher import TeacherConfig, train_teacher
 
@@ -148,7 +148,7 @@ def _seen(bundle: Bundle) -> Bundle:
 
 def _after_training(out: Path, bundle: Bundle, data: str, seconds: float | None, batch: int) -> list[str]:
     """What one does next with a teacher, and how long the longest of it takes. seconds: of an update of `batch` images."""
-    from fewstep.trainer.latents import is_latents
+    from fewstep.data.latents import is_latents
     from fewstep.trainer.sid_config import SidConfig
 
     kind, distillation = bundle.manifest.condition.kind, f"fewstep distill {out} --steps 1"
@@ -177,7 +177,7 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode images with an autoencoder, once, for a network that works on its latents."""
-    from fewstep.trainer.latents import encode_images
+    from fewstep.data.latents import encode_images
 
     encode_images(data, autoencoder, out, resolution=resolution, batch=batch, note=say, track=track)
     finish({"latents": str(out)}, as_json, f"fewstep train --data {out} --sigma-data 1 --out {out.name}.bundle")
@@ -225,8 +225,8 @@ def import_checkpoint(
     """Start a bundle with the network of a checkpoint and its own scheduler as a plan, and prove that both make what diffusers'
     pipeline makes. Runs no code of it.
     """
-    from fewstep.card import proven
-    from fewstep.trainer.importer import ImportOptions, import_teacher
+    from fewstep.artifact.card import proven
+    from fewstep.models.importer import ImportOptions, import_teacher
 
     with suppress(ImportError):  # it warns of packages that it lacks and nothing here needs
         from transformers.utils import logging
@@ -304,9 +304,9 @@ def distill(
     if images and not data:
         raise ValueError("--images counts real images, and none are read; give some to --data")
     from fewstep.data import images_like
-    from fewstep.embeddings import read_embeddings
+    from fewstep.data.embeddings import read_embeddings
+    from fewstep.data.latents import is_latents
     from fewstep.trainer.batches import open_examples
-    from fewstep.trainer.latents import is_latents
     from fewstep.trainer.sid import distill
     from fewstep.trainer.sid_config import SidConfig
 
@@ -338,7 +338,7 @@ def distill(
             images or 200
         )
     if validate:
-        from fewstep.decide.validate import validator
+        from fewstep.evaluation.validate import validator
 
         judging = images_like(loaded, validate, track=track)
         metric = validator(loaded, judging, track=telling(judging))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.cli.app import solver_of
-from fewstep.guidance import Guidance
-from fewstep.json_object import read_object
-from fewstep.manifest import PlanEntry, check_name
+from fewstep.sampling.guidance import Guidance
+from fewstep.system.json_object import read_object
 
 __all__ = ["by_scheduler", "by_solver", "with_plan"]
 
@@ -22,7 +22,7 @@ def by_solver(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tu
 
 def by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
     """The plan of a scheduler of diffusers for the teacher, and its name."""
-    from fewstep.schedulers import plan_for
+    from fewstep.models.schedulers import plan_for
 
     teacher = bundle.pick("network", "teacher", bundle.manifest.networks)
     about = bundle.manifest.provenance.networks.get("teacher", {})

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, size, whole_numbers
-from fewstep.console import say, show, table, track
-from fewstep.places import check_file
+from fewstep.system.console import say, show, table, track
+from fewstep.system.places import check_file
 
 __all__ = ["bench", "doctor", "serve"]
 
@@ -127,8 +127,8 @@ def doctor(
 
     Exit code 1 when something cannot work.
     """
-    from fewstep.machine import this_machine
     from fewstep.runtime.doctor import examine, here, try_backends
+    from fewstep.system.machine import this_machine
 
     findings = list(examine(here(this_machine())))
     if bundle is not None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from fewstep.adopt import mismatch
-from fewstep.bundle import Bundle
+from fewstep.artifact.adopt import mismatch
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import EngineFlag, Layout, Precision
 from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, whole_numbers
 from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
-from fewstep.console import meter, say, show, table, track
-from fewstep.guidance import Guidance
-from fewstep.manifest import EngineFlag, Layout, Precision
-from fewstep.places import check_file
+from fewstep.sampling.guidance import Guidance
+from fewstep.system.console import meter, say, show, table, track
+from fewstep.system.places import check_file
 
 if TYPE_CHECKING:
     from fewstep.exporter.engine.build import Job
@@ -139,7 +139,7 @@ def build(
     from fewstep.exporter.engine import build as engine
     from fewstep.exporter.engine.cases import Settings
     from fewstep.exporter.engine.flavour import choose
-    from fewstep.machine import this_machine
+    from fewstep.system.machine import this_machine
 
     if unknown := [f for f in flag or [] if f not in get_args(EngineFlag)]:
         raise ValueError(f"a flag is one of {', '.join(get_args(EngineFlag))}, got {unknown[0]!r}")

@@ -8,14 +8,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fewstep.bundle import Bundle
-from fewstep.card import licence
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.card import licence
+from fewstep.artifact.labels import listed
+from fewstep.artifact.manifest import Manifest
 from fewstep.cli.app import BundlePath, Json, app, finish, size
-from fewstep.console import say, show, table, track
-from fewstep.labels import listed
-from fewstep.manifest import Manifest
-from fewstep.places import check_file
-from fewstep.progress import silent
+from fewstep.system.console import say, show, table, track
+from fewstep.system.places import check_file
+from fewstep.system.progress import silent
 
 __all__ = ["check", "demo", "generate", "inspect"]
 
@@ -45,8 +45,8 @@ def generate(
     """Make images and write them as one PNG. Uses ONNX Runtime only."""
     import time
 
-    from fewstep.picture import save_grid
     from fewstep.runtime import Generator
+    from fewstep.system.picture import save_grid
 
     check_file(out, ".png")
     generator = Generator.open(bundle, plan=plan, graph=graph, precision=precision, backend=backend, threads=threads)
@@ -168,8 +168,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """From a teacher of real digits to a report: calibrate, distil, export, build, compare, pick. Stopped, it goes on."""
-    from fewstep.demo import full as anew
-    from fewstep.demo import run_demo, short, small
+    from fewstep.cli.demo import full as anew
+    from fewstep.cli.demo import run_demo, short, small
 
     config = anew() if full else short()
     result = run_demo(out, small(config) if quick else config)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.manifest import ImageSpec
+from fewstep.artifact.manifest import ImageSpec
 
 __all__ = ["FORMATS", "SUFFIXES", "VERSION", "Facts", "Square", "Traits", "decode"]
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.spec import MAX_SIZE, check_class_names
 from fewstep.data.listing import plain, shown
-from fewstep.manifest import Condition, ImageSpec
-from fewstep.spec import MAX_SIZE, check_class_names
 
 __all__ = [
     "Bytes",

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.caches import default_folder
 from fewstep.data.decode import VERSION, Facts
+from fewstep.system.caches import default_folder
 
 __all__ = ["ROW", "Seen"]
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.bundle import Bundle
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.labels import Classes
+from fewstep.artifact.manifest import Condition
 from fewstep.data.decode import SUFFIXES, VERSION
 from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, names_of, positions
 from fewstep.data.listing import in_folders, listed, shown, unread
 from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, survey
 from fewstep.data.tables import SAVED, open_table
-from fewstep.labels import Classes
-from fewstep.manifest import Condition
-from fewstep.progress import Track, silent
+from fewstep.system.progress import Track, silent
 
 __all__ = ["images_like", "numbered_like", "open_images"]
 

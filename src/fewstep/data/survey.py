@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.cores import usable_cores
 from fewstep.data.decode import Facts, Square, Traits, decode
 from fewstep.data.listing import shown
 from fewstep.data.seen import ROW, Seen
-from fewstep.progress import Track, silent
+from fewstep.system.cores import usable_cores
+from fewstep.system.progress import Track, silent
 
 __all__ = ["Decoded", "Encoded", "Files", "file_content", "loss_of", "losses", "square_of", "survey"]
 

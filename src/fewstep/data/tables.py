@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fewstep.data.listing import Found, shown
 from fewstep.data.survey import file_content
-from fewstep.extras import install
+from fewstep.system.extras import install
 
 __all__ = ["SAVED", "Columns", "Table", "is_parquet", "label_values", "open_table"]
 

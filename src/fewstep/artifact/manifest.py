@@ -1,0 +1,272 @@
+"""bundle.json: what a bundle's manifest may say. Unknown keys are refused, and every name it uses must be in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from fewstep.artifact.spec import Condition, Digest, ImageSpec, InputSpec, LatentSpec, Precision
+from fewstep.sampling.parametrisation import Parametrisation
+from fewstep.sampling.plan import Plan
+from fewstep.system.strict import Strict
+
+__all__ = [
+    "Condition",
+    "EngineEntry",
+    "EngineFlag",
+    "EngineKey",
+    "FileEntry",
+    "GraphEntry",
+    "ImageSpec",
+    "InputSpec",
+    "LatentSpec",
+    "Layout",
+    "Manifest",
+    "NetworkEntry",
+    "PlanEntry",
+    "Precision",
+    "Provenance",
+    "RangesEntry",
+    "check_name",
+]
+
+Layout = Literal["unrolled", "loop", "step"]
+COORDINATES_TOLERANCE = 1e-6
+EngineFlag = Literal["refit", "strip-plan", "version-compatible", "weight-streaming"]
+MAX_FILES = 10_000
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+def check_name(name: str) -> None:
+    """Whether a bundle or something in it can be called this, to be asked before the work that goes into it.
+
+    Raises ValueError where it cannot.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"a name has letters, digits and _ . + - only, and begins with a letter or digit, got {name!r}")
+
+
+# One wrong number is enough: a list of complaints about millions of them takes gigabytes.
+Numbers = Annotated[list[float], Field(fail_fast=True)]
+Rows = Annotated[list[Numbers], Field(fail_fast=True)]
+Words = Annotated[list[str], Field(fail_fast=True)]
+
+
+class NetworkEntry(Strict):
+    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.models.denoiser.
+
+    directory None: the bundle ships the network's graphs without its weights for training; digest is then what
+    digests.network_digest was with them, where that is known. time_ids: constants of an SDXL network (original height and
+    width, crop top and left, target height and width in pixels).
+    """
+
+    directory: str | None
+    digest: Digest | None = None
+    parametrisation: Parametrisation
+    patch: PositiveInt = 1
+    time_ids: Numbers = Field(default=[])
+    guidance_scale: float | None = Field(default=None, description="what a network that embeds it is told (LCM), a constant")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if (key, value) != ("guidance_scale", None)}
+
+
+class PlanEntry(Strict):
+    """A Plan for one network. solver says in words how its numbers came about."""
+
+    network: Name
+    solver: str
+    alphas: Numbers
+    sigmas: Numbers
+    a: Rows
+    b: Rows
+    c: Numbers
+    weights: Numbers
+    start: float | None = None
+    timesteps: Numbers | None = None
+    clip: Rows | None = None
+    clip_range: float | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
+        tables = {field.name: getattr(plan, field.name) for field in fields(Plan)}
+        lists = {name: table.tolist() if isinstance(table, np.ndarray) else table for name, table in tables.items()}
+        return cls(network=network, solver=solver, **lists)
+
+    def plan(self) -> Plan:
+        return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> PlanEntry:
+        self.plan()
+        return self
+
+
+class RangesEntry(Strict):
+    """What the layers of a plan's network see, for precisions that need it; see fewstep.artifact.ranges."""
+
+    file: str
+
+
+class GraphEntry(Strict):
+    """An ONNX file, the network's weights in it or, where they are large, beside it in `data`.
+
+    unrolled and loop hold a whole plan: inputs noise (B, draws, C, H, W) and the condition; outputs images (B, H, W, C)
+    uint8 and sample (B, C, H, W) float32. step is one guided evaluation for whoever walks a plan: inputs x (B, C, H, W),
+    scales (4,), weight () and the condition; output denoised (B, C, H, W); its `finish` turns a last state into images.
+    """
+
+    file: str
+    data: str | None = None
+    finish: str | None = None
+    network: Name
+    plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its network")
+    precision: Precision
+    layout: Layout
+    opset: PositiveInt
+    doubled: bool = Field(default=False, description="guided rows evaluate both conditions as one batch of twice the size")
+    kept: Words = Field(default=[], description="layers left in higher precision because they hurt the image")
+    limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
+    min_psnr_db: float = Field(default=0, description="smallest allowed PSNR of sample against the reference there")
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file of the graph."""
+        return [path for path in (self.file, self.data, self.finish) if path]
+
+
+class EngineKey(Strict):
+    """Everything an engine depends on. Two engines with equal keys are interchangeable; a part that differs is named."""
+
+    graph_sha256: str
+    data_sha256: str | None = Field(description="the graph's external weights")
+    finish_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
+    flavour: Literal["tensorrt_rtx", "tensorrt"]
+    version: str
+    targets: Words = Field(description='GPU architectures (SM) such as "89"; empty: what the flavour covers by default')
+    gpu: str | None = Field(description="the GPU that a native build timed its kernels on; None for TensorRT-RTX")
+    precision: Precision
+    profiles: list[tuple[PositiveInt, PositiveInt, PositiveInt]] = Field(
+        min_length=1,
+        fail_fast=True,
+        description="smallest, tuned and largest batch of each optimisation profile, by its index in the engine",
+    )
+    workspace_bytes: PositiveInt | None = None
+    level: int | None = None
+    flags: list[EngineFlag] = Field(default=[], fail_fast=True)
+
+    def profile(self, batch: int) -> int | None:
+        """Index of the optimisation profile to run a batch in; None when the engine has none for it."""
+        return next((i for i, (low, _, high) in enumerate(self.profiles) if low <= batch <= high), None)
+
+
+class EngineEntry(Strict):
+    """A TensorRT engine. A graph of the step layout has a second one in `finish`."""
+
+    file: str
+    finish: str | None = None
+    graph: Name
+    key: EngineKey
+    layers: dict[str, int] = Field(description="convolutions, matrix products and attention by the precision they compute in")
+    inspected: bool = Field(
+        description="the finished engine was read back on a GPU, beyond the typed network it was built from"
+    )
+    seconds: float = Field(ge=0, description="what the build took")
+
+    @property
+    def paths(self) -> list[str]:
+        """Every file of the engine."""
+        return [path for path in (self.file, self.finish) if path]
+
+
+class FileEntry(Strict):
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class Provenance(Strict):
+    """What networks and plans were made of, how and under which licence, by their names; a network and a plan may share one."""
+
+    networks: dict[Name, dict[str, Any]] = Field(default={})
+    plans: dict[Name, dict[str, Any]] = Field(default={})
+
+
+class Manifest(Strict):
+    """bundle.json. card_sha256: of the card.md that fewstep wrote last; another one is somebody's own words."""
+
+    version: Literal[1] = Field(default=1, alias="schema")
+    name: Name
+    image: ImageSpec
+    condition: Condition
+    latent: LatentSpec | None = None
+    networks: dict[Name, NetworkEntry] = Field(default={})
+    plans: dict[Name, PlanEntry] = Field(default={})
+    default: Name | None = None
+    ranges: dict[Name, RangesEntry] = Field(default={})
+    graphs: dict[Name, GraphEntry] = Field(default={})
+    engines: dict[Name, EngineEntry] = Field(default={})
+    provenance: Provenance = Field(default_factory=Provenance)
+    card_sha256: Digest | None = None
+    files: dict[str, FileEntry] = Field(default={}, max_length=MAX_FILES)
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the sampler works on: the image itself, or the latent."""
+        return self.latent.shape if self.latent else self.image.shape
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Manifest:
+        wanted: list[tuple[str, str, Collection[str]]] = []
+        wanted += [("network", plan.network, self.networks) for plan in self.plans.values()]
+        wanted += [("plan", self.default, self.plans)] if self.default else []
+        for graph in self.graphs.values():
+            wanted += [("network", graph.network, self.networks)] + [("file", path, self.files) for path in graph.paths]
+            wanted += [("plan", graph.plan, self.plans)] if graph.plan else []
+        for plan, ranges in self.ranges.items():
+            wanted += [("plan", plan, self.plans), ("file", ranges.file, self.files)]
+        for engine in self.engines.values():
+            wanted += [("graph", engine.graph, self.graphs)] + [("file", path, self.files) for path in engine.paths]
+        for kind, name, known in wanted:
+            if name not in known:
+                raise ValueError(f"it refers to the {kind} {name!r}, which it does not hold")
+        return self
+
+    @model_validator(mode="after")
+    def _plans_are_in_the_coordinates_of_their_networks(self) -> Manifest:
+        for name, plan in self.plans.items():
+            parametrisation = self.networks[plan.network].parametrisation
+            for alpha, sigma in zip(plan.alphas, plan.sigmas, strict=True):
+                if abs(alpha - parametrisation.alpha(sigma)) > COORDINATES_TOLERANCE:
+                    raise ValueError(
+                        f"the plan {name!r} has alpha {alpha:g} at sigma {sigma:g}, which is not in the {parametrisation.kind} "
+                        f"coordinates of its network {plan.network!r}; write it on a grid of that network's parametrisation"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _guided_plans_have_something_to_go_away_from(self) -> Manifest:
+        for name, plan in self.plans.items():
+            if not self.condition.null and any(weight != 1 for weight in plan.weights):
+                raise ValueError(
+                    f"the plan {name!r} is guided, and no label of this bundle means none; write one without guidance"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _decoded_images_have_the_range_of_decoders(self) -> Manifest:
+        if self.latent and (self.image.low, self.image.high) != (-1.0, 1.0):
+            raise ValueError(
+                f"a decoder makes images in [-1, 1], not [{self.image.low:g}, {self.image.high:g}]; use low -1, high 1"
+            )
+        return self

@@ -1,0 +1,234 @@
+"""Samplers of a bundle, judged side by side, and the one to ship: data and the rule, no measuring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from operator import itemgetter
+from typing import Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.manifest import Manifest
+from fewstep.artifact.spec import Precision
+from fewstep.system.strict import Strict
+
+__all__ = [
+    "FARTHEST",
+    "FILE",
+    "Candidate",
+    "Comparison",
+    "Judged",
+    "Limits",
+    "Spread",
+    "decimals",
+    "digest",
+    "farthest",
+    "pick",
+    "read",
+]
+
+FILE = "comparison.json"
+PIXELS = "pixels."  # before the names of their statistics, among scores
+FEW = 200  # images, to estimate the covariance of 64 features from
+POOR = 0.7  # accuracy: of a judge that has not learnt what it looks at
+FARTHEST = 1.5  # deviations of real images; samplers of digits that look right stay below 1
+
+
+def decimals(distance: float) -> int:
+    """How many say something: large distances spread by more than one."""
+    return 2 if distance < 100 else 0
+
+
+class Spread(Strict):
+    """Over sets of seeds: mean and standard deviation."""
+
+    mean: float
+    std: float = Field(ge=0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.{decimals(self.mean)}f} ± {self.std:.{decimals(self.mean)}f}"
+
+
+def farthest(scores: Mapping[str, float]) -> tuple[str, float]:
+    """Of scores, the statistic of pixels that is farthest from real images', in deviations of those: its name, how far.
+
+    See fewstep.evaluation.pixels.
+    """
+    found = {name.removeprefix(PIXELS): value for name, value in scores.items() if name.startswith(PIXELS)}
+    return max(found.items(), key=itemgetter(1))
+
+
+class Judged(Strict):
+    """One plan as it ran here. sha256: of what it was then, see `digest`.
+
+    scores: the numbers of fewstep.evaluation.metrics.Score, and of Pair against the reference plan's images of equal noise.
+    """
+
+    graph: str
+    sha256: str
+    backend: str
+    precision: Precision
+    nfe: PositiveInt
+    scores: dict[str, Spread]
+    p50_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+    images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
+
+    @model_validator(mode="after")
+    def _has_a_distance(self) -> Judged:
+        if "frechet" not in self.scores or not any(name.startswith(PIXELS) for name in self.scores):
+            raise ValueError("a plan is judged by its Frechet distance and its pixels, of which one is missing")
+        return self
+
+    @property
+    def frechet(self) -> Spread:
+        return self.scores["frechet"]
+
+    @property
+    def farthest(self) -> tuple[str, float]:
+        """What its pixels are farthest off in, and how far."""
+        return farthest({name: score.mean for name, score in self.scores.items()})
+
+
+class Comparison(Strict):
+    """comparison.json of a bundle. images: judged in each set of seeds, against as many held-out ones of `data`."""
+
+    data: str
+    features: str
+    images: PositiveInt
+    seeds: PositiveInt
+    thin: PositiveInt
+    reference: str
+    trained_in: str | None = Field(None, description="precision that the network whose features judge was trained in, if here")
+    machine: dict[str, Any]
+    real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
+    plans: dict[str, Judged] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_what_is_shown(self) -> Comparison:
+        if missing := {"frechet", "recall"} - self.real.keys():
+            raise ValueError(f"the scores of real images lack {', '.join(sorted(missing))}")
+        if not any(name.startswith(PIXELS) for name in self.real):
+            raise ValueError("the scores of real images lack those of pixels")
+        return self
+
+    def doubts(self) -> list[str]:
+        """Why these distances may mean little, in sentences."""
+        found = []
+        if self.images < FEW:
+            found.append(f"{self.images} images a set are few; below {FEW}, a Frechet distance says little: give more images")
+        if (accuracy := self.real.get("accuracy", 1.0)) < POOR:
+            found.append(
+                f"the network that judges knows the class of {accuracy:.0%} of the real images, so its features say little: "
+                "give more images, or other --features"
+            )
+        return found
+
+    @property
+    def judge(self) -> tuple[str, str, int, str | None]:
+        """Two comparisons with the same compare with each other."""
+        return self.data, self.features, self.images, self.trained_in
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sampler must hold; None is no limit. frechet and ms: at most, calls: at most, accuracy: at least.
+
+    pixels: how far its farthest statistic of pixels may be from real images', in deviations of those. A good distance must not
+    have been bought with brightness, so there always is such a limit.
+    """
+
+    frechet: float | None = None
+    accuracy: float | None = None
+    ms: float | None = None
+    calls: int | None = None
+    pixels: float = FARTHEST
+
+    def __post_init__(self) -> None:
+        given = [getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) == 1:
+            raise ValueError("a choice needs a limit: a Frechet distance, a class accuracy, milliseconds or network calls")
+        if wrong := [value for value in given if not 0 < value < inf]:
+            raise ValueError(f"a limit is a number above 0, got {wrong[0]}")
+        if self.accuracy is not None and self.accuracy > 1:
+            raise ValueError(f"a class accuracy is at most 1, got {self.accuracy}")
+
+    def broken(self, judged: Judged) -> dict[str, float]:
+        """The limits that a sampler does not hold, in words, and how many times it is beyond each.
+
+        Quality counts with its spread against it.
+        """
+        scores, (statistic, far) = judged.scores, judged.farthest
+        found = [
+            ("Frechet distance with its spread", scores["frechet"].mean + scores["frechet"].std, self.frechet),
+            ("p50 ms", judged.p50_ms, self.ms),
+            ("network calls", judged.nfe, self.calls),
+            (f"pixels off in {statistic} by", far, self.pixels),
+        ]
+        words = {
+            f"{name} {value:.4g} over {limit:g}": value / limit
+            for name, value, limit in found
+            if limit is not None and value > limit
+        }
+        if self.accuracy is not None:
+            if "accuracy" not in scores:
+                raise ValueError("the features that judged know no classes; leave out the limit on accuracy")
+            worst = scores["accuracy"].mean - scores["accuracy"].std
+            if worst < self.accuracy:
+                words[f"class accuracy less its spread {worst:.3f} under {self.accuracy:g}"] = self.accuracy / max(worst, 1e-9)
+        return words
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan of a bundle and what was measured of it."""
+
+    bundle: Bundle
+    plan: str
+    judged: Judged
+
+
+def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
+    """The candidate to ship: of those that hold all limits, the fastest where quality was limited, else the best.
+
+    Where quality was not limited, a candidate within the spread of the best counts as good, and the fastest of those is taken.
+    Raises ValueError where none holds, with how far the nearest one is.
+    """
+    held = [c for c in candidates if not limits.broken(c.judged)]
+    if not held:
+        nearest = min(candidates, key=lambda c: max(limits.broken(c.judged).values()))
+        raise ValueError(
+            f"none of {len(candidates)} samplers holds the limits; nearest is {nearest.plan} "
+            f"({', '.join(limits.broken(nearest.judged))}); loosen a limit, or calibrate or distil another sampler"
+        )
+    if limits.frechet is None and limits.accuracy is None:
+        best = min((c.judged.frechet for c in held), key=lambda f: f.mean)
+        held = [c for c in held if c.judged.frechet.mean - best.mean <= (c.judged.frechet.std**2 + best.std**2) ** 0.5]
+    return min(held, key=lambda c: (c.judged.p50_ms, c.judged.frechet.mean))
+
+
+def digest(manifest: Manifest, plan: str, graph: str) -> str:
+    """One hash for a plan's numbers and the graph that makes it."""
+    files = [manifest.files[path].sha256 for path in manifest.graphs[graph].paths]
+    return hashlib.sha256(json.dumps([manifest.plans[plan].model_dump(exclude={"solver"}), files]).encode()).hexdigest()
+
+
+def read(bundle: Bundle) -> Comparison:
+    """The comparison in a bundle. Raises ValueError where there is none, or no plan of it is as it was judged."""
+    again = f"run: fewstep compare {bundle.root.name} --data ..."
+    if FILE not in bundle.manifest.files:
+        raise ValueError(f"the samplers of {bundle.root.name} were not compared yet; {again}")
+    found = bundle.parsed(FILE, Comparison, "a comparison", again)
+    plans = {name: judged for name, judged in found.plans.items() if _current(bundle.manifest, name, judged)}
+    if not plans:
+        raise ValueError(f"every graph of {bundle.root.name} has changed since its samplers were compared; {again}")
+    return found.model_copy(update={"plans": plans})
+
+
+def _current(manifest: Manifest, plan: str, judged: Judged) -> bool:
+    return plan in manifest.plans and judged.graph in manifest.graphs and digest(manifest, plan, judged.graph) == judged.sha256

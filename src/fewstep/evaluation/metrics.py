@@ -1,0 +1,206 @@
+"""How good images are: in the features of a network, distances to held-out real ones, coverage of them, class accuracy; and in
+their plain pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from math import log10
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from fewstep.data import Images, batches
+from fewstep.evaluation.pixels import departures, statistics
+
+__all__ = ["Features", "Judge", "Pair", "Score", "coverage", "frechet", "kernel", "spread"]
+
+Bytes = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+CHUNK = 250
+NEIGHBOURS = 5
+MAX_PSNR_DB = 200.0  # of equal images
+
+
+class Features(nn.Module):
+    """What a network must be to judge: images (B, C, H, W) uint8 -> features (B, num_features).
+
+    head turns features into logits (B, classes); None for a network that knows nothing of the classes. trained_in: the
+    precision that it was trained in here; None for one that came as it is.
+    """
+
+    num_features: int
+    head: nn.Module | None
+    trained_in: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of n images against n held-out ones.
+
+    frechet, kernel: distances, lower is better (Heusel et al. 2017; Binkowski et al. 2018, times 1000). precision, recall:
+    share of images near a real one and the reverse (Kynkaanniemi et al. 2019). density, coverage: the same with less weight on
+    outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where the network knows no classes.
+    pixels: how far brightness, contrast and so on are off, by name, see fewstep.evaluation.pixels.departures.
+    """
+
+    frechet: float
+    kernel: float
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    accuracy: float | None
+    pixels: Mapping[str, float]
+    n: int
+
+    def numbers(self) -> dict[str, float]:
+        """All that were measured, by name; those of pixels as "pixels.NAME"."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("pixels", "n")}
+        return {name: value for name, value in plain.items() if value is not None} | {
+            f"pixels.{name}": value for name, value in self.pixels.items()
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two samplers' images from equal noise: PSNR in dB, and the mean distance of features over that of unrelated images."""
+
+    psnr_db: float
+    distance: float
+
+
+class Judge:
+    """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
+
+    Raises ValueError for a split that is too small to say anything.
+    """
+
+    def __init__(self, model: Features, held_out: Images) -> None:
+        self.model = model
+        self.n = len(held_out)
+        if self.n <= NEIGHBOURS:
+            raise ValueError(f"judging needs more than {NEIGHBOURS} images, got {self.n}; take more of them")
+        self.labels = held_out.labels
+        parts = [(self.features(images), statistics(torch.tensor(images))) for images, _ in batches(held_out, CHUNK)]
+        self.real, self.pixels = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    def features(self, images: Bytes) -> Tensor:
+        """(n, num_features) of images (n, C, H, W) uint8."""
+        with torch.no_grad():
+            return torch.cat([self.model(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)])
+
+    def score(self, images: Bytes, labels: Labels) -> Score:
+        """Score images (n, C, H, W) uint8 that were asked for as labels (n,).
+
+        Raises ValueError when n is not the number of held-out images.
+        """
+        if len(images) != self.n or len(labels) != self.n:
+            raise ValueError(f"the distance compares equal numbers of images, {self.n} held-out ones, got {len(images)}")
+        made = self.features(images)
+        pixels = torch.cat([statistics(torch.tensor(images[i : i + CHUNK])) for i in range(0, self.n, CHUNK)])
+        return Score(
+            frechet(self.real, made),
+            kernel(self.real, made),
+            *coverage(self.real, made),
+            self._accuracy(made, labels),
+            departures(self.pixels, pixels),
+            self.n,
+        )
+
+    def distance(self, images: Bytes) -> float:
+        """The Frechet distance alone. Raises ValueError as `score` does."""
+        return frechet(self.real, self.features(images))
+
+    def digest(self) -> str:
+        """One hash for the features that this judges by."""
+        return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
+
+    def pair(self, images: Bytes, reference: Bytes) -> Pair:
+        """Images (n, C, H, W) uint8 against those of another sampler from the same noise and conditions.
+
+        Raises ValueError for unequal shapes.
+        """
+        if images.shape != reference.shape:
+            raise ValueError(f"pairs are images of equal noise, got {images.shape} and {reference.shape}")
+        error = float(((images.astype(np.float64) - reference) ** 2).mean())
+        made, wanted = self.features(images), self.features(reference)
+        apart = float((wanted - wanted.roll(1, 0)).norm(dim=1).mean())
+        psnr = min(10 * log10(255**2 / error), MAX_PSNR_DB) if error else MAX_PSNR_DB
+        return Pair(psnr, float((made - wanted).norm(dim=1).mean()) / apart)
+
+    def floor(self, train: Images, seed: int) -> Score:
+        """The score of real training images, with the held-out split's classes: what a perfect generator would get."""
+        rng = np.random.default_rng(seed)
+        members = {label: rng.permutation(np.flatnonzero(train.labels == label)) for label in np.unique(self.labels)}
+        index = np.concatenate([members[label][: np.count_nonzero(self.labels == label)] for label in members])
+        return self.score(*train[index])
+
+    def _accuracy(self, made: Tensor, labels: Labels) -> float | None:
+        if self.model.head is None:
+            return None
+        with torch.no_grad():
+            return float((self.model.head(made).argmax(1).numpy() == labels).mean())
+
+
+class _Given(nn.Module):
+    """Features that are features already, for torchmetrics. Its names say Inception; the distances are plain ones."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(real: Tensor, made: Tensor) -> float:
+    """Frechet distance of two sets of features (n, d), as of two Gaussians. Raises ValueError for unequal n."""
+    _refuse_unequal(real, made)
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric.update(real, real=True)
+    metric.update(made, real=False)
+    return float(metric.compute())
+
+
+def kernel(real: Tensor, made: Tensor) -> float:
+    """Squared MMD of two sets of features (n, d), unbiased, cubic kernel, times 1000. Raises ValueError for unequal n."""
+    _refuse_unequal(real, made)
+    return float(poly_mmd(real, made)) * 1e3
+
+
+def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage of two sets of features (n, d). Raises ValueError for unequal n, or n <= k."""
+    _refuse_unequal(real, made)
+    if len(real) <= k:
+        raise ValueError(f"neighbourhoods of {k} need more than {k} images, got {len(real)}")
+    across = torch.cdist(real.double(), made.double())
+    real_radius, made_radius = (torch.cdist(x.double(), x.double()).kthvalue(k + 1, dim=1).values for x in (real, made))
+    inside = across <= real_radius[:, None]
+    return (
+        float(inside.any(0).double().mean()),
+        float((across <= made_radius).any(1).double().mean()),
+        float(inside.double().sum(0).mean() / k),
+        float((across.min(1).values <= real_radius).double().mean()),
+    )
+
+
+def spread(real: Tensor, made: Tensor, metric: Callable[[Tensor, Tensor], float], *, rounds: int = 20, seed: int = 0) -> float:
+    """Standard error of a metric at this n, by drawing both sets anew with replacement.
+
+    Says how sure a figure is, not where it lies: images drawn twice move distances up.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(real)
+    found = [metric(*(x[torch.randint(n, (n,), generator=generator)] for x in (real, made))) for _ in range(rounds)]
+    return float(np.std(found, ddof=1))
+
+
+def _refuse_unequal(real: Tensor, made: Tensor) -> None:
+    if real.shape != made.shape:
+        raise ValueError(f"distances of unequal numbers of images do not compare, got {tuple(real.shape)}, {tuple(made.shape)}")

@@ -1,0 +1,239 @@
+"""One self-contained HTML page about a compared bundle, for whoever decides what ships. Nothing in it is loaded or executed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from importlib import resources
+from itertools import zip_longest
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.artifact.bundle import Bundle
+from fewstep.calibration.methods import METHODS
+from fewstep.calibration.teacher import Teacher
+from fewstep.data import images_like
+from fewstep.evaluation import charts
+from fewstep.evaluation.comparison import FARTHEST, Comparison, Judged, farthest, read
+from fewstep.runtime import Generator
+from fewstep.runtime.noise import noise
+from fewstep.sampling.guidance import Guidance, guided
+from fewstep.sampling.plan import Plan, trajectory
+from fewstep.sampling.solvers import dpmpp_2m
+from fewstep.system.picture import grid
+from fewstep.system.places import check_file, writing
+from fewstep.system.progress import Track, silent
+
+__all__ = ["write_report"]
+
+WAY = "What the network takes the image for at each evaluation, from one noise."
+TABLES = "Where they evaluate the network, and how each row weighs the estimates made so far."
+SAME = 0.99  # cosine similarity where guidance does nothing
+SHOWN = 10  # images of a sampler, estimates of a trajectory
+Pictures = NDArray[np.uint8]
+
+
+def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
+    """Write the page: what ships, images at equal noise, quality, trajectories, fitted tables, searched intervals.
+
+    Raises ValueError where the bundle's samplers were not compared, or no file can be written at out.
+    """
+    check_file(out, ".html")
+    comparison = read(bundle)
+    names = sorted(comparison.plans, key=lambda name: -comparison.plans[name].nfe)
+    parts = [_sampler(bundle, comparison, names[i]) for i in track(range(len(names)), "draw samplers")]
+    sections = {
+        "samples": _real(bundle, comparison) + "".join(parts),
+        "table": _table(bundle, comparison, names),
+        "by_calls": charts.quality(comparison, "nfe", "network calls for an image"),
+        "by_ms": charts.quality(comparison, "p50_ms", f"ms for an image, p50, {_backends(comparison)}"),
+        "trajectories": _section("strips", "On the way", WAY, _trajectories(bundle, names, track)),
+        "fits": _section("fits", "Fitted tables", TABLES, _fits(bundle, names)),
+        "intervals": _section("fits", "Where guidance pays", "", _intervals(bundle)),
+    }
+    folder = resources.files("fewstep")
+    page = Template((folder / "evaluation/page/report.html").read_text("utf-8"))
+    text = page.substitute(
+        sections,
+        name=escape(bundle.manifest.name),
+        style=(folder / "style.css").read_text("utf-8") + (folder / "evaluation/page/report.css").read_text("utf-8"),
+        judged=escape(_judged(comparison)),
+        machine=escape(_machine(comparison.machine)),
+    )
+    with writing(out) as beside:
+        beside.write_text(text, "utf-8")
+
+
+def _section(kind: str, title: str, note: str, figures: Iterable[str]) -> str:
+    """Figures under a title; nothing where there are none."""
+    content = "".join(figures)
+    said = f'<p class="note">{note}</p>' if note else ""
+    return f'<section><h2>{title}</h2>{said}<div class="{kind}">{content}</div></section>' if content else ""
+
+
+def _real(bundle: Bundle, comparison: Comparison) -> str:
+    """A row of held-out images, the classes in turn. No bundle holds them, so they are looked for where they were."""
+    caption = f"<b>real</b> held-out images of {escape(comparison.data)}"
+    try:
+        held_out = images_like(bundle, comparison.data, "held-out")
+    except (OSError, ValueError) as error:
+        return _figure("", f"{caption}, which are not here: {escape(str(error))}")
+    seen: dict[int, list[int]] = {}
+    for place, label in enumerate(held_out.labels.tolist()):
+        seen.setdefault(label, []).append(place)
+    turns = [place for turn in zip_longest(*(seen[label] for label in sorted(seen))) for place in turn if place is not None]
+    images, _ = held_out[np.array(turns[:SHOWN])]
+    return _figure(_image(images.transpose(0, 2, 3, 1), f"{len(images)} real images"), caption)
+
+
+def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
+    judged = comparison.plans[name]
+    generator = Generator(bundle, plan=name, graph=judged.graph)
+    classes = generator.condition.classes
+    labels = [i % classes for i in range(SHOWN)] if generator.condition.kind == "labels" else None
+    if generator.condition.kind == "embeddings":
+        return ""  # a comparison keeps no prompts
+    images = generator(labels, seeds=range(SHOWN))
+    facts = f"{judged.nfe} calls, Frechet distance {judged.frechet}, {judged.p50_ms:.1f} ms"
+    shown = f": {', '.join(map(generator.classes.called, labels))}" if labels and generator.condition.names else ""
+    caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}{escape(shown)}"
+    return _figure(_image(images, f"{name}: {SHOWN} images{shown}"), caption)
+
+
+def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
+    head = [
+        "plan",
+        "network calls",
+        "Frechet distance",
+        "class accuracy",
+        "recall",
+        "pixels off",
+        "PSNR, dB",
+        "p50 ms",
+        "images per second",
+    ]
+    lines = ["".join(f"<th>{title}</th>" for title in head)]
+    for name in names:
+        judged = comparison.plans[name]
+        scores = [
+            _score(judged, key, digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3), ("psnr_db", 1))
+        ]
+        if name == comparison.reference:
+            scores[-1] = "reference"
+        scores.insert(-1, _off(judged.farthest))
+        numbers = [str(judged.nfe), *scores, f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"]
+        ships = " class=ships" if name == bundle.manifest.default else ""
+        lines.append(f"<th scope=row{ships}>{escape(name)}</th>" + "".join(f"<td>{number}</td>" for number in numbers))
+    real = [
+        f"{comparison.real[key]:.{digits}f}" if key in comparison.real else ""
+        for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3))
+    ]
+    cells = ["", *real, _off(farthest(comparison.real)), "", "", ""]
+    lines.append("<th scope=row>real training images</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _off(found: tuple[str, float]) -> str:
+    statistic, off = found
+    return f"{statistic} {off:.2f}" + (" (too far)" if off > FARTHEST else "")
+
+
+def _score(judged: Judged, key: str, digits: int) -> str:
+    found = judged.scores.get(key)
+    return f"{found.mean:.{digits}f}&thinsp;±&thinsp;{found.std:.{digits}f}" if found else ""
+
+
+def _trajectories(bundle: Bundle, names: Sequence[str], track: Track) -> Iterator[str]:
+    """What the network takes the image for, row by row, from one noise."""
+    if bundle.manifest.condition.kind == "embeddings":
+        return
+    teachers: dict[str, Teacher] = {}
+    for i in track(range(len(names)), "walk samplers"):
+        name = names[i]
+        network, plan = bundle.manifest.plans[name].network, bundle.plan(name)
+        if bundle.manifest.networks[network].directory is None:
+            continue  # shipped without weights
+        teacher = teachers.setdefault(network, Teacher(bundle, network))
+        rows = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, SHOWN)).round().astype(int))
+        with np.errstate(divide="ignore"):
+            levels = plan.sigmas[rows] / plan.alphas[rows]
+        caption = f"<b>{escape(name)}</b> estimates at noise levels {', '.join(f'{level:.3g}' for level in levels)}"
+        yield _figure(_image(_estimates(teacher, plan)[rows], f"{name}: estimates"), caption)
+
+
+def _estimates(teacher: Teacher, plan: Plan) -> Pictures:
+    """D_0 .. D_{n-1}, (n, H, W, C), of the seed 0 and the first class."""
+    drawn = torch.tensor(noise([0], (plan.draws, *teacher.manifest.state_shape)))
+    classes = teacher.manifest.condition.classes
+    labels, nulls = ((torch.tensor([label]),) if classes else () for label in (0, classes))
+    with torch.no_grad():
+        denoise = guided(teacher.denoiser, labels, nulls)
+        walk = trajectory(denoise, plan.begin(drawn[:, 0]), plan, list(drawn[:, 1:].unbind(1)))
+        return teacher.rounded(torch.cat([step.denoised for step in walk])).transpose(0, 2, 3, 1)
+
+
+def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
+    """Fitted plans beside the solvers they were fitted from."""
+    for name in names:
+        entry = bundle.manifest.plans[name]
+        about = bundle.manifest.provenance.plans.get(name, {})
+        if not {"fitted", "losses"} & about.keys():
+            continue
+        method = METHODS.get(about.get("method", ""))
+        grid = bundle.manifest.networks[entry.network].parametrisation.grid(about["steps"])
+        plain = (method.solver if method else dpmpp_2m)(grid, Guidance.of(about["guidance"]))
+        plans = {"usual": plain, name: entry.plan()}
+        caption = f"<b>{escape(name)}</b> {escape(entry.solver)}; the usual grid and weights beside it"
+        yield _figure(charts.levels(plans) + charts.coefficients(plans), caption)
+
+
+def _intervals(bundle: Bundle) -> Iterator[str]:
+    for name, entry in bundle.manifest.plans.items():
+        about = bundle.manifest.provenance.plans.get(name, {})
+        if "trials" in about:
+            plan = entry.plan()
+            plain = sum(value >= SAME for value in about["similarity"])
+            caption = (
+                f"<b>{escape(name)}</b> {escape(entry.solver)}, the best of {len(about['trials'])} guidances; with and "
+                f"without the condition, estimates are the same (cosine {SAME} or more) at {plain} of {plan.rows} evaluations"
+            )
+            levels = np.array([np.inf if level is None else level for level in about["levels"]])
+            yield _figure(charts.interval_map(levels, about["trials"]), caption)
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(images: Pictures, alt: str) -> str:
+    """A row of images (n, H, W, C) as a PNG inside the page."""
+    file = io.BytesIO()
+    grid(images, columns=len(images)).save(file, format="PNG")
+    width = f"width: {100 * len(images) / SHOWN:g}%"
+    return f'<img alt="{escape(alt)}" style="{width}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def _judged(comparison: Comparison) -> str:
+    where = {"classifier": "a classifier trained on the training images", "efficientnet": "EfficientNet-Lite0"}
+    return (
+        f"{comparison.images} images from each of {comparison.seeds} sets of seeds, against as many held-out images of "
+        f"{comparison.data}, in the features of {where.get(comparison.features, 'Inception-v3')}. "
+        f"PSNR is against {comparison.reference} from equal noise."
+    )
+
+
+def _backends(comparison: Comparison) -> str:
+    found: Iterable[str] = dict.fromkeys(f"{j.backend}, {j.precision}" for j in comparison.plans.values())
+    return "; ".join(found)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['date']}, {machine['gpu'] or machine['cpu']}, {machine['cores']} cores; {versions}"

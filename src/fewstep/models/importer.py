@@ -1,0 +1,332 @@
+"""A checkpoint of diffusers or of EDM as a teacher: its network and its own sampler in a bundle, and the proof of both.
+
+What a checkpoint says is used, known to mean nothing, or refused by name; what it does not say is asked by an option.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from fewstep.artifact.bundle import Bundle, Draft, check_new
+from fewstep.artifact.card import write_card
+from fewstep.artifact.labels import named
+from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.artifact.spec import MAX_SIZE
+from fewstep.models.accounting import account, keys_of
+from fewstep.models.decoder import check_decoder_class, pixels_per_latent, save_decoder
+from fewstep.models.denoiser import Denoiser, save_network
+from fewstep.models.edm_weights import is_edm, load_edm_weights
+from fewstep.models.layout import Layout, find_layout
+from fewstep.models.networks import network_class
+from fewstep.models.pretrained import load_part, load_single
+from fewstep.models.proof import PIPELINES, Case, Pipeline, Proof, prove
+from fewstep.models.schedulers import dynamic_mu, make_scheduler, parametrisation_of, plan_name, scheduler_plan
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.solvers import heun
+
+__all__ = ["Checkpoint", "ImportOptions", "import_teacher", "read_checkpoint"]
+
+FEW = 4  # steps of the short proof
+MOST = 100  # steps of the plan that is written, where the pipeline's own are more: a table grows with their square
+SDXL_IDS = 6  # height, width, crop top and left, target height and width
+# What makes a network take more than its class does by itself, and the values that are driven.
+TOLD = {"class_embed_type": (None,), "encoder_hid_dim_type": (None,), "addition_embed_type": (None, "text_time")}
+# The published DiT was saved under the name of an older class, with keys of its other uses.
+DIT = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
+DIT_NEUTRAL = {
+    "caption_channels": None,
+    "attention_type": "default",
+    "num_vector_embeds": None,
+    "use_additional_conditions": None,
+}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a checkpoint does not say.
+
+    tokens: of a text condition. resolution: side of images in pixels, where the network takes any. null_class: it was trained
+    without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for. steps: of the plan, where not the
+    pipeline's own. guidance: of the plan, where not none, or of a network that embeds it. variant: of the files. licence: in
+    words. config: a directory with the configurations that belong to a single file.
+    """
+
+    tokens: int | None = None
+    resolution: int | None = None
+    null_class: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    variant: str | None = None
+    licence: str | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: a denoiser, what images and conditions it is for, the configuration of its scheduler as its pipeline takes
+    it, its autoencoder, and what is to be said of it in sentences.
+    """
+
+    denoiser: Denoiser
+    image: ImageSpec
+    condition: Condition
+    scheduler: dict[str, Any]
+    autoencoder: Any = None
+    pipeline: str | None = None
+    mu: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptions()) -> tuple[Bundle, Proof]:
+    """Start a bundle with the network of a checkpoint as `teacher`, and with its own scheduler as the default plan.
+
+    source: a diffusers pipeline directory, a network with a scheduler beside it, a single file with the weights of a pipeline,
+    or one with those of an ADM network of EDM. Nothing in it is executed.
+
+    Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
+    scheduler or autoencoder that fewstep does not drive, or where the pipeline and the plan end differently.
+    """
+    check_new(out)
+    found = read_checkpoint(source, options)
+    scheduler = make_scheduler(found.scheduler)
+    parametrisation, own = found.denoiser.parametrisation, PIPELINES.get(found.pipeline or "", Pipeline(50))
+    steps = options.steps or min(own.steps, MOST)
+    weight = options.guidance if options.guidance is not None and found.denoiser.guidance_scale is None else 1.0
+    guidance = Guidance(weight)
+    plan, name = scheduler_plan(scheduler, parametrisation, steps, guidance, mu=found.mu), plan_name(scheduler, steps, guidance)
+    if steps < own.steps and options.steps is None:
+        found.notes.append(f"{found.pipeline} takes {own.steps} steps; the plan {name} has {steps}, give --steps for others")
+    with Draft.create(out, image=found.image, condition=found.condition) as draft:
+        if found.autoencoder is not None:
+            save_decoder(draft, found.autoencoder)
+        proof = _prove(found, scheduler, draft.manifest.state_shape, [Case(steps, weight), Case(own.steps, weight)], own)
+        save_network(draft, "teacher", found.denoiser)
+        solver = f"{type(scheduler).__name__} of the checkpoint, {steps} steps"
+        draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=solver)
+        draft.manifest.plans["heun18"] = PlanEntry.of(
+            heun(parametrisation.grid(18)), network="teacher", solver="Heun, 18 steps"
+        )
+        draft.manifest.default = name
+        draft.manifest.provenance.networks["teacher"] = {
+            "imported": source.resolve().name,
+            "pipeline": found.pipeline,
+            "scheduler": found.scheduler,
+            "mu": found.mu,
+            "proof": proof.dump(),
+            "notes": found.notes,
+            "licence": options.licence,
+        }
+        write_card(draft)
+    return Bundle.load(out), proof
+
+
+def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> Checkpoint:
+    """Read a directory or a file. Raises FileNotFoundError or ValueError as import_teacher does."""
+    if source.is_file() and is_edm(source):
+        return _of_edm(source, options)
+    if source.is_file() and options.config is None:
+        raise ValueError(
+            f"{source} holds weights and no configurations; give --config a directory with those of its pipeline "
+            "(unet/config.json, scheduler/scheduler_config.json, vae/config.json), as the repository it was made from has them"
+        )
+    layout = find_layout(cast(Path, options.config), source) if source.is_file() else find_layout(source)
+    made = _network_class(layout.config)
+    _refuse_inputs(layout.config, made.__name__)
+    scheduler = _as_its_pipeline_takes_it(layout.scheduler, layout.pipeline)
+    make_scheduler(scheduler)  # what is refused of it is, before gigabytes are read
+    found = load_single(made, source, layout.network) if layout.weights else load_part(made, layout.network, options.variant)
+    net, notes = found.module, list(found.notes)
+    autoencoder = _autoencoder(layout, options, notes)
+    image = _image(net.config, autoencoder, options)
+    condition = named(_condition(net, layout, options, notes), layout.index.get("id2label") or None)
+    size = (image.height, image.width)
+    time_ids = (*size, 0, 0, *size) if condition.pooled and made.__name__ == "UNet2DConditionModel" else ()
+    mu = _mu(scheduler, net, image, autoencoder)
+    denoiser = Denoiser(
+        net,
+        parametrisation=parametrisation_of(scheduler, mu=mu),
+        time_ids=[float(n) for n in time_ids],
+        guidance_scale=_embedded_guidance(net.config, layout.pipeline, options, notes),
+    )
+    return Checkpoint(denoiser, image, condition, scheduler, autoencoder, layout.pipeline, mu, notes)
+
+
+def _of_edm(path: Path, options: ImportOptions) -> Checkpoint:
+    """A state dict, with the scheduler of diffusers that belongs to it."""
+    denoiser, condition = load_edm_weights(path, null_class=options.null_class)
+    config = cast(Any, denoiser.net).config
+    image = ImageSpec(channels=config.in_channels, height=config.sample_size, width=config.sample_size)
+    return Checkpoint(denoiser, image, condition, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+
+
+def _network_class(config: dict[str, Any]) -> Any:
+    """The class of a network's configuration, every key of it accounted for."""
+    if "_class_name" not in config:
+        raise ValueError("the network's config.json has no _class_name, so diffusers did not write it; name another checkpoint")
+    name, neutral = str(config["_class_name"]), {}
+    if all(config.get(key) == value for key, value in DIT.items()):
+        name, neutral = "DiTTransformer2DModel", DIT_NEUTRAL
+    made = network_class(name)
+    account(config, made, neutral=neutral)
+    return made
+
+
+def _refuse_inputs(config: dict[str, Any], name: str) -> None:
+    """Raises ValueError for a network that is given more than fewstep gives it: an image to change, a mask, other classes."""
+    for key, driven in TOLD.items():
+        if config.get(key) not in driven:
+            raise ValueError(f"this {name} has {key} {config[key]!r}, for which it is told what fewstep does not tell it")
+    given, made = config.get("in_channels"), config.get("out_channels")
+    if given and made and given > made:
+        raise ValueError(
+            f"this {name} takes {given} channels and gives {made}: the others are an image or a mask that it changes "
+            "(inpainting, upscaling, editing), which fewstep does not drive"
+        )
+
+
+def _as_its_pipeline_takes_it(scheduler: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
+    """A scheduler's configuration as the pipeline's class changes it when it is made."""
+    if pipeline == "StableDiffusionPipeline":  # what its first checkpoints lack
+        keys = keys_of(getattr(importlib.import_module("diffusers"), str(scheduler.get("_class_name")), object))
+        changes = {"steps_offset": 1, "clip_sample": False}
+        return scheduler | {key: value for key, value in changes.items() if key in keys}
+    if pipeline == "DDIMPipeline":
+        return scheduler | {"_class_name": "DDIMScheduler"}
+    return scheduler
+
+
+def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageSpec:
+    """What the bundle's images are."""
+    factor = pixels_per_latent(autoencoder) if autoencoder is not None else 1
+    channels = autoencoder.config.out_channels if autoencoder is not None else config.in_channels
+    side = config.sample_size
+    if side is None:
+        if options.resolution is None:
+            raise ValueError("the network takes images of any size (its sample_size is null); say which with --resolution")
+        return ImageSpec(channels=channels, height=options.resolution, width=options.resolution)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    image = ImageSpec(channels=channels, height=height * factor, width=width * factor)
+    if options.resolution not in (None, image.height, image.width):
+        raise ValueError(f"the network makes images of {image.height}x{image.width}; leave --resolution out")
+    return image
+
+
+def _mu(scheduler: dict[str, Any], net: Any, image: ImageSpec, autoencoder: Any) -> float | None:
+    """mu of a scheduler that shifts by the number of image tokens."""
+    factor = (pixels_per_latent(autoencoder) if autoencoder is not None else 1) * (net.config.get("patch_size") or 1)
+    return dynamic_mu(make_scheduler(scheduler).config, (image.height // factor) * (image.width // factor))
+
+
+def _embedded_guidance(config: Any, pipeline: str | None, options: ImportOptions, notes: list[str]) -> float | None:
+    """The guidance scale that a network embeds, None for one that does not."""
+    if config.get("time_cond_proj_dim") is None:
+        return None
+    scale = PIPELINES.get(pipeline or "", Pipeline(0, 8.5)).guidance if options.guidance is None else options.guidance
+    notes.append(f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another")
+    return scale
+
+
+def _condition(net: Any, layout: Layout, options: ImportOptions, notes: list[str]) -> Condition:
+    """What the network is conditioned on, by its class and configuration."""
+    config, kind = net.config, type(net).__name__
+    if kind == "UNet2DModel":
+        return _labels(net, options, notes)
+    if kind == "DiTTransformer2DModel":
+        return Condition(kind="labels", classes=config.num_embeds_ada_norm)
+    tokens = options.tokens or layout.about("tokenizer", "tokenizer_config.json").get("model_max_length")
+    if (kind != "UNet2DConditionModel" and not options.tokens) or not tokens or tokens > MAX_SIZE:
+        raise ValueError(f"how many tokens a prompt of this {kind} has is not written in {layout.root}; say so with --tokens")
+    if kind == "SD3Transformer2DModel":
+        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
+    else:
+        width, pooled = config.cross_attention_dim, _pooled(config, layout)
+    return Condition(
+        kind="embeddings", tokens=tokens, width=width[0] if isinstance(width, list | tuple) else width, pooled=pooled
+    )
+
+
+def _labels(net: Any, options: ImportOptions, notes: list[str]) -> Condition:
+    """The classes of a U-Net. Whether its last one means "none" is not written; unless told, it is a class like the others."""
+    count = net.config.num_class_embeds
+    if not count:
+        return Condition(kind="none")
+    if options.null_class:
+        return Condition(kind="labels", classes=count - 1)
+    known = net.class_embedding.weight.detach()
+    weight = torch.cat([known, torch.zeros(1, known.shape[1])])  # bundles have a row for "none", which nobody reads here
+    net.class_embedding = torch.nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
+    net.register_to_config(num_class_embeds=count + 1)
+    notes.append(
+        f"all {count} classes are taken for classes, and nothing means none, so nothing can be guided; where the last one "
+        "does, give --null-class"
+    )
+    return Condition(kind="labels", classes=count, null=False)
+
+
+def _pooled(config: Any, layout: Layout) -> int:
+    """The width of SDXL's vector for a whole prompt, 0 for a network without one."""
+    if config.addition_embed_type != "text_time":
+        return 0
+    pooled = int(config.projection_class_embeddings_input_dim - SDXL_IDS * config.addition_time_embed_dim)
+    told = layout.about("text_encoder_2", "config.json").get("projection_dim")
+    if told is not None and told != pooled:
+        ids = (config.projection_class_embeddings_input_dim - told) / config.addition_time_embed_dim
+        raise ValueError(
+            f"this network is told {ids:g} numbers besides the prompt, {SDXL_IDS} are driven (SDXL's sizes and crop); a "
+            "refiner has 5, and begins with an image"
+        )
+    return pooled
+
+
+def _autoencoder(layout: Layout, options: ImportOptions, notes: list[str]) -> Any:
+    """The pipeline's autoencoder; None where it works on pixels."""
+    if layout.autoencoder is None:
+        return None
+    config = layout.about("vae", "config.json")
+    kind = str(config.get("_class_name"))
+    check_decoder_class(kind)
+    made = getattr(importlib.import_module("diffusers"), kind)
+    account(config, made)
+    found = (
+        load_single(made, layout.weights, layout.autoencoder)
+        if layout.weights
+        else load_part(made, layout.autoencoder, options.variant)
+    )
+    notes += found.notes
+    return found.module
+
+
+def _prove(found: Checkpoint, scheduler: Any, shape: tuple[int, int, int], cases: list[Case], own: Pipeline) -> Proof:
+    """The short case is guided as the pipeline is by default, where it can be."""
+    guidance = own.guidance if found.condition.guidable and found.denoiser.guidance_scale is None else 1.0
+    if found.pipeline == "DiTPipeline" and found.condition.classes != 1000:
+        guidance = 1.0  # it takes 1000 for "none", whatever the network has
+    few = Case(_few(scheduler, found), guidance)
+    return prove(
+        found.denoiser,
+        scheduler,
+        list(dict.fromkeys([few, *sorted(cases)])),
+        condition=found.condition,
+        shape=shape,
+        mu=found.mu,
+        pipeline=found.pipeline,
+        autoencoder=found.autoencoder,
+    )
+
+
+def _few(scheduler: Any, found: Checkpoint) -> int:
+    """A small number of steps that the scheduler takes: some methods need several to begin."""
+    for steps in range(FEW, 2 * FEW):
+        try:
+            scheduler_plan(scheduler, found.denoiser.parametrisation, steps, mu=found.mu)
+        except ValueError:
+            if steps == 2 * FEW - 1:
+                raise
+        else:
+            return steps
+    raise AssertionError

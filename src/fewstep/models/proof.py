@@ -1,0 +1,289 @@
+"""The proof of an import: diffusers' own pipeline, and the plan that is to be the bundle's, end in the same state.
+
+Theirs: the pipeline's class around the checkpoint's network, its scheduler as configured, its own call of the network. Ours:
+the plan around D. The same noise goes into both, that of schedulers that draw some included. Where the pipeline's class cannot
+be made, because it needs a package that is not installed or is none of those here, its scheduler walks around the network.
+
+Few steps must agree. Many may make a network so sensitive that the pipeline itself ends elsewhere when its noise changes in the
+last digit: then that is how near both must be.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.artifact.manifest import Condition
+from fewstep.models.accounting import keys_of
+from fewstep.models.denoiser import Denoiser
+from fewstep.models.schedulers import with_steps
+from fewstep.models.tracing import HandedNoise, steps_of, trace
+from fewstep.sampling.guidance import Guidance, guided, mix
+from fewstep.sampling.plan import Plan, sample
+
+__all__ = ["PIPELINES", "Case", "Pipeline", "Proof", "Proven", "prove"]
+
+TOLERANCE = 1e-4  # of the largest number of the last state: both loops round differently
+DIGIT = 2.0**-23  # of a number of fp32: its last digit
+SHAKEN = 4.0  # times what a pipeline's end moves by when its noise changes in the last digit: two loops round in every step
+SECONDS = 600.0  # that the proof of one number of steps may take; what it would take is measured, and said
+NULL_OF_DIT = 1000  # DiTPipeline's own label for "none"
+
+
+class Pipeline(NamedTuple):
+    """A pipeline class of diffusers: its default number of steps and its default guidance scale, 1 where it has none."""
+
+    steps: int
+    guidance: float = 1.0
+
+
+PIPELINES = {
+    "StableDiffusionPipeline": Pipeline(50, 7.5),
+    "StableDiffusionXLPipeline": Pipeline(50, 5.0),
+    "StableDiffusion3Pipeline": Pipeline(28, 7.0),
+    "LatentConsistencyModelPipeline": Pipeline(4, 8.5),
+    "DiTPipeline": Pipeline(50, 4.0),
+    "DDPMPipeline": Pipeline(1000),
+    "DDIMPipeline": Pipeline(50),
+}
+
+
+class Case(NamedTuple):
+    """A number of steps, and the guidance weight."""
+
+    steps: int
+    guidance: float = 1.0
+
+
+class Proven(NamedTuple):
+    """How far apart both ended, and the largest number there. own: how far the pipeline ended from itself with noise that was
+    changed in the last digit, where they were further apart than TOLERANCE.
+    """
+
+    steps: int
+    guidance: float
+    max_error: float
+    scale: float
+    own: float | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """against: what the plans were compared with. cases: what was compared; left_out: steps that would have taken too long."""
+
+    against: str
+    cases: list[Proven]
+    left_out: list[str]
+
+    def dump(self) -> dict[str, Any]:
+        """For a manifest."""
+        cases = [case._asdict() for case in self.cases]
+        return {
+            "against": self.against,
+            "cases": cases,
+            "left_out": self.left_out,
+            "max_error": self.max_error,
+            "scale": self.scale,
+        }
+
+    @property
+    def worst(self) -> Proven:
+        """The case with the largest difference."""
+        return max(self.cases, key=lambda case: case.max_error / case.scale)
+
+    @property
+    def max_error(self) -> float:
+        """Of the worst case."""
+        return self.worst.max_error
+
+    @property
+    def scale(self) -> float:
+        """Of the worst case."""
+        return self.worst.scale
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is compared: a network, its scheduler without steps, the pipeline's class and autoencoder, shapes.
+
+    shaken: what share of itself is added to the noise.
+    """
+
+    denoiser: Denoiser
+    scheduler: Any
+    mu: float | None
+    condition: Condition
+    shape: tuple[int, int, int]
+    pipeline: str | None
+    autoencoder: Any
+    shaken: float = 0.0
+
+    def inputs(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A condition, and one that means "none"."""
+        generator = torch.Generator().manual_seed(0)
+        if self.condition.kind == "labels":
+            return (torch.zeros(1, dtype=torch.int64),), (torch.full((1,), self.condition.classes),)
+        specs = self.condition.inputs()
+        pair = [[torch.randn(1, *spec.shape, generator=generator) for spec in specs] for _ in range(2)]
+        return tuple(pair[0]), tuple(pair[1])
+
+    def noise(self, count: int) -> Tensor:
+        """The noise that is drawn as the how many-th; 0 is the start."""
+        return torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(count)) * (1 + self.shaken)
+
+
+def prove(
+    denoiser: Denoiser,
+    scheduler: Any,
+    cases: Sequence[Case],
+    *,
+    condition: Condition,
+    shape: tuple[int, int, int],
+    mu: float | None = None,
+    pipeline: str | None = None,
+    autoencoder: Any = None,
+) -> Proof:
+    """Compare last states for every case, the short ones first.
+
+    Raises ValueError where they differ, or where the pipeline does not run.
+    """
+    subject = _Subject(denoiser, scheduler, mu, condition, shape, pipeline, autoencoder)
+    against = _against(subject)
+    proven: list[Proven] = []
+    left_out: list[str] = []
+    seconds = 0.0  # of one call, as the shorter case took them
+    for case in cases:
+        plan, drawn = trace(with_steps(scheduler, case.steps, mu), denoiser.parametrisation, Guidance(case.guidance))
+        if seconds * 2 * plan.nfe > SECONDS:
+            left_out.append(f"{case.steps} steps, which would take about {seconds * 2 * plan.nfe / 60:.0f} minutes here")
+            continue
+        begun = time.perf_counter()
+        error, scale = _apart(subject, case, plan, drawn)
+        seconds = (time.perf_counter() - begun) / (2 * plan.nfe)
+        own = _moved(subject, case) if error > TOLERANCE * scale and proven else None
+        if not error <= max(TOLERANCE * scale, SHAKEN * (own or 0.0)):
+            raise ValueError(
+                f"{case.steps} steps end elsewhere than with {against} ({error:.2g} apart, of {scale:.2g}); this checkpoint "
+                "has something that fewstep does not know of, so it is not imported"
+            )
+        proven.append(Proven(case.steps, case.guidance, error, scale, own))
+    return Proof(against, proven, left_out)
+
+
+def _apart(subject: _Subject, case: Case, plan: Plan, drawn: Sequence[int]) -> tuple[float, float]:
+    """The largest difference of both last states, and the largest number of theirs."""
+    given, null = subject.inputs()
+    with torch.no_grad():
+        theirs = _theirs(subject)(case)
+        noise = [subject.noise(1 + count) for count in drawn]
+        ours = sample(guided(subject.denoiser, given, null), plan.begin(subject.noise(0)), plan, noise)
+    return float((ours - theirs).abs().max()), float(theirs.abs().max())
+
+
+def _moved(subject: _Subject, case: Case) -> float:
+    """How far a pipeline ends from itself when its noise changes in the last digit."""
+    with torch.no_grad():
+        return float((_theirs(subject)(case) - _theirs(replace(subject, shaken=DIGIT))(case)).abs().max())
+
+
+def _against(subject: _Subject) -> str:
+    """What the last states are compared with, in words."""
+    kind = type(subject.scheduler).__name__
+    if _made(subject) is not None:
+        return str(subject.pipeline)
+    itself = f" (for {subject.pipeline} itself: pip install transformers)" if _is_known(subject) else ""
+    return f"{kind} around the network{itself}"
+
+
+def _is_known(subject: _Subject) -> bool:
+    """Whether the pipeline's class is one of those here, and both it and the network get what they need."""
+    unconditional = subject.pipeline in ("DDPMPipeline", "DDIMPipeline")
+    decodes = subject.pipeline == "DiTPipeline"  # whatever output it is asked for
+    fits = (subject.condition.kind == "none" or not unconditional) and (subject.autoencoder is not None or not decodes)
+    return subject.pipeline in PIPELINES and fits
+
+
+def _theirs(subject: _Subject) -> Callable[[Case], Tensor]:
+    """What gives diffusers' last state for a case."""
+    pipeline = _made(subject)
+    if pipeline is None:
+        return functools.partial(_around_the_network, subject)
+    return functools.partial(_run, pipeline, subject)
+
+
+def _made(subject: _Subject) -> Any:
+    """The pipeline without its text encoders; None where it is none of those here, or a package is missing."""
+    if not _is_known(subject):
+        return None
+    made = getattr(importlib.import_module("diffusers"), str(subject.pipeline))
+    parts = {"unet": subject.denoiser.net, "transformer": subject.denoiser.net, "vae": subject.autoencoder}
+    parts |= {"scheduler": subject.scheduler, "requires_safety_checker": False, "add_watermarker": False}
+    try:
+        pipeline = made(
+            **{key: parts.get(key) for key in keys_of(made) if key not in ("id2label", "force_zeros_for_empty_prompt")}
+        )
+    except ImportError:
+        return None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _run(pipeline: Any, subject: _Subject, case: Case) -> Tensor:
+    """The last state of a pipeline, before it is decoded or cut to the range of images."""
+    ends: list[Tensor] = []
+    step = pipeline.scheduler.step
+
+    @functools.wraps(step)  # pipelines look at what it takes
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        made = step(*args, **kwargs)
+        ends.append(made[0] if isinstance(made, tuple) else made.prev_sample)
+        return made
+
+    pipeline.scheduler.step = kept
+    try:
+        with HandedNoise((1, *subject.shape), subject.noise):
+            pipeline(**{"num_inference_steps": case.steps, "output_type": "latent"} | _asked(subject, case))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"diffusers' own {subject.pipeline} does not run with these parts ({reason})") from error
+    finally:
+        pipeline.scheduler.step = step
+    return ends[-1][:1]
+
+
+def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
+    """What a pipeline is called with: embeddings in place of prompts."""
+    given, null = subject.inputs()
+    scale = subject.denoiser.guidance_scale
+    asked: dict[str, Any] = {"guidance_scale": case.guidance if scale is None else scale}
+    if subject.pipeline == "DiTPipeline":
+        return asked | {"class_labels": given[0].tolist(), "output_type": "pt"}
+    if subject.condition.kind == "none":
+        return {"output_type": "np"}
+    names = ("prompt_embeds", "pooled_prompt_embeds")
+    asked |= dict(zip(names, given, strict=False))
+    if scale is None:
+        asked |= {f"negative_{name}": tensor for name, tensor in zip(names, null, strict=False)}
+    return asked
+
+
+def _around_the_network(subject: _Subject, case: Case) -> Tensor:
+    """The loop of diffusers' pipelines, around the network itself."""
+    scheduler, denoiser = with_steps(subject.scheduler, case.steps, subject.mu), subject.denoiser
+    (given, null), start = subject.inputs(), subject.noise(0)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        evaluate = functools.partial(denoiser.evaluate, x, t.reshape(-1).float())
+        out = evaluate(*given)
+        return out if case.guidance == 1 else mix(out, evaluate(*null), case.guidance)
+
+    with HandedNoise((1, *subject.shape), lambda count: subject.noise(1 + count)):
+        *_, end = steps_of(scheduler, start, network)
+    return end
