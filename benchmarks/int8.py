@@ -2,8 +2,8 @@
 
 Writes benchmarks/results/int8.json: PSNR against fp32 and milliseconds of the shipped one-step generator with weights of 8
 bits, of 8 bits with ONNX Runtime's option against saturation (session.x64quantprecision), and of 7 bits, on this processor and
-on imitations of others (without_vnni.c; needs a C compiler). One thread; the kept layers are those that each way needs. And the
-PSNR in OpenVINO, which reads the same graphs.
+on imitations of others (without_vnni.c; needs a C compiler). One thread; the excluded layers are those that each way needs. And
+the PSNR in OpenVINO, which reads the same graphs.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     from fewstep.artifact.bundle import Bundle
     from fewstep.system.machine import described
 
-    result: dict[str, Any] = {"machine": described(), "images": IMAGES, "kept": {}, "processors": {}}
+    result: dict[str, Any] = {"machine": described(), "images": IMAGES, "excluded": {}, "processors": {}}
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", HERE / "without_vnni.c", "-o", folder / "hide.so"], check=True)
@@ -102,7 +102,7 @@ def main() -> None:
             for name in ("fp32", "int8"):
                 target = folder / (f"{bits}.onnx" if name == "int8" else "fp32.onnx")
                 shutil.copyfile(bundle.file(f"graphs/{PLAN}.{name}.onnx"), target)
-            result["kept"][str(bits)] = bundle.manifest.graphs[f"{PLAN}.int8"].kept
+            result["excluded"][str(bits)] = bundle.manifest.graphs[f"{PLAN}.int8"].excluded
         for title, hide in PROCESSORS.items():
             other = {"LD_PRELOAD": str(folder / "hide.so"), "HIDE": hide} if hide else {}
             command = [sys.executable, __file__, str(folder)]

@@ -65,7 +65,7 @@ def in_torch(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarr
 
 
 def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.ndarray) -> Run | None:
-    """What a diffusers pipeline does: its EDM Euler scheduler around the network, guidance by a doubled batch in every step."""
+    """What a diffusers pipeline does: its EDM Euler scheduler around the network, batched guidance in every step."""
     import torch
     from diffusers import EDMEulerScheduler
 
@@ -221,8 +221,8 @@ def _one(bundle: Bundle, name: str, plan: Plan, plain: Path, batch: int) -> dict
     graphs = {"baked": f"{name}.fp32", "baked, loop": f"{name}.loop.fp32"}
     nodes = {way: len(_nodes(bundle.file(bundle.manifest.graphs[graph].file))) for way, graph in graphs.items()}
     nodes["evaluations x bare"] = plan.nfe * len(_nodes(plain))
-    doubled = bundle.manifest.graphs[f"{name}.fp32"].doubled
-    return {"evaluations": plan.nfe, "doubled": doubled, "nodes": nodes, "ways": measured}
+    batched_guidance = bundle.manifest.graphs[f"{name}.fp32"].batched_guidance
+    return {"evaluations": plan.nfe, "batched_guidance": batched_guidance, "nodes": nodes, "ways": measured}
 
 
 def _nodes(path: Path) -> list[str]:

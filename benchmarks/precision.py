@@ -97,7 +97,7 @@ def main(demo: Path) -> None:
             }
             ranges = bundle.ranges(plan)
             assert ranges is not None
-            row = {"kept": ranges.kept["int8"], "foreseen_psnr_db": ranges.psnr_db["int8"], **judged(generators, judge)}
+            row = {"excluded": ranges.excluded["int8"], "foreseen_psnr_db": ranges.psnr_db["int8"], **judged(generators, judge)}
             row["bytes"] = {p: bundle.manifest.files[f"graphs/{plan}.{p}.onnx"].bytes for p in ("fp32", "int8")}
             for batch in (1, 8):
                 row[f"latency, batch {batch}"] = in_turns(generate, {way: (*given, batch) for way, given in ways.items()})

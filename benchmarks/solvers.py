@@ -7,7 +7,7 @@ distances to held-out images, class accuracy, PSNR and feature distance to the 3
 of seeds. Every scheduler gets the same D(x, sigma) from the same noise; those of diffusers walk their own choices of levels in
 0.002..80, and where the first set of seeds puts one twice as far as the best of its number of calls, that set has to do. Fits
 draw other seeds; those that read images see the training split, in another network than the judge's: another classifier and,
-beside EfficientNet-Lite0, Lite1. A network of colour images computes in bf16, for all alike.
+beside EfficientNet-Lite0, Lite1. A network of color images computes in bf16, for all alike.
 """
 
 from __future__ import annotations

@@ -278,9 +278,11 @@ def precision() -> str:
             for batch in ("latency, batch 1", "latency, batch 8"):
                 ms = {way: measured["median_ms"] for way, measured in row[batch].items()}
                 times.append(f"{ms[name]:.1f}" + (f" ({ms['fp32'] / ms[name]:.2f} x)" if name != "fp32" else ""))
-            kept = str(len(row["kept"])) if name != "fp32" else ""
-            rows.append([f"{plan}, {name}", kept, psnr, spread(scores["frechet"], 2), spread(scores["accuracy"], 3), *times])
-    head = ("plan", "layers kept", "PSNR, dB", "Frechet distance", "class accuracy", "ms, batch 1", "ms, batch 8")
+            excluded = str(len(row["excluded"])) if name != "fp32" else ""
+            rows.append(
+                [f"{plan}, {name}", excluded, psnr, spread(scores["frechet"], 2), spread(scores["accuracy"], 3), *times]
+            )
+    head = ("plan", "excluded layers", "PSNR, dB", "Frechet distance", "class accuracy", "ms, batch 1", "ms, batch 8")
     return markdown(head, rows)
 
 

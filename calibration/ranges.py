@@ -23,7 +23,7 @@ from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Plan, trajectory
 from fewstep.system.progress import Track, silent
 
-__all__ = ["MIN_PSNR_DB", "calibrate_ranges", "collect", "kept_layers", "rounded_sample"]
+__all__ = ["MIN_PSNR_DB", "calibrate_ranges", "collect", "excluded_layers", "rounded_sample"]
 
 MIN_PSNR_DB = 40.0  # differences that eyes do not find
 MAX_PSNR_DB = 200.0  # of an exact image
@@ -58,10 +58,12 @@ def calibrate_ranges(
     known = bundle.ranges(name)
     ranges = known if known and not again else collect(denoiser, plan, inputs, name=name)
     if known:
-        ranges.kept, ranges.psnr_db = known.kept, known.psnr_db
+        ranges.excluded, ranges.psnr_db = known.excluded, known.psnr_db
     for precision in precisions:
-        kept, psnr = kept_layers(denoiser, plan, inputs, ranges, precision, span=span, min_psnr_db=min_psnr_db, track=track)
-        ranges.kept[precision], ranges.psnr_db[precision] = kept, psnr
+        excluded, psnr = excluded_layers(
+            denoiser, plan, inputs, ranges, precision, span=span, min_psnr_db=min_psnr_db, track=track
+        )
+        ranges.excluded[precision], ranges.psnr_db[precision] = excluded, psnr
     with bundle.edit() as draft:
         entry = RangesEntry(file=f"ranges/{name}.json")
         draft.new(entry.file).write_text(ranges.model_dump_json(indent=1) + "\n", "utf-8")
@@ -98,7 +100,7 @@ def collect(denoiser: Denoiser, plan: Plan, inputs: Inputs, *, name: str) -> Ran
     return Ranges(plan=name, samples=len(inputs.noise), layers=found)
 
 
-def kept_layers(
+def excluded_layers(
     denoiser: Denoiser,
     plan: Plan,
     inputs: Inputs,

@@ -17,7 +17,7 @@ from fewstep.artifact.ranges import Ranges
 from fewstep.exporter.facts import facts
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layer import layer_names
-from fewstep.exporter.graph.layouts import Decoder, finish, step, unroll
+from fewstep.exporter.graph.layouts import Decoder, postprocess, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
 from fewstep.exporter.graph.metadata import describe
@@ -47,23 +47,23 @@ def export_graphs(
     precisions: Sequence[Precision],
     *,
     layouts: Sequence[Layout] = (),
-    doubled: bool | None = None,
+    batched_guidance: bool | None = None,
     max_inline_bytes: int = MAX_INLINE_BYTES,
     report: Callable[[str], None] = lambda _: None,
     track: Track = silent,
 ) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    layouts: by the size of the unrolled graph where none is given. doubled: both conditions of guided rows in one batch, or
-    two calls; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the graph.
-    report takes a sentence for every choice made.
+    layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch of twice the size or,
+    else, in two passes; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the
+    graph. report takes a sentence for every choice made.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
     refuse_layouts(layouts, precisions)
     for name in plans:
         bundle.pick("plan", name, bundle.manifest.plans)
-    exporter = _Exporter(bundle, doubled, max_inline_bytes, report)
+    exporter = _Exporter(bundle, batched_guidance, max_inline_bytes, report)
     jobs = [(plan, precision) for plan in plans for precision in precisions]
     for plan, precision in jobs:
         exporter.ranges(plan, precision)
@@ -112,7 +112,7 @@ class _Exporter:
     """One export: what was loaded, traced and measured so far."""
 
     bundle: Bundle
-    doubled: bool | None
+    batched_guidance: bool | None
     max_inline_bytes: int
     report: Callable[[str], None]
     denoisers: dict[str, Denoiser] = field(default_factory=dict)
@@ -132,59 +132,59 @@ class _Exporter:
     def ranges(self, plan: str, precision: Precision) -> Ranges | None:
         """What calibration found for a plan; it must have for eight bits."""
         ranges = self.bundle.ranges(plan)
-        if precision in EIGHT_BITS and (ranges is None or precision not in ranges.kept):
+        if precision in EIGHT_BITS and (ranges is None or precision not in ranges.excluded):
             raise ValueError(
                 f"{precision} needs the ranges of the plan {plan!r}; collect them with: "
-                f"fewstep quantise {self.bundle.root.name} --plan {plan} --precision {precision}"
+                f"fewstep quantize {self.bundle.root.name} --plan {plan} --precision {precision}"
             )
         return ranges
 
     def write(self, draft: Draft, plan_name: str, precision: Precision, layout: Layout | None) -> None:
         plan, entry = self.bundle.plan(plan_name), self.bundle.manifest.plans[plan_name]
         ranges = self.ranges(plan_name, precision)
-        kept = ranges.kept.get(precision, []) if ranges else []
+        excluded = ranges.excluded.get(precision, []) if ranges else []
         network = self._network(plan_name, precision)
         if layout is None:
             layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
             self.report(f"{plan_name}.{precision}: {layout} ({reason})")
-        # In a Loop or a step, rows that may go without guidance take two calls, one of them in an If.
+        # In a Loop or a step, rows that may go without guidance take two passes, one of them in an If.
         straight = layout == "unrolled" or (layout == "loop" and bool((plan.weights != 1).all()))
-        doubled = plan.guided and straight and self._doubled(entry.network, network, plan)
-        layers = LayerPrecision(frozenset(kept))
+        batched_guidance = plan.guided and straight and self._batched_guidance(entry.network, network, plan)
+        layers = LayerPrecision(frozenset(excluded))
         if precision in EIGHT_BITS:
             kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
-            layers = LayerPrecision(frozenset(kept), kind, ranges, for_cpu=precision == "int8")
+            layers = LayerPrecision(frozenset(excluded), kind, ranges, for_cpu=precision == "int8")
         image, decoder = self.bundle.manifest.image, self._decoder(precision)
         if decoder is not None and precision in EIGHT_BITS:
-            kept = [*kept, *layer_names(decoder.traced, decoder.weights)]
+            excluded = [*excluded, *layer_names(decoder.traced, decoder.weights)]
         name = plan_name if layout != "step" else entry.network
         name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":
-            model, end = step(network, layers=layers), finish(network.state, image, decoder)
+            model, end = step(network, layers=layers), postprocess(network.state, image, decoder)
         else:
             build = unroll if layout == "unrolled" else loop
-            model, end = build(network, plan, image, decoder=decoder, doubled=doubled, layers=layers), None
+            model, end = build(network, plan, image, decoder=decoder, batched_guidance=batched_guidance, layers=layers), None
         limits = _limits(precision, ranges)
         for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
             draft.remove(old)
         graph = GraphEntry(
             file=f"graphs/{name}.onnx",
-            finish=f"graphs/{name}.finish.onnx" if end else None,
+            postprocess=f"graphs/{name}.postprocess.onnx" if end else None,
             network=entry.network,
             plan=None if layout == "step" else plan_name,
             precision=precision,
             layout=layout,
             opset=OPSET,
-            doubled=doubled,
-            kept=kept,
+            batched_guidance=batched_guidance,
+            excluded=excluded,
             limit=limits.max_error,
             min_psnr_db=limits.min_psnr_db,
         )
         for written in (model, end) if end else (model,):
             describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.condition)
         graph.data = self._save(draft, graph.file, model)
-        if end and graph.finish:
-            self._save(draft, graph.finish, end)
+        if end and graph.postprocess:
+            self._save(draft, graph.postprocess, end)
         draft.manifest.graphs[name] = graph
 
     def _network(self, plan: str, precision: Precision) -> Network:
@@ -196,19 +196,19 @@ class _Exporter:
             self.decoders[precision] = trace_decoder(self.torch_decoder, self.bundle.manifest, precision)
         return self.decoders.get(precision)
 
-    def _doubled(self, name: str, network: Network, plan: Plan) -> bool:
-        """Whether guided rows of a network run as one doubled batch; measured once where it was not said."""
-        if self.doubled is not None:
-            return self.doubled
+    def _batched_guidance(self, name: str, network: Network, plan: Plan) -> bool:
+        """Whether guided rows of a network are evaluated in one batch; measured once where it was not said."""
+        if self.batched_guidance is not None:
+            return self.batched_guidance
         if name not in self.faster:
             if network.traced.bytes(network.weights) > self.max_inline_bytes:
                 self.faster[name] = False
-                self.report(f"{name}: guided rows as two calls, which need half the memory (too large to measure both here)")
+                self.report(f"{name}: guided rows in two passes, which need half the memory (too large to measure both here)")
             else:
                 speedup = doubled_speedup(network, plan)
                 self.faster[name] = speedup >= CLEARLY_FASTER
-                how = "one doubled batch" if self.faster[name] else "two calls"
-                self.report(f"{name}: guided rows as {how} (a doubled batch is {speedup:.2f} times as fast on this CPU)")
+                how = "one batch" if self.faster[name] else "two passes"
+                self.report(f"{name}: guided rows in {how} (batched guidance is {speedup:.2f} times as fast on this CPU)")
         return self.faster[name]
 
     def _save(self, draft: Draft, file: str, model: ir.Model) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import fewstep
-from fewstep.artifact.card import licence
+from fewstep.artifact.card import license
 from fewstep.artifact.digests import decoder_digest, made_of, network_digest
 from fewstep.artifact.manifest import GraphEntry, Manifest, PlanEntry
 
@@ -32,12 +32,12 @@ def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
         "network": graph.network,
         "precision": graph.precision,
         "layout": graph.layout,
-        "doubled": str(graph.doubled).lower(),
+        "batched_guidance": str(graph.batched_guidance).lower(),
         "image": "x".join(map(str, image.shape)),
         "low": f"{image.low:g}",
         "high": f"{image.high:g}",
         "condition": condition.kind,
-        "license": licence(manifest, graph.network),
+        "license": license(manifest, graph.network),
     }
     if condition.kind == "labels":
         found |= {"classes": str(condition.classes), "names": "\n".join(condition.names)}

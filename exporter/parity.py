@@ -121,10 +121,10 @@ def left_out(name: str, graph: GraphEntry, plan: str, reason: str) -> Parity:
     return Parity(name, plan, 0.0, 0.0, 0.0, [], graph.limit, graph.min_psnr_db, reason)
 
 
-def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Run, finish: Run) -> Arrays:
+def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Run, postprocess: Run) -> Arrays:
     """The states that a step graph or engine leads to, and what its second graph makes of the last.
 
-    step, finish: from all inputs there are, by name, to the output.
+    step, postprocess: from all inputs there are, by name, to the output.
     """
     scales = bundle.manifest.networks[graph.network].parametrisation.scales
     given = dict(golden) | {
@@ -141,7 +141,7 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
     noise = golden["noise"]
     steps = trajectory(denoise, plan.begin(noise[:, 0]), plan, list(noise[:, 1:].swapaxes(0, 1)))
     states = {f"state_{s.row + 1}": s.x for s in steps}
-    return {**states, "sample": finish({"x": states[f"state_{plan.rows}"]})}
+    return {**states, "sample": postprocess({"x": states[f"state_{plan.rows}"]})}
 
 
 def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arrays, provider: str) -> Parity:
@@ -151,7 +151,7 @@ def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arra
         raise ValueError(f"{bundle.root.name}/{graph.file} {error}") from None
     refuse_other_facts(bundle, name, graph, stated)
     try:
-        if graph.finish:
+        if graph.postprocess:
             made = _walked(bundle, name, graph, bundle.plan(plan), golden, provider)
         else:
             made = _baked(bundle, name, graph, golden, provider)
@@ -178,9 +178,9 @@ def _baked(bundle: Bundle, name: str, graph: GraphEntry, golden: Arrays, provide
 
 
 def _walked(bundle: Bundle, name: str, graph: GraphEntry, plan: Plan, golden: Arrays, provider: str) -> Arrays:
-    assert graph.finish is not None
+    assert graph.postprocess is not None
     step = _session(bundle, graph, bundle.file(graph.file).read_bytes(), provider)
-    finish = _session(bundle, graph, bundle.file(graph.finish).read_bytes(), provider)
+    postprocess = _session(bundle, graph, bundle.file(graph.postprocess).read_bytes(), provider)
     seen: dict[str, npt.NDArray[Any]] = {}
 
     def evaluate(arrays: Arrays) -> npt.NDArray[Any]:
@@ -188,7 +188,7 @@ def _walked(bundle: Bundle, name: str, graph: GraphEntry, plan: Plan, golden: Ar
         return _run(name, step, ["denoised"], arrays)[0]
 
     def end(arrays: Arrays) -> npt.NDArray[Any]:
-        seen["images"], sample = _run(name, finish, ["images", "sample"], arrays)
+        seen["images"], sample = _run(name, postprocess, ["images", "sample"], arrays)
         return sample
 
     made = walk(bundle, graph, plan, golden, evaluate, end)

@@ -136,10 +136,10 @@ def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Sta
         ("layout", stated.layout, graph.layout),
     ]
     foreign, missing = stated.types - TYPES[graph.precision], TYPES[graph.precision] - stated.types
-    if foreign or (missing and not graph.kept):
+    if foreign or (missing and not graph.excluded):
         stand.append(("precision", _precision(stated.types), graph.precision))
     if stated.producer == "fewstep":  # whose nodes have these names
-        stand.append(("doubled", stated.both, graph.doubled))
+        stand.append(("batched_guidance", stated.both, graph.batched_guidance))
     said = {key: fact for key, fact in facts(bundle.manifest, graph).items() if key not in FREE | HASHES}
     stand += [(key, stated.metadata[key], fact) for key, fact in said.items() if key in stated.metadata]
     for what, found, wanted in stand:

@@ -41,9 +41,9 @@ class Pool:
         self._free: list[_Slot] = []
         self._turn: AbstractContextManager[Any] = nullcontext() if program.concurrent else Lock()
 
-    def borrow(self, batch: int) -> Loan:
+    def borrow(self, batch: int) -> Lease:
         """For a with statement: a binding for a batch size, for this thread alone."""
-        return Loan(self.program, self._free, batch, self._turn)
+        return Lease(self.program, self._free, batch, self._turn)
 
 
 class _Slot:
@@ -71,7 +71,7 @@ class _Slot:
         return made
 
 
-class Loan:
+class Lease:
     """Pool.borrow's. A class, for it costs a call less Python than @contextmanager."""
 
     def __init__(self, program: Program, free: list[_Slot], batch: int, turn: AbstractContextManager[Any]) -> None:

@@ -126,9 +126,9 @@ def _cuda_mix(around: Surroundings) -> Iterator[Finding]:
 def try_backends(bundle: Bundle) -> Iterator[Finding]:
     """What each backend does with a bundle's default plan, tried in earnest."""
     from fewstep.runtime.generator import Generator
-    from fewstep.runtime.ladder import LADDER
+    from fewstep.runtime.selection import PREFERRED
 
-    for backend in LADDER:
+    for backend in PREFERRED:
         try:
             generator = Generator(bundle, backend=backend, buckets=(1,))
             first = generator.warm_up()[1]

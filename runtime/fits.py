@@ -22,15 +22,15 @@ def check_whole(name: str, program: Program, manifest: Manifest, plan: Plan) -> 
     _match(name, "makes", program.outputs, _images(manifest), needed=_images(manifest))
 
 
-def check_steps(name: str, step: Program, finish: Program, manifest: Manifest, plan: Plan) -> None:
+def check_steps(name: str, step: Program, postprocess: Program, manifest: Manifest, plan: Plan) -> None:
     """The two programs of the step layout. Raises ValueError where they are not for this bundle."""
     x = {"x": _each("float32", *manifest.state_shape)}
     numbers = {"scales": Tensor(np.dtype("float32"), (4,)), "weight": Tensor(np.dtype("float32"), ())}
     needed = [*x, *_condition(manifest, nulls=plan.guided)]
     _match(name, "takes", step.inputs, x | numbers | _condition(manifest, nulls=True), needed=needed)
     _match(name, "makes", step.outputs, {"denoised": x["x"]}, needed=["denoised"])
-    _match(f"the second graph of {name}", "takes", finish.inputs, x, needed=x)
-    _match(f"the second graph of {name}", "makes", finish.outputs, _images(manifest), needed=_images(manifest))
+    _match(f"the second graph of {name}", "takes", postprocess.inputs, x, needed=x)
+    _match(f"the second graph of {name}", "makes", postprocess.outputs, _images(manifest), needed=_images(manifest))
 
 
 def _each(dtype: str, *shape: int) -> Tensor:

@@ -18,8 +18,8 @@ from fewstep.artifact.manifest import Precision
 from fewstep.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
 from fewstep.runtime.finite import NotFiniteError, where_it_ended
-from fewstep.runtime.ladder import Wanted, climb
 from fewstep.runtime.noise import checked_seeds, noise_into
+from fewstep.runtime.selection import Wanted, select
 from fewstep.runtime.walker import OnStep, Walk
 
 __all__ = ["Generator", "Inputs"]
@@ -94,7 +94,7 @@ class Generator:
         if on_nan not in get_args(OnNan):
             raise ValueError(f"on_nan is {', '.join(get_args(OnNan))}, got {on_nan!r}")
         plan = _plan(bundle, plan, graph)
-        chosen = climb(bundle, Wanted(plan, graph, cast("Precision | None", precision), backend, threads, cuda_graphs))
+        chosen = select(bundle, Wanted(plan, graph, cast("Precision | None", precision), backend, threads, cuda_graphs))
         self.bundle, self.on_nan = bundle, on_nan
         self.buckets = tuple(size for size in buckets if chosen.program.takes(size))
         if not self.buckets:

@@ -34,15 +34,15 @@ class CancelledError(Exception):
 class Walker:
     """A plan over the two programs of the step layout, as one program that takes noise and gives images."""
 
-    def __init__(self, plan: Plan, scales: Callable[[float], Scales], step: Program, finish: Program) -> None:
-        self.plan, self.scales, self.step, self.finish = plan, scales, step, finish
+    def __init__(self, plan: Plan, scales: Callable[[float], Scales], step: Program, postprocess: Program) -> None:
+        self.plan, self.scales, self.step, self.postprocess = plan, scales, step, postprocess
         self.concurrent, self.exact = step.concurrent, step.exact
         state = step.inputs["x"]
         condition = {name: t for name, t in step.inputs.items() if name not in ("x", "scales", "weight")}
         if not plan.guided:
             condition = {name: t for name, t in condition.items() if not name.startswith("null_")}
         self.inputs = {"noise": Tensor(state.dtype, (None, plan.draws, *state.shape[1:])), **condition}
-        self.outputs = finish.outputs
+        self.outputs = postprocess.outputs
 
     @property
     def about(self) -> str:
@@ -52,24 +52,24 @@ class Walker:
     def prepare(self, first_s: Mapping[int, float], /) -> bool:
         """See Program.prepare."""
         each = {batch: seconds / self.plan.nfe for batch, seconds in first_s.items()}
-        return any([self.step.prepare(each), self.finish.prepare(each)])
+        return any([self.step.prepare(each), self.postprocess.prepare(each)])
 
     def takes(self, batch: int) -> bool:
         """See Program.takes."""
-        return self.step.takes(batch) and self.finish.takes(batch)
+        return self.step.takes(batch) and self.postprocess.takes(batch)
 
     def bind(self, batch: int) -> Walk:
         """See Program.bind."""
-        step, finish = self.step.bind(batch), self.finish.bind(batch)
-        return Walk(self, buffers(self.inputs, batch), step, finish)
+        step, postprocess = self.step.bind(batch), self.postprocess.bind(batch)
+        return Walk(self, buffers(self.inputs, batch), step, postprocess)
 
 
 class Walk:
     """A Walker bound to buffers: those of its programs, and the noise."""
 
-    def __init__(self, walker: Walker, inputs: Mapping[str, Array], step: Binding, finish: Binding) -> None:
-        self._walker, self._step, self._finish = walker, step, finish
-        self.inputs, self.outputs = inputs, finish.outputs
+    def __init__(self, walker: Walker, inputs: Mapping[str, Array], step: Binding, postprocess: Binding) -> None:
+        self._walker, self._step, self._finish = walker, step, postprocess
+        self.inputs, self.outputs = inputs, postprocess.outputs
 
     def run(self, on_step: OnStep | None = None) -> None:
         """Compute images from noise and condition; on_step sees every row. Raises CancelledError where it returns False."""
@@ -87,8 +87,8 @@ class Walk:
 
     def narrowed(self, batch: int) -> Walk:
         """See Binding.narrowed."""
-        step, finish = (cast("ExactBinding", binding).narrowed(batch) for binding in (self._step, self._finish))
-        return Walk(self._walker, first_rows(self._walker.inputs, self.inputs, batch), step, finish)
+        step, postprocess = (cast("ExactBinding", binding).narrowed(batch) for binding in (self._step, self._finish))
+        return Walk(self._walker, first_rows(self._walker.inputs, self.inputs, batch), step, postprocess)
 
     def _denoise(self, x: Array, sigma: float, weight: float = 1.0, timestep: float | None = None) -> Array:
         given = self._step.inputs

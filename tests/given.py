@@ -34,7 +34,7 @@ def few(path: Path) -> None:
 
 
 def photos(path: Path) -> None:
-    """Five colour images in each of ten classes, 40 x 32."""
+    """Five color images in each of ten classes, 40 x 32."""
     for label in range(10):
         (path / f"class{label}").mkdir(parents=True)
         for i in range(5):

@@ -57,7 +57,7 @@ def two_convolutions(first: int, second: int) -> onnx.ModelProto:
     return model(nodes, [_weight("one_w", first), _weight("two_w", second)])
 
 
-def quantised(
+def quantized(
     kind: int = Type.INT8,
     *,
     base: int = Type.FLOAT,
@@ -66,7 +66,7 @@ def quantised(
     bias: bool = False,
     product: bool = False,
 ) -> onnx.ModelProto:
-    """Q/DQ around one convolution. weights: quantise them too. product: a plain product of two activations follows."""
+    """Q/DQ around one convolution. weights: quantize them too. product: a plain product of two activations follows."""
     tensors = [
         helper.make_tensor("scale", base, [], [0.1]),
         helper.make_tensor("zero", kind, [], [zero]),
@@ -151,16 +151,16 @@ def foreign() -> onnx.ModelProto:
 
 
 def bundle_of(
-    path: Path, graph: onnx.ModelProto, precision: Precision, *, finish: onnx.ModelProto | None = None, **more: Any
+    path: Path, graph: onnx.ModelProto, precision: Precision, *, postprocess: onnx.ModelProto | None = None, **more: Any
 ) -> Bundle:
     """A bundle with one graph, "small", in the step layout. more: fields of its GraphEntry; data: keep weights there."""
     with Draft.create(path, image=ImageSpec(channels=4, height=8, width=8), condition=Condition(kind="none")) as draft:
         draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
         file, data = draft.new("graphs/small.onnx"), more.get("data")
         onnx.save(graph, file, save_as_external_data=bool(data), location=data and Path(data).name, size_threshold=0)
-        if finish:
-            onnx.save(finish, draft.new("graphs/small.finish.onnx"))
-        entry = {"opset": 20, "limit": 1.0, "finish": "graphs/small.finish.onnx" if finish else None} | more
+        if postprocess:
+            onnx.save(postprocess, draft.new("graphs/small.postprocess.onnx"))
+        entry = {"opset": 20, "limit": 1.0, "postprocess": "graphs/small.postprocess.onnx" if postprocess else None} | more
         draft.manifest.graphs["small"] = GraphEntry(
             file="graphs/small.onnx", network="net", plan=None, precision=precision, layout="step", **entry
         )

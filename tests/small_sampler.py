@@ -55,7 +55,7 @@ def step(condition: Condition) -> onnx.ModelProto:
     return _model(nodes, given, [_value("denoised", STATE)])
 
 
-def finish() -> onnx.ModelProto:
+def postprocess() -> onnx.ModelProto:
     """sample = x."""
     return _model([helper.make_node("Identity", ["x"], ["sample"]), *_pictures()], [_value("x", STATE)], _made())
 
@@ -71,9 +71,9 @@ def sampler_bundle(path: Path, condition: Condition = LABELS) -> Bundle:
         whole, data = draft.new("graphs/one.onnx"), {"location": "one.bin", "size_threshold": 90}
         onnx.save(sampler(condition), whole, save_as_external_data=True, **data)
         onnx.save(step(condition), draft.new("graphs/two.onnx"))
-        onnx.save(finish(), draft.new("graphs/two.finish.onnx"))
+        onnx.save(postprocess(), draft.new("graphs/two.postprocess.onnx"))
         manifest.graphs["one.fp32"] = _graph("one", "net", "one", "unrolled", data="graphs/one.bin")
-        manifest.graphs["two.fp32"] = _graph("two", "other", None, "step", finish="graphs/two.finish.onnx")
+        manifest.graphs["two.fp32"] = _graph("two", "other", None, "step", postprocess="graphs/two.postprocess.onnx")
         draft.new("engines/one.engine").write_bytes(b"no engine")
         manifest.engines["one"] = EngineEntry(
             file="engines/one.engine", graph="one.fp32", key=_key(), layers={"fp32": 1}, inspected=False, seconds=1.0
@@ -136,7 +136,7 @@ def _key() -> EngineKey:
     return EngineKey(
         graph_sha256="0" * 64,
         data_sha256=None,
-        finish_sha256=None,
+        postprocess_sha256=None,
         flavour="tensorrt",
         version="10.8",
         targets=["89"],

@@ -15,7 +15,7 @@ import pytest
 
 from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
 from fewstep.artifact.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.artifact.staging import claimed
+from fewstep.artifact.staging import locked
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm
 from fewstep.sampling.schedule import karras
@@ -184,7 +184,7 @@ def test_who_reads_between_the_two_renames_waits_for_the_writer(bundle: Bundle, 
     monkeypatch.setattr(logging.getLogger("fewstep.artifact.staging"), "warning", lambda *_: waits.set())
     old = bundle.root.with_name(".a.bundle.old")
     thread = Thread(target=lambda: found.append(Bundle.load(bundle.root)))
-    with claimed(bundle.root.with_name(".a.bundle.lock")):
+    with locked(bundle.root.with_name(".a.bundle.lock")):
         bundle.root.with_name(".a.bundle.new").mkdir()
         os.rename(bundle.root, old)
         thread.start()

@@ -147,8 +147,8 @@ def test_the_network_has_the_size_it_says() -> None:
     assert Classifier(1, 10).num_features == Classifier(1, 10)(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape[1]
 
 
-def test_colour_features_tell_images_apart_and_inception_needs_its_file(tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra colour is not installed")
+def test_color_features_tell_images_apart_and_inception_needs_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra color is not installed")
     flat, noise = np.full((2, 3, 32, 32), 128, np.uint8), np.random.default_rng(0).integers(0, 255, (2, 3, 32, 32), np.uint8)
     model = EfficientNet()
     with torch.no_grad():

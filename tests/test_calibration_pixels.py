@@ -22,7 +22,7 @@ def test_statistics_of_images_that_one_can_compute_by_hand() -> None:
     assert found["detail"] == pytest.approx(8 / (7 * 8 + 8 * 7), abs=1e-5)  # eight steps of 1 among all neighbours
     red = torch.zeros(1, 3, 8, 8)
     red[:, 0] = 255
-    assert named(red)["colour"] == pytest.approx((2 / 9) ** 0.5, abs=1e-5)
+    assert named(red)["color"] == pytest.approx((2 / 9) ** 0.5, abs=1e-5)
     checks = torch.tensor([0.0, 255.0]).repeat(8, 4).reshape(1, 1, 8, 8)
     assert statistics(checks)[0, -1] > statistics(halves)[0, -1]  # the finest ring
 

@@ -8,7 +8,7 @@ import torch
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import Condition, ImageSpec, Precision
 from fewstep.calibration.inputs import Inputs
-from fewstep.calibration.ranges import calibrate_ranges, collect, kept_layers, rounded_sample
+from fewstep.calibration.ranges import calibrate_ranges, collect, excluded_layers, rounded_sample
 from fewstep.models.denoiser import Denoiser, unet
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.schedule import karras
@@ -55,13 +55,13 @@ def test_the_layer_that_hurts_is_kept_and_no_more_than_needed() -> None:
     with torch.no_grad():
         denoiser.net.conv_out.weight[0, 0, 0, 0] = 100.0
     ranges = collect(denoiser, PLAN, inputs, name="p")
-    kept, (without, reached) = kept_layers(denoiser, PLAN, inputs, ranges, "int8-fp16", span=2.0, min_psnr_db=40)
-    assert "conv_out" in kept
+    excluded, (without, reached) = excluded_layers(denoiser, PLAN, inputs, ranges, "int8-fp16", span=2.0, min_psnr_db=40)
+    assert "conv_out" in excluded
     assert without < 40 <= reached
-    fewer, _ = kept_layers(denoiser, PLAN, inputs, ranges, "int8-fp16", span=2.0, min_psnr_db=without - 1)
+    fewer, _ = excluded_layers(denoiser, PLAN, inputs, ranges, "int8-fp16", span=2.0, min_psnr_db=without - 1)
     assert fewer == []
     exact = rounded_sample(denoiser, PLAN, inputs, ranges, (), "int8-fp16")
-    left = [name for name in ranges.layers if name not in kept]
+    left = [name for name in ranges.layers if name not in excluded]
     error = (rounded_sample(denoiser, PLAN, inputs, ranges, left, "int8-fp16") - exact).square().mean()
     assert 10 * torch.log10(4 / error) == pytest.approx(reached, abs=1e-3)
 
@@ -73,8 +73,8 @@ def test_a_network_that_overflows_fp16_is_refused(precision: Precision) -> None:
         denoiser.net.conv_in.weight *= 1e6  # a group norm follows, so the network itself does not mind
     ranges = collect(denoiser, PLAN, inputs, name="p")
     with pytest.raises(ValueError, match=rf"conv_in reaches .* fp16 ends at 65504, so {precision} would overflow"):
-        kept_layers(denoiser, PLAN, inputs, ranges, precision, span=2.0)
-    _, (_, reached) = kept_layers(denoiser, PLAN, inputs, ranges, "bf16", span=2.0, min_psnr_db=30)
+        excluded_layers(denoiser, PLAN, inputs, ranges, precision, span=2.0)
+    _, (_, reached) = excluded_layers(denoiser, PLAN, inputs, ranges, "bf16", span=2.0, min_psnr_db=30)
     assert reached >= 30
 
 
@@ -83,12 +83,12 @@ def test_ranges_are_kept_in_the_bundle_and_another_precision_adds_to_them(digits
     assert known is not None
     again = calibrate_ranges(digits, "sid1", ["fp8"], samples=8, min_psnr_db=20).ranges("sid1")
     assert again is not None
-    assert set(again.kept) == {*known.kept, "fp8"}
-    assert again.kept["int8"] == known.kept["int8"]
+    assert set(again.excluded) == {*known.excluded, "fp8"}
+    assert again.excluded["int8"] == known.excluded["int8"]
     more = calibrate_ranges(Bundle.load(digits.root), "sid1", ["bf16"], samples=4, again=False, min_psnr_db=20).ranges("sid1")
     assert more is not None
     assert more.layers == again.layers
-    assert set(more.kept) == {*again.kept, "bf16"}
+    assert set(more.excluded) == {*again.excluded, "bf16"}
     Bundle.load(digits.root).verify()
     with digits.edit() as draft:
         draft.new("ranges/sid1.json").write_text('{"plan": "sid1"}')

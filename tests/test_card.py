@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.card import licence
+from fewstep.artifact.card import license
 from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.data import Images
 from fewstep.sampling.schedule import karras
@@ -26,9 +26,9 @@ TINY = SidConfig(iterations=1, batch=2)
 
 def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     config = TeacherConfig(steps=1, batch=2, channels=(8,), patch=1)
-    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, licence="CC0 | really")
+    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, license="CC0 | really")
     bundle = distill(bundle, "free", TINY)
-    bundle = distill(bundle, "seen", TINY, images=IMAGES, provenance={"licence": "CC0", "validated_on": "others"})
+    bundle = distill(bundle, "seen", TINY, images=IMAGES, provenance={"license": "CC0", "validated_on": "others"})
     with bundle.edit() as draft:
         plan = dpmpp_2m(karras(2, 0.002, 80.0))
         draft.manifest.plans["table"] = PlanEntry.of(plan, network="teacher", solver="a table")
@@ -50,13 +50,13 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     bundle.verify()
 
 
-def test_a_licence_goes_on_to_what_is_made_of_a_network(tmp_path: Path) -> None:
+def test_a_license_goes_on_to_what_is_made_of_a_network(tmp_path: Path) -> None:
     config = TeacherConfig(steps=1, batch=2, channels=(8,), patch=1)
-    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, licence="CC BY-NC 4.0")
+    bundle = train_teacher(tmp_path / "small.bundle", IMAGES, config, license="CC BY-NC 4.0")
     bundle = distill(bundle, "first", TINY)
-    bundle = distill(bundle, "second", replace(TINY, start="first"), provenance={"licence": "MIT"})
+    bundle = distill(bundle, "second", replace(TINY, start="first"), provenance={"license": "MIT"})
     bundle = distill(bundle, "third", replace(TINY, start="second"))
-    assert [licence(bundle.manifest, name) for name in ("teacher", "first", "second", "third")] == [
+    assert [license(bundle.manifest, name) for name in ("teacher", "first", "second", "third")] == [
         "CC BY-NC 4.0",
         "teacher: CC BY-NC 4.0",
         "MIT; teacher: CC BY-NC 4.0",
@@ -67,7 +67,7 @@ def test_a_licence_goes_on_to_what_is_made_of_a_network(tmp_path: Path) -> None:
         draft.remove("networks/teacher")
         draft.manifest.plans = {"first": draft.manifest.plans["first"]}
         draft.manifest.default = "first"
-    assert licence(Bundle.load(bundle.root).manifest, "first") == "teacher: CC BY-NC 4.0"
+    assert license(Bundle.load(bundle.root).manifest, "first") == "teacher: CC BY-NC 4.0"
 
 
 @pytest.mark.parametrize("words", ["mine", None])

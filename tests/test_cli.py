@@ -24,7 +24,7 @@ from fewstep.system.console import say, table
 from fewstep.system.extras import install
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["train", "distill", "calibrate", "quantise", "export", "build", "package", "generate", "check", "inspect", "demo"]
+VERBS = ["train", "distill", "calibrate", "quantize", "export", "build", "package", "generate", "check", "inspect", "demo"]
 VERBS += [
     "serve",
     "bench",
@@ -166,7 +166,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
             "precision is one of fp32, fp16, bf16, int8, int8-fp16, fp8, got 'fp64'",
         ),
         (["export", "digits.bundle", "--layout", "flat"], "layout is unrolled, loop, step, got 'flat'"),
-        (["quantise", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
+        (["quantize", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
         (["interval", "digits.bundle", "--data", "mnist5k", "--solver", "euler"], "solver is one of ddim, "),
         (["interval", "digits.bundle", "--data", "mnist5k", "--weight", "1"], "guidance begins above the weight 1"),
         (["interval", "digits.bundle", "--data", "mnist5k", "--recipe", "guess"], "by sweep or search, got 'guess'"),
@@ -262,7 +262,7 @@ def test_progress_counts_what_was_done_before(capsys: pytest.CaptureFixture[str]
 
 
 def test_labels_of_an_unknown_option_are_clicks_own_refusal() -> None:
-    assert "No such option" in fewstep("generate", "x", "--colour", "red", code=2).stderr
+    assert "No such option" in fewstep("generate", "x", "--color", "red", code=2).stderr
 
 
 def test_a_full_disk_gets_one_sentence_and_nothing_half_written(tmp_path: Path) -> None:

@@ -146,6 +146,6 @@ def test_images_are_brought_to_the_size_that_a_bundle_makes(tmp_path: Path, digi
 
 def test_images_and_classes_that_a_bundle_does_not_make_are_refused(tmp_path: Path, digits: Bundle) -> None:
     with pytest.raises(ValueError, match=r"makes images \(1, 28, 28\), .* has \(3, 28, 28\); give images like"):
-        images_like(digits, str(_folder(tmp_path / "colour")))
+        images_like(digits, str(_folder(tmp_path / "color")))
     with pytest.raises(ValueError, match=r"more is not of the classes of digits.bundle: there are 10, and it has more"):
         images_like(digits, str(_folder(tmp_path / "more", classes=11, mode="L")))

@@ -46,7 +46,7 @@ SMALLER = {
     "fewstep compare": "--seeds 2 --thin 3 --seconds 0.01",
     "fewstep tau": "--updates 1 --runs 2 --value 0.9 --value 1 --steps 2 --samples 10",
     "fewstep consistency": "--samples 4",
-    "fewstep quantise": "--samples 4",
+    "fewstep quantize": "--samples 4",
     "fewstep bench": "--seconds 0.01 --batch 1",
     "fewstep build digits.bundle": "--batch 2 --graph sid1.fp16",
     "fewstep serve": "--max-batch 4 --port {port}",

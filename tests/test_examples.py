@@ -73,8 +73,8 @@ def read_pnm(content: bytes, count: int = 1) -> np.ndarray:
 
 
 @pytest.fixture
-def colour(tmp_path: Path) -> Bundle:
-    """A bundle whose one graph colours noise: images (4, 5, 3), each label, which has a name, 50 levels brighter."""
+def color(tmp_path: Path) -> Bundle:
+    """A bundle whose one graph colors noise: images (4, 5, 3), each label, which has a name, 50 levels brighter."""
     nodes = [
         helper.make_node("Squeeze", ["noise", "draw"], ["start"]),
         helper.make_node("Cast", ["labels"], ["bright"], to=Type.FLOAT),
@@ -90,33 +90,33 @@ def colour(tmp_path: Path) -> Bundle:
     shapes = {"noise": (Type.FLOAT, [1, 3, 4, 5]), "labels": (Type.INT64, [])}
     shapes |= {"images": (Type.UINT8, [4, 5, 3]), "sample": (Type.FLOAT, [3, 4, 5])}
     values = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, (kind, shape) in shapes.items()]
-    graph = helper.make_graph(nodes, "colour", values[:2], values[2:], constants)
+    graph = helper.make_graph(nodes, "color", values[:2], values[2:], constants)
     image, condition = ImageSpec(channels=3, height=4, width=5), Condition(kind="labels", classes=3, names=NAMES)
-    with Draft.create(tmp_path / "colour.bundle", image=image, condition=condition) as draft:
+    with Draft.create(tmp_path / "color.bundle", image=image, condition=condition) as draft:
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         helper.set_model_props(made, {"fewstep.names": "\n".join(NAMES)})
-        onnx.save(made, draft.new("graphs/colour.fp32.onnx"))
+        onnx.save(made, draft.new("graphs/color.fp32.onnx"))
         draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
         plan = Plan(*map(np.array, ([1, 1], [1, 0], [[0]], [[1]], [0], [1])))
-        draft.manifest.plans["colour"] = PlanEntry.of(plan, network="net", solver="none")
-        draft.manifest.default = "colour"
-        draft.manifest.graphs["colour.fp32"] = GraphEntry(
-            file="graphs/colour.fp32.onnx",
+        draft.manifest.plans["color"] = PlanEntry.of(plan, network="net", solver="none")
+        draft.manifest.default = "color"
+        draft.manifest.graphs["color.fp32"] = GraphEntry(
+            file="graphs/color.fp32.onnx",
             network="net",
-            plan="colour",
+            plan="color",
             precision="fp32",
             layout="unrolled",
             opset=20,
             limit=1.0,
         )
-    return Bundle.load(tmp_path / "colour.bundle")
+    return Bundle.load(tmp_path / "color.bundle")
 
 
-@pytest.fixture(params=["sid1", "sid2", "colour"])
+@pytest.fixture(params=["sid1", "sid2", "color"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
-    """Bundles whose default plans draw noise once, twice, and make images in colour."""
-    if request.param == "colour":
-        return request.getfixturevalue("colour")
+    """Bundles whose default plans draw noise once, twice, and make images in color."""
+    if request.param == "color":
+        return request.getfixturevalue("color")
     digits = request.getfixturevalue("digits")
     with digits.edit() as draft:
         draft.manifest.default = request.param
@@ -242,21 +242,21 @@ def test_the_page_makes_bytes_of_the_numbers(
     assert np.abs(names["sample"]).max() > 1  # it is not clipped
 
 
-def test_classes_are_given_by_name_in_all_languages(program: Program, colour: Bundle, tmp_path: Path) -> None:
+def test_classes_are_given_by_name_in_all_languages(program: Program, color: Bundle, tmp_path: Path) -> None:
     noise(range(3), (1, 3, 4, 5)).tofile(tmp_path / "noise.f32")
-    expected = Generator(colour)([2, 0, 1], seeds=range(3))
-    assert program(colour.root, "bright,dark,dusk red", tmp_path / "out.ppm", tmp_path / "noise.f32").returncode == 0
+    expected = Generator(color)([2, 0, 1], seeds=range(3))
+    assert program(color.root, "bright,dark,dusk red", tmp_path / "out.ppm", tmp_path / "noise.f32").returncode == 0
     assert np.abs(read_pnm((tmp_path / "out.ppm").read_bytes(), 3) - expected).max() <= 1
-    assert_refused(program(colour.root, "red", tmp_path / "no.ppm"), "labels are names or whole numbers")
-    done = run(sys.executable, "-c", BARE, EMBED / "plain.py", colour.root, "bright,0,dusk red", tmp_path / "plain.ppm")
+    assert_refused(program(color.root, "red", tmp_path / "no.ppm"), "labels are names or whole numbers")
+    done = run(sys.executable, "-c", BARE, EMBED / "plain.py", color.root, "bright,0,dusk red", tmp_path / "plain.ppm")
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(read_pnm((tmp_path / "plain.ppm").read_bytes(), 3), expected)
 
 
-def test_other_languages_draw_unit_normal_noise_of_their_own(program: Program, colour: Bundle, tmp_path: Path) -> None:
+def test_other_languages_draw_unit_normal_noise_of_their_own(program: Program, color: Bundle, tmp_path: Path) -> None:
     runs = []
     for name in ("first.ppm", "second.ppm"):
-        done = program(colour.root, ",".join(["2"] * 400), tmp_path / name)
+        done = program(color.root, ",".join(["2"] * 400), tmp_path / name)
         assert done.returncode == 0, done.stderr
         runs.append(read_pnm((tmp_path / name).read_bytes(), 400))
     assert len(np.unique(np.concatenate(runs), axis=0)) == 800
@@ -332,9 +332,9 @@ def test_the_service_says_what_is_wrong_and_goes_on(service: int) -> None:
     np.testing.assert_array_equal(images, Generator.open(EXAMPLE)([3, 4], seeds=[0, 1]))
 
 
-@pytest.mark.parametrize("served", ["colour"], indirect=True)
-def test_the_service_takes_names_with_blanks_in_them(service: int, colour: Bundle) -> None:
+@pytest.mark.parametrize("served", ["color"], indirect=True)
+def test_the_service_takes_names_with_blanks_in_them(service: int, color: Bundle) -> None:
     (image,) = read_pnm(asyncio.run(ask(service, "dusk red 7 9000")))
-    np.testing.assert_array_equal(image, Generator(colour)([1], seeds=[7])[0])
+    np.testing.assert_array_equal(image, Generator(color)([1], seeds=[7])[0])
     known = "refused: a label of this bundle is dark, dusk red, bright or 0 to 2, got 'red'; did you mean 'dusk red'?"
     assert asyncio.run(ask(service, "red 7 9000")).decode().strip() == known

@@ -36,13 +36,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         plan = few_step(uniform(2, 2.5), guidance=Guidance(1.5, 2.0))
         draft.manifest.plans["two"] = PlanEntry.of(plan, network="sid1", solver="few steps")
     made = calibrate_ranges(Bundle.load(root), "two", ["int8", "int8-fp16", "fp8"], samples=4, min_psnr_db=0)
-    made = export_graphs(made, ["two"], ["int8", "int8-fp16", "fp8"], layouts=["unrolled", "loop"], doubled=True)
-    return export_graphs(made, ["two"], ["fp32", "fp16", "bf16"], layouts=["unrolled", "loop", "step"], doubled=True)
+    made = export_graphs(made, ["two"], ["int8", "int8-fp16", "fp8"], layouts=["unrolled", "loop"], batched_guidance=True)
+    return export_graphs(made, ["two"], ["fp32", "fp16", "bf16"], layouts=["unrolled", "loop", "step"], batched_guidance=True)
 
 
 def _files(bundle: Bundle, name: str) -> list[Path]:
     graph = bundle.manifest.graphs[name]
-    return [bundle.file(path) for path in (graph.file, graph.finish) if path]
+    return [bundle.file(path) for path in (graph.file, graph.postprocess) if path]
 
 
 def test_polygraphy_runs_them_in_onnx_runtime(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto as Type
-from small_graphs import bundle_of, convolution, foreign, loop, model, quantised
+from small_graphs import bundle_of, convolution, foreign, loop, model, quantized
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import MANIFEST, Bundle
@@ -48,9 +48,9 @@ def test_an_engine_is_built_in_the_precision_of_its_graph(digits: Bundle, graph:
     ("graph", "precision", "layers"),
     [
         (convolution(Type.BFLOAT16), "bf16", {"bf16": 1}),
-        (quantised(), "int8", {"int8": 1}),
-        (quantised(base=Type.FLOAT16, product=True), "int8-fp16", {"int8": 1, "fp16": 1}),
-        (quantised(Type.FLOAT8E4M3FN, base=Type.FLOAT16), "fp8", {"fp8": 1}),
+        (quantized(), "int8", {"int8": 1}),
+        (quantized(base=Type.FLOAT16, product=True), "int8-fp16", {"int8": 1, "fp16": 1}),
+        (quantized(Type.FLOAT8E4M3FN, base=Type.FLOAT16), "fp8", {"fp8": 1}),
         (loop(), "fp16", {"fp16": 1}),
     ],
 )
@@ -83,11 +83,11 @@ def test_external_data_is_read_and_part_of_the_key(tmp_path: Path) -> None:
 
 
 def test_the_step_layout_gets_both_engines(tmp_path: Path) -> None:
-    finish = model([onnx.helper.make_node("Relu", ["x"], ["y"])], [])
-    built, _ = rebuild(bundle_of(tmp_path / "b", convolution(), "fp32", finish=finish))
+    postprocess = model([onnx.helper.make_node("Relu", ["x"], ["y"])], [])
+    built, _ = rebuild(bundle_of(tmp_path / "b", convolution(), "fp32", postprocess=postprocess))
     engine = built.manifest.engines["small.rtx"]
-    assert engine.paths == ["engines/small.rtx.engine", "engines/small.rtx.finish.engine"]
-    assert engine.key.finish_sha256 == built.manifest.files["graphs/small.finish.onnx"].sha256
+    assert engine.paths == ["engines/small.rtx.engine", "engines/small.rtx.postprocess.engine"]
+    assert engine.key.postprocess_sha256 == built.manifest.files["graphs/small.postprocess.onnx"].sha256
     built.verify()
 
 
@@ -129,7 +129,7 @@ def test_every_part_of_the_key_that_changes_is_a_miss(tmp_path: Path) -> None:
     other = EngineKey(
         graph_sha256="0",
         data_sha256="1",
-        finish_sha256="2",
+        postprocess_sha256="2",
         flavour="tensorrt",
         version="11.3.0",
         targets=["90"],
@@ -167,8 +167,8 @@ def test_a_graph_that_lies_about_its_precision_gets_no_engine(tmp_path: Path) ->
         rebuild(bundle)
     assert (bundle.root / MANIFEST).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    kept, _ = rebuild(bundle_of(tmp_path / "kept", convolution(), "fp16", kept=["conv"]))
-    assert kept.manifest.engines["small.rtx"].layers == {"fp32": 1}
+    excluded, _ = rebuild(bundle_of(tmp_path / "excluded", convolution(), "fp16", excluded=["conv"]))
+    assert excluded.manifest.engines["small.rtx"].layers == {"fp32": 1}
 
 
 def test_a_graph_tensorrt_cannot_parse_is_refused_in_words(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_graph_tensorrt_cannot_parse_is_refused_in_words(tmp_path: Path) -> No
 
 
 def test_the_graph_that_ends_in_images_is_judged_too(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path / "b", convolution(), "fp32", finish=foreign())
+    bundle = bundle_of(tmp_path / "b", convolution(), "fp32", postprocess=foreign())
     with pytest.raises(ValueError, match="outside the ONNX standard"):
         rebuild(bundle)
 

@@ -63,9 +63,9 @@ def test_a_build_shows_its_progress(tmp_path: Path) -> None:
     def meter(what: str) -> Iterator[Report]:
         yield lambda done, phase: shown.append((what, done, phase))
 
-    bundle = bundle_of(tmp_path / "b", convolution(), "fp32", finish=model([helper.make_node("Relu", ["x"], ["y"])], []))
+    bundle = bundle_of(tmp_path / "b", convolution(), "fp32", postprocess=model([helper.make_node("Relu", ["x"], ["y"])], []))
     build_engines(bundle, ["small"], settings=Settings(batch=(1,)), meter=meter)
-    assert list(dict.fromkeys(what for what, _, _ in shown)) == ["small.rtx", "small.rtx (finish)"]
+    assert list(dict.fromkeys(what for what, _, _ in shown)) == ["small.rtx", "small.rtx (postprocess)"]
     assert max(done for _, done, _ in shown) > 0.5
     assert all(0 <= done <= 1 and phase for _, done, phase in shown)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto as Type
-from small_graphs import bundle_of, convolution, foreign, loop, quantised
+from small_graphs import bundle_of, convolution, foreign, loop, quantized
 
 from fewstep.artifact.manifest import Precision
 from fewstep.exporter.engine.building import run
@@ -69,7 +69,7 @@ SPEAKS: dict[str, tuple[Case, str]] = {
     "opset-new": (case(JETSON, build_for(), ORIN, opset=21, declared_opset=21), "opset 21, newer than TensorRT 10.3.0"),
     "foreign-operators": (case(foreign=("com.microsoft.QuickGelu",)), "com.microsoft.QuickGelu"),
     "asymmetric": (case(precision="int8", asymmetric=("q7",)), "the zero point of q7"),
-    "quantised-bias": (case(precision="int8", wide_integers=("bias",)), "export it as int8-fp16"),
+    "quantized-bias": (case(precision="int8", wide_integers=("bias",)), "export it as int8-fp16"),
     "e5m2": (case(precision="fp8", e5m2=("q7",)), "e4m3 alone"),
     "open-loop": (case(open_loops=("l",), loops=("l",)), "without a condition input"),
     "loop": (case(loops=("l",)), "no kernel is fused across steps"),
@@ -177,14 +177,14 @@ def test_this_machine_has_memory_and_a_gpu_only_with_a_driver() -> None:
 
 
 FACTS: dict[str, tuple[Callable[[], onnx.ModelProto], Precision, dict[str, object]]] = {
-    "asymmetric": (lambda: quantised(zero=3), "int8", {"asymmetric": ("q", "dq")}),
-    "bias": (lambda: quantised(bias=True), "int8", {"wide_integers": ("bdq",)}),
-    "e5m2": (lambda: quantised(Type.FLOAT8E5M2), "fp8", {"e5m2": ("q", "dq", "wq", "wdq")}),
+    "asymmetric": (lambda: quantized(zero=3), "int8", {"asymmetric": ("q", "dq")}),
+    "bias": (lambda: quantized(bias=True), "int8", {"wide_integers": ("bdq",)}),
+    "e5m2": (lambda: quantized(Type.FLOAT8E5M2), "fp8", {"e5m2": ("q", "dq", "wq", "wdq")}),
     "open loop": (lambda: loop(condition=False), "fp16", {"open_loops": ("loop",), "loops": ("loop",)}),
     "foreign": (foreign, "fp32", {"foreign": ("com.microsoft.QuickGelu",)}),
     "fixed": (lambda: convolution(batch=2), "fp32", {"fixed_batch": 2}),
     "opset": (lambda: convolution(opset=21), "fp32", {"opset": 21, "declared_opset": 20}),
-    "plain": (lambda: quantised(Type.FLOAT8E4M3FN), "fp8", {"asymmetric": (), "e5m2": (), "fixed_batch": None, "dynamic": ()}),
+    "plain": (lambda: quantized(Type.FLOAT8E4M3FN), "fp8", {"asymmetric": (), "e5m2": (), "fixed_batch": None, "dynamic": ()}),
 }
 
 
@@ -207,7 +207,7 @@ def refusal(path: Path, graph: onnx.ModelProto, **more: object) -> str:
     """TensorRT-RTX's own answer to a graph, past the table; "" when it builds."""
     pytest.importorskip("tensorrt_rtx")
     onnx.save(graph, path / "g.onnx")
-    fields = {"profiles": [(1, 4, 4)], "targets": [], "precision": None, "kept": [], "inspect": False} | more
+    fields = {"profiles": [(1, 4, 4)], "targets": [], "precision": None, "excluded": [], "inspect": False} | more
     request = Request("tensorrt_rtx", False, str(path / "g.onnx"), str(path / "engine"), **fields)  # type: ignore[arg-type]
     try:
         run(request, lambda _done, _phase: None)
@@ -220,9 +220,9 @@ def refusal(path: Path, graph: onnx.ModelProto, **more: object) -> str:
 @pytest.mark.parametrize(
     ("graph", "more", "reason"),
     [
-        (lambda: quantised(Type.FLOAT8E4M3FN), {"targets": ["86"]}, "sm86.*fp8"),
-        (lambda: quantised(Type.FLOAT8E4M3FN), {"targets": ["89"]}, ""),
-        (lambda: quantised(Type.FLOAT8E4M3FN), {}, ""),
+        (lambda: quantized(Type.FLOAT8E4M3FN), {"targets": ["86"]}, "sm86.*fp8"),
+        (lambda: quantized(Type.FLOAT8E4M3FN), {"targets": ["89"]}, ""),
+        (lambda: quantized(Type.FLOAT8E4M3FN), {}, ""),
         (lambda: convolution(Type.BFLOAT16), {"targets": ["75"]}, "sm75.*b16"),
         (lambda: convolution(Type.BFLOAT16), {"targets": ["80", "120"]}, ""),
         (convolution, {"flags": ("refit",)}, "CUDA"),
@@ -231,9 +231,9 @@ def refusal(path: Path, graph: onnx.ModelProto, **more: object) -> str:
         (convolution, {"flags": ("version-compatible",)}, "libnvinfer_lean"),
         (convolution, {"workspace_bytes": 1 << 20}, "workspace"),
         (convolution, {"targets": ["90"]}, "SM90"),
-        (lambda: quantised(zero=3), {}, "[Nn]on-zero zero point"),
-        (lambda: quantised(bias=True), {}, "Invalid Node"),
-        (lambda: quantised(Type.FLOAT8E5M2), {}, "initializer"),
+        (lambda: quantized(zero=3), {}, "[Nn]on-zero zero point"),
+        (lambda: quantized(bias=True), {}, "Invalid Node"),
+        (lambda: quantized(Type.FLOAT8E5M2), {}, "initializer"),
         (lambda: loop(condition=False), {}, "input was not registered"),
         (foreign, {}, "[Pp]lugin"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto as Type
-from small_graphs import loop, products, quantised, two_convolutions
+from small_graphs import loop, products, quantized, two_convolutions
 
 from fewstep.exporter.engine.phases import Phases
 from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
@@ -29,8 +29,8 @@ class Parsed:
         assert self.parser.parse(graph.SerializeToString()), self.parser.get_error(0).desc()
 
 
-def truth(graph: onnx.ModelProto, precision: Any, kept: tuple[str, ...] = ()) -> dict[str, int]:
-    return layer_precisions(Parsed(graph).network, precision, kept)
+def truth(graph: onnx.ModelProto, precision: Any, excluded: tuple[str, ...] = ()) -> dict[str, int]:
+    return layer_precisions(Parsed(graph).network, precision, excluded)
 
 
 def test_every_kind_of_product_is_seen() -> None:
@@ -60,8 +60,8 @@ def test_a_layer_left_behind_is_named_unless_it_was_kept() -> None:
     graph = two_convolutions(Type.FLOAT16, Type.FLOAT)
     with pytest.raises(ValueError, match=r"1 of 2 layers otherwise, first 'eval_0/two' in fp32; export it again"):
         truth(graph, "fp16")
-    for kept in ("eval_0/two", "two"):
-        assert truth(graph, "fp16", (kept,)) == {"fp16": 1, "fp32": 1}
+    for excluded in ("eval_0/two", "two"):
+        assert truth(graph, "fp16", (excluded,)) == {"fp16": 1, "fp32": 1}
     with pytest.raises(ValueError, match="first 'eval_0/two'"):
         truth(graph, "fp16", ("wo", "one"))
     with pytest.raises(ValueError, match="first 'eval_0/one' in fp16"):
@@ -72,11 +72,11 @@ def test_a_layer_left_behind_is_named_unless_it_was_kept() -> None:
     ("precision", "kind", "base"),
     [("int8", Type.INT8, Type.FLOAT), ("int8-fp16", Type.INT8, Type.FLOAT16), ("fp8", Type.FLOAT8E4M3FN, Type.FLOAT16)],
 )
-def test_quantised_layers_count_by_what_feeds_them(precision: str, kind: int, base: int) -> None:
+def test_quantized_layers_count_by_what_feeds_them(precision: str, kind: int, base: int) -> None:
     name, rest = precision.split("-")[0], "fp32" if precision == "int8" else "fp16"
-    assert truth(quantised(kind, base=base), precision) == {name: 1}
-    assert truth(quantised(kind, base=base, product=True), precision) == {name: 1, rest: 1}
-    half = quantised(kind, base=base, weights=False)
+    assert truth(quantized(kind, base=base), precision) == {name: 1}
+    assert truth(quantized(kind, base=base, product=True), precision) == {name: 1, rest: 1}
+    half = quantized(kind, base=base, weights=False)
     with pytest.raises(ValueError, match=rf"exported as {precision}.*first 'conv' in {rest}"):
         truth(half, precision)
     assert truth(half, precision, ("conv",)) == {rest: 1}
@@ -84,9 +84,9 @@ def test_quantised_layers_count_by_what_feeds_them(precision: str, kind: int, ba
 
 def test_fp8_is_not_int8_and_the_rest_must_have_the_base_type() -> None:
     with pytest.raises(ValueError, match="first 'conv' in fp8"):
-        truth(quantised(Type.FLOAT8E4M3FN), "int8")
+        truth(quantized(Type.FLOAT8E4M3FN), "int8")
     with pytest.raises(ValueError, match="first 'product' in fp32"):
-        truth(quantised(product=True), "int8-fp16")
+        truth(quantized(product=True), "int8-fp16")
 
 
 def test_a_graph_that_computes_nothing_gets_no_engine() -> None:
@@ -131,10 +131,10 @@ def test_phases_nest_and_never_run_backwards() -> None:
     for _ in range(2):
         phases.step("inner")
     seen.append(phases.now())
-    phases.finish("inner")
+    phases.postprocess("inner")
     phases.start("surprise", "build", 10)
     seen.append(phases.now())
-    phases.finish("surprise")
+    phases.postprocess("surprise")
     phases.step("build")
     seen.append(phases.now())
     phases.step("unknown")

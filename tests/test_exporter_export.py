@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def exported(shared: Bundle) -> Bundle:
     """The guided plan in all layouts; weights of more than 100 kB beside the graph."""
     layouts: list[Layout] = ["unrolled", "loop", "step"]
-    return export_graphs(shared, ["interval"], ["fp32"], layouts=layouts, doubled=True, max_inline_bytes=100_000)
+    return export_graphs(shared, ["interval"], ["fp32"], layouts=layouts, batched_guidance=True, max_inline_bytes=100_000)
 
 
 def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported: Bundle) -> None:
@@ -50,7 +50,7 @@ def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported
         assert graph.data is not None
         assert exported.file(graph.file).stat().st_size < 0.6 * exported.file(graph.data).stat().st_size
         onnx.checker.check_model(str(exported.file(graph.file)))
-    assert graphs["teacher.step.fp32"].finish
+    assert graphs["teacher.step.fp32"].postprocess
     exported.verify()
     results = check_graphs(exported)
     assert all(r.ok and r.psnr_db > 90 for r in results)
@@ -95,7 +95,7 @@ def test_the_layout_is_chosen_by_size_and_the_choices_are_said(shared: Bundle, t
     bundle = export_graphs(Bundle.load(tmp_path / "copy.bundle"), ["interval"], ["fp32"], report=said.append)
     assert any("interval.fp32: unrolled (3 evaluations of" in line for line in said)
     (measured,) = (line for line in said if "as fast on this CPU" in line)
-    assert bundle.manifest.graphs["interval.fp32"].doubled == ("one doubled batch" in measured)
+    assert bundle.manifest.graphs["interval.fp32"].batched_guidance == ("one batch" in measured)
 
 
 def test_an_architecture_is_traced_once_and_gives_the_same_bytes(
@@ -108,14 +108,16 @@ def test_an_architecture_is_traced_once_and_gives_the_same_bytes(
         save_network(draft, "other", small("unet", seed=1).denoiser)
         draft.manifest.plans["other"] = draft.manifest.plans["interval"].model_copy(update={"network": "other"})
     monkeypatch.setattr("fewstep.exporter.graph.network.trace", lambda *_, **__: pytest.fail("traced again"))
-    again = export_graphs(Bundle.load(copy.root), ["interval", "other"], ["fp32"], doubled=True, max_inline_bytes=100_000)
+    again = export_graphs(
+        Bundle.load(copy.root), ["interval", "other"], ["fp32"], batched_guidance=True, max_inline_bytes=100_000
+    )
     assert before == tuple(again.file(f"graphs/interval.fp32.onnx{end}").read_bytes() for end in ("", ".data"))
     assert before[1] != again.file("graphs/other.fp32.onnx.data").read_bytes()
     assert all(result.ok for result in check_graphs(again))
 
 
 def test_eight_bits_need_ranges_and_a_plan(shared: Bundle) -> None:
-    with pytest.raises(ValueError, match=r"int8 needs the ranges of the plan 'plain'; collect them with: fewstep quantise"):
+    with pytest.raises(ValueError, match=r"int8 needs the ranges of the plan 'plain'; collect them with: fewstep quantize"):
         export_graphs(shared, ["plain"], ["int8"])
     with pytest.raises(ValueError, match="which the step layout does not know"):
         export_graphs(shared, ["plain"], ["int8"], layouts=["step"])

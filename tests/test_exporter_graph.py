@@ -15,7 +15,7 @@ import torch
 
 from fewstep.artifact.manifest import Condition, ImageSpec, Manifest
 from fewstep.exporter.graph.evaluation import Network
-from fewstep.exporter.graph.layouts import finish, step, unroll
+from fewstep.exporter.graph.layouts import postprocess, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.network import trace_network, with_weights
 from fewstep.models.denoiser import Denoiser, unet
@@ -83,14 +83,18 @@ def test_the_label_matters_to_these_networks_far_beyond_the_limits() -> None:
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 3e-2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("name", "doubled"),
-    [(name, doubled) for name, plan in PLANS.items() for doubled in ([False, True] if plan.guided else [False])],
+    ("name", "batched_guidance"),
+    [
+        (name, batched_guidance)
+        for name, plan in PLANS.items()
+        for batched_guidance in ([False, True] if plan.guided else [False])
+    ],
 )
 def test_one_graph_gives_torchs_images_at_every_batch_size(
-    name: str, doubled: bool, layout: str, precision: str, limit: float, networks: dict[str, Network], tmp_path: Path
+    name: str, batched_guidance: bool, layout: str, precision: str, limit: float, networks: dict[str, Network], tmp_path: Path
 ) -> None:
     plan = PLANS[name]
-    session = _session(LAYOUTS[layout](networks[precision], plan, IMAGE, doubled=doubled), tmp_path)
+    session = _session(LAYOUTS[layout](networks[precision], plan, IMAGE, batched_guidance=batched_guidance), tmp_path)
     for batch in (1, 2, 5):
         feeds = _inputs(plan, batch)
         images, floats = session.run(["images", "sample"], feeds)
@@ -116,7 +120,7 @@ def test_one_step_graph_walks_every_plan(name: str, networks: dict[str, Network]
     noise = feeds["noise"]
     last = sample(denoise, np.float32(plan.sigmas[0]) * noise[:, 0], plan, list(noise[:, 1:].swapaxes(0, 1)))
     assert np.abs(last - _torch(plan, **feeds)).max() < 1e-4
-    images = _session(finish(IMAGE.shape, IMAGE), tmp_path).run(["images"], {"x": last})[0]
+    images = _session(postprocess(IMAGE.shape, IMAGE), tmp_path).run(["images"], {"x": last})[0]
     baked = _session(unroll(network, plan, IMAGE), tmp_path).run(["images"], feeds)[0]
     assert np.abs(images.astype(int) - baked.astype(int)).max() <= 1
 
@@ -141,10 +145,10 @@ def _evaluations(model: ir.Model) -> int:
 def test_the_graph_holds_exactly_the_evaluations_of_the_plan(name: str, networks: dict[str, Network]) -> None:
     plan, network = PLANS[name], networks["fp32"]
     assert _evaluations(unroll(network, plan, IMAGE)) == plan.nfe
-    assert _evaluations(unroll(network, plan, IMAGE, doubled=True)) == plan.rows  # of twice the size where guided
+    assert _evaluations(unroll(network, plan, IMAGE, batched_guidance=True)) == plan.rows  # of twice the size where guided
     assert _evaluations(loop(network, plan, IMAGE)) == (2 if plan.guided else 1)
     everywhere = bool((plan.weights != 1).all())
-    assert _evaluations(loop(network, plan, IMAGE, doubled=True)) == (2 if plan.guided and not everywhere else 1)
+    assert _evaluations(loop(network, plan, IMAGE, batched_guidance=True)) == (2 if plan.guided and not everywhere else 1)
 
 
 def test_an_interval_that_leaves_a_part_out_saves_evaluations() -> None:

@@ -38,8 +38,8 @@ def unexported(root: Path, network: str, condition: Condition) -> Bundle:
         draft.manifest.plans["two"] = PlanEntry.of(plan, network="student", solver="DDIM, 2 steps")
         draft.manifest.default = "two"
         known = draft.manifest.provenance.networks
-        known |= {"teacher": {"licence": "CC BY 4.0"}, "student": {"teacher": "teacher", "licence": None}}
-        known["student"]["inherited_licences"] = inherited(draft.manifest, "teacher")
+        known |= {"teacher": {"license": "CC BY 4.0"}, "student": {"teacher": "teacher", "license": None}}
+        known["student"]["inherited_licenses"] = inherited(draft.manifest, "teacher")
     return Bundle.load(root)
 
 
@@ -94,15 +94,15 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
 
 def test_a_step_and_its_finish_say_what_they_are(exported: Bundle) -> None:
     graph = exported.manifest.graphs["student.step.fp32"]
-    step, finish = (said(exported.file(str(path))) for path in (graph.file, graph.finish))
-    assert (step.graph_name, finish.graph_name) == ("small.student.fp32.step", "small.student.fp32.finish")
-    for meta in (step, finish):
+    step, postprocess = (said(exported.file(str(path))) for path in (graph.file, graph.postprocess))
+    assert (step.graph_name, postprocess.graph_name) == ("small.student.fp32.step", "small.student.fp32.postprocess")
+    for meta in (step, postprocess):
         facts = meta.custom_metadata_map
         assert facts_of(exported.manifest, graph).items() <= facts.items()
         assert not {"fewstep.sampling.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
         assert "one step of any plan, fp32" in meta.description
     assert "weight: float32 (), of guidance; 1 is none" in step.custom_metadata_map["fewstep.inputs"]
-    assert finish.custom_metadata_map["fewstep.inputs"] == "x: float32 (batch, 4, 8, 8), a state of the sampler"
+    assert postprocess.custom_metadata_map["fewstep.inputs"] == "x: float32 (batch, 4, 8, 8), a state of the sampler"
 
 
 def test_a_graph_of_prompts_says_what_it_takes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_same_export_gives_the_same_bytes_anywhere(exported: Bundle, tmp_pat
         ["two"],
         ["fp32"],
         layouts=["unrolled", "step"],
-        doubled=exported.manifest.graphs["two.fp32"].doubled,
+        batched_guidance=exported.manifest.graphs["two.fp32"].batched_guidance,
         max_inline_bytes=100_000,
     )
     for name in again.manifest.graphs:

@@ -52,7 +52,7 @@ def test_every_layout_gives_torchs_result_and_shares_what_depends_on_the_conditi
     feeds |= {spec.name: t.numpy() for spec, t in zip(condition.null_inputs(), null, strict=False)}
     close = {"rtol": 0, "atol": 2e-5 * np.abs(expected).max()}
     straight = unroll(network, plan, IMAGE)
-    for model in (straight, loop(network, plan, IMAGE, doubled=True)):
+    for model in (straight, loop(network, plan, IMAGE, batched_guidance=True)):
         (made,) = _run(model, feeds, tmp_path, ["sample"])
         np.testing.assert_allclose(made, expected, **close)
     # The noise embedding is folded; SDXL's sizes, which are embedded the same way, are constants that all rows share.
@@ -99,7 +99,7 @@ TINY |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
 def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bundle, plan = _latent_bundle(tmp_path / "latent.bundle", kind(**config))
-    exported = export_graphs(bundle, ["heun2"], ["fp32"], layouts=[layout], doubled=True)
+    exported = export_graphs(bundle, ["heun2"], ["fp32"], layouts=[layout], batched_guidance=True)
     (result,) = check_graphs(exported)
     assert result.ok
     assert len(result.drift) == plan.rows

@@ -1,4 +1,4 @@
-"""Eight bits and kept layers, read from the graph, run, and built."""
+"""Eight bits and excluded layers, read from the graph, run, and built."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def ranges(denoiser: Denoiser, inputs: Inputs) -> Ranges:
     return collect(denoiser, PLAN, inputs, name="ddim3")
 
 
-def _layers(precision: str, ranges: Ranges, kept: tuple[str, ...] = ()) -> LayerPrecision:
+def _layers(precision: str, ranges: Ranges, excluded: tuple[str, ...] = ()) -> LayerPrecision:
     if not precision.startswith(("int8", "fp8")):
-        return LayerPrecision(frozenset(kept))
-    return LayerPrecision(frozenset(kept), "fp8" if precision == "fp8" else "int8", ranges, for_cpu=precision == "int8")
+        return LayerPrecision(frozenset(excluded))
+    return LayerPrecision(frozenset(excluded), "fp8" if precision == "fp8" else "int8", ranges, for_cpu=precision == "int8")
 
 
 def _model(
-    traces: dict[str, Any], precision: str, ranges: Ranges, kept: tuple[str, ...] = (), layout: Any = unroll
+    traces: dict[str, Any], precision: str, ranges: Ranges, excluded: tuple[str, ...] = (), layout: Any = unroll
 ) -> ir.Model:
     network = traces["fp32" if precision in ("fp32", "int8") else "fp16"]
-    return layout(network, PLAN, IMAGE, layers=_layers(precision, ranges, kept))
+    return layout(network, PLAN, IMAGE, layers=_layers(precision, ranges, excluded))
 
 
 def _sample(model: ir.Model, inputs: Inputs, path: Path, *, optimise: bool = True) -> np.ndarray:
@@ -92,8 +92,8 @@ def test_the_graph_rounds_as_calibration_foresaw(
     exact = rounded_sample(denoiser, PLAN, inputs, ranges, [], precision).numpy()
     for names in (["conv_out"], list(ranges.layers)):
         foreseen = rounded_sample(denoiser, PLAN, inputs, ranges, names, precision).numpy()
-        kept = tuple(name for name in ranges.layers if name not in names)
-        made = _sample(_model(traces, precision, ranges, kept), inputs, tmp_path / "g.onnx", optimise=precision != "fp8")
+        excluded = tuple(name for name in ranges.layers if name not in names)
+        made = _sample(_model(traces, precision, ranges, excluded), inputs, tmp_path / "g.onnx", optimise=precision != "fp8")
         error = np.abs(foreseen - exact).mean()
         assert error > 1e-4  # eight bits leave a trace
         assert np.abs(made - exact).mean() == pytest.approx(error, rel=0.15)
@@ -110,9 +110,9 @@ def _activation_scales(model: ir.Model, layer: str) -> list[float]:
     constants, found = _constants(model), []
     for node in model.graph.all_nodes():
         if str(node.name).endswith(f"/{layer}"):
-            quantise = node.inputs[0].producer()
-            assert quantise.op_type == "DequantizeLinear"
-            found.append(float(constants[quantise.inputs[1].name]))
+            quantize = node.inputs[0].producer()
+            assert quantize.op_type == "DequantizeLinear"
+            found.append(float(constants[quantize.inputs[1].name]))
     return found
 
 
@@ -174,7 +174,7 @@ def test_the_shipped_graph_does_not_saturate_either(digits: Bundle) -> None:
     assert _cannot_saturate({i.name: numpy_helper.to_array(i) for i in model.graph.initializer}) > 10
 
 
-def test_only_the_form_for_cpus_has_zero_points_and_quantised_outputs(traces: dict[str, Any], ranges: Ranges) -> None:
+def test_only_the_form_for_cpus_has_zero_points_and_quantized_outputs(traces: dict[str, Any], ranges: Ranges) -> None:
     counts = {p: Counter(n.op_type for n in _model(traces, p, ranges).graph) for p in ("int8", "int8-fp16")}
     layers = len([n for n in traces["fp32"].traced.nodes if n.op_type == "Conv"])
     assert counts["int8"]["QuantizeLinear"] >= counts["int8-fp16"]["QuantizeLinear"] + PLAN.rows * layers
@@ -188,17 +188,17 @@ def test_only_the_form_for_cpus_has_zero_points_and_quantised_outputs(traces: di
 def test_kept_layers_compute_in_fp32(
     precision: str, traces: dict[str, Any], ranges: Ranges, inputs: Inputs, denoiser: Denoiser, tmp_path: Path
 ) -> None:
-    kept = ("conv_in", "conv_out")
-    model = _model(traces, precision, ranges, kept)
+    excluded = ("conv_in", "conv_out")
+    model = _model(traces, precision, ranges, excluded)
     for node in model.graph.all_nodes():
-        if str(node.name).split("/")[-1] in kept:
+        if str(node.name).split("/")[-1] in excluded:
             assert node.inputs[1].const_value.dtype == ir.DataType.FLOAT
     if precision == "fp16":
         return
     exact = rounded_sample(denoiser, PLAN, inputs, ranges, [], "fp16").numpy()
     error = {
         len(k): np.square(_sample(_model(traces, precision, ranges, k), inputs, tmp_path / "g.onnx") - exact).mean()
-        for k in ((), kept)
+        for k in ((), excluded)
     }
     assert error[2] < error[0]
 
@@ -220,17 +220,17 @@ def test_engines_of_our_eight_bits_build_and_compute_in_them(precision: Precisio
         with digits.edit() as draft:
             known = digits.ranges("sid1")
             assert known is not None
-            known.kept["fp8"], known.psnr_db["fp8"] = ["conv_in", "conv_out"], (40.0, 41.0)
+            known.excluded["fp8"], known.psnr_db["fp8"] = ["conv_in", "conv_out"], (40.0, 41.0)
             draft.new("ranges/sid1.json").write_text(known.model_dump_json())
         digits = export_graphs(Bundle.load(digits.root), ["sid1"], [precision])
     name = f"sid1.{precision}"
     assert {r.graph: r.ok for r in check_graphs(digits)}[name]
     build_engines(digits, [name], settings=Settings(targets=("89",), batch=(4,)))
     (engine,) = Bundle.load(digits.root).manifest.engines.values()
-    kept = len(digits.manifest.graphs[name].kept)
+    excluded = len(digits.manifest.graphs[name].excluded)
     kind = precision.split("-")[0]
     assert engine.layers[kind] > 20
-    assert engine.layers.get("fp32", 0) == kept
+    assert engine.layers.get("fp32", 0) == excluded
 
 
 def test_bf16_is_computed_by_the_definition_of_onnx(digits: Bundle) -> None:

@@ -23,16 +23,16 @@ from fewstep.sampling.solvers import ddim
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits with a guided plan in every layout, as one batch and as two calls."""
+    """The digits with a guided plan in every layout, as one batch and as two passes."""
     root = tmp_path_factory.mktemp("statements") / "digits.bundle"
     shutil.copytree(Path(__file__).parent.parent / "examples" / "digits.bundle", root)
     with Bundle.load(root).edit() as draft:
         for name in ("both", "calls"):
             plan = ddim(karras(2, 0.1, 80.0), Guidance(2.0))
             draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="DDIM")
-    bundle = export_graphs(Bundle.load(root), ["both"], ["fp32"], layouts=["unrolled", "loop"], doubled=True)
-    bundle = export_graphs(bundle, ["calls"], ["fp32"], layouts=["unrolled", "loop", "step"], doubled=False)
-    export_graphs(bundle, ["calls"], ["fp16", "bf16"], doubled=False)
+    bundle = export_graphs(Bundle.load(root), ["both"], ["fp32"], layouts=["unrolled", "loop"], batched_guidance=True)
+    bundle = export_graphs(bundle, ["calls"], ["fp32"], layouts=["unrolled", "loop", "step"], batched_guidance=False)
+    export_graphs(bundle, ["calls"], ["fp16", "bf16"], batched_guidance=False)
     return root
 
 
@@ -81,10 +81,13 @@ def test_a_manifest_changed_by_hand_is_found_out(where: str, name: str, bundle: 
         check_graphs(changed)
 
 
-@pytest.mark.parametrize(("name", "doubled"), [("both.fp32", False), ("both.loop.fp32", False), ("calls.fp32", True)])
-def test_how_guided_rows_run_is_compared(name: str, doubled: bool, bundle: Bundle) -> None:
-    with pytest.raises(ValueError, match=rf"'{name}' has doubled {not doubled} by its file and {doubled} by the manifest"):
-        check_graphs(by_hand(bundle, f"graphs/{name}/doubled", doubled))
+@pytest.mark.parametrize(("name", "batched_guidance"), [("both.fp32", False), ("both.loop.fp32", False), ("calls.fp32", True)])
+def test_how_guided_rows_run_is_compared(name: str, batched_guidance: bool, bundle: Bundle) -> None:
+    with pytest.raises(
+        ValueError,
+        match=rf"'{name}' has batched_guidance {not batched_guidance} by its file and {batched_guidance} by the manifest",
+    ):
+        check_graphs(by_hand(bundle, f"graphs/{name}/batched_guidance", batched_guidance))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_how_guided_rows_run_is_compared(name: str, doubled: bool, bundle: Bundl
     ],
 )
 def test_the_precision_is_compared(name: str, precision: str, found: str, bundle: Bundle) -> None:
-    changed = by_hand(by_hand(bundle, f"graphs/{name}/precision", precision), f"graphs/{name}/kept", [])
+    changed = by_hand(by_hand(bundle, f"graphs/{name}/precision", precision), f"graphs/{name}/excluded", [])
     with pytest.raises(ValueError, match=rf"'{name}' has precision {found} by its file and {precision} by the manifest"):
         check_graphs(changed)
 

@@ -18,7 +18,7 @@ import pytest
 import stand_in_cuda
 import torch
 from conftest import ROOT
-from gpu import colour, correctness, parcels, tables, teacher
+from gpu import color, correctness, parcels, tables, teacher
 from gpu.job import Work
 from gpu.run import PARTS, Kit, chosen, end, needed, tasks_of
 from gpu.scale import REAL, REHEARSAL
@@ -48,11 +48,11 @@ def result(folder: Path, part: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A colour set of a thousand images, each of one colour by its class."""
+    """A color set of a thousand images, each of one color by its class."""
     labels = np.arange(1000) % 10
     pixels = np.broadcast_to((labels * 25)[:, None, None, None], (1000, 32, 32, 3)).astype(np.uint8)
-    path = tmp_path_factory.mktemp("colour") / "cifar10.zip"
-    colour.write_colour(pixels, labels, path)
+    path = tmp_path_factory.mktemp("color") / "cifar10.zip"
+    color.write_color(pixels, labels, path)
     return path
 
 
@@ -120,12 +120,12 @@ def test_a_teacher_comes_back_small_and_learns_on(rehearsed: Path, images: Path,
     task = result(rehearsed, "teacher")["tasks"]["teach"]
     assert all((rehearsed / name).stat().st_size < teacher.FILE_BYTES for name in task["weights"])
     assert (rehearsed / "samples.png").exists()
-    teacher.as_bundle(rehearsed, tmp_path / "colour.bundle")
-    assert Bundle.load(tmp_path / "colour.bundle").manifest.default == "heun18"
-    run = teacher._Run(tmp_path / "next.bundle", colour.open_colour(images), teacher.TEACHINGS["tiny"], None, None, None, None)
+    teacher.as_bundle(rehearsed, tmp_path / "color.bundle")
+    assert Bundle.load(tmp_path / "color.bundle").manifest.default == "heun18"
+    run = teacher._Run(tmp_path / "next.bundle", color.open_color(images), teacher.TEACHINGS["tiny"], None, None, None, None)
     assert teacher.go_on(run, rehearsed) == task["runs"]
-    kept = teacher.read(rehearsed)[1]
-    assert all(torch.equal(kept[key], value) for key, value in run.denoiser.net.state_dict().items())
+    excluded = teacher.read(rehearsed)[1]
+    assert all(torch.equal(excluded[key], value) for key, value in run.denoiser.net.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "foreign"])
@@ -368,14 +368,14 @@ def test_wheels_are_those_that_fewstep_is_tested_with() -> None:
         assert tested[name.lower().replace("_", "-").removesuffix("-gpu")] == version, name
 
 
-def test_colour_sets_keep_their_pixels_and_others_are_refused(images: Path, tmp_path: Path) -> None:
-    train, held_out = colour.open_colour(images), colour.open_colour(images, "held-out")
+def test_color_sets_keep_their_pixels_and_others_are_refused(images: Path, tmp_path: Path) -> None:
+    train, held_out = color.open_color(images), color.open_color(images, "held-out")
     assert (len(train), len(held_out)) == (800, 200)
     pixels, labels = train[np.arange(10)]
     assert (pixels == (labels * 25)[:, None, None, None]).all()
     (tmp_path / "bad.zip").write_bytes(images.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="no colour set"):
-        colour.open_colour(tmp_path / "bad.zip")
+    with pytest.raises(ValueError, match="no color set"):
+        color.open_color(tmp_path / "bad.zip")
 
 
 def test_nvidias_libraries_are_found_wherever_python_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

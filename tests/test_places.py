@@ -108,7 +108,7 @@ EDITS = {
     "calibrate": ["--name", "new"],
     "interval": ["--data", "mnist5k"],
     "adopt": ["--plan", "one", "--name", "new"],
-    "quantise": ["--plan", "one"],
+    "quantize": ["--plan", "one"],
     "compare": ["--data", "mnist5k"],
     "pick": ["--calls", "4"],
     "export": ["--plan", "one"],

@@ -129,7 +129,7 @@ def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Pa
             key = EngineKey(
                 graph_sha256=digits.manifest.files["graphs/sid1.fp16.onnx"].sha256,
                 data_sha256=None,
-                finish_sha256=None,
+                postprocess_sha256=None,
                 flavour=flavour,
                 version="10.9",
                 targets=[sm],

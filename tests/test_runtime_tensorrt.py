@@ -14,7 +14,7 @@ from stand_in_gpu import Gpu, tensorrt
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import EngineEntry, EngineKey
 from fewstep.backends.tensorrt import EngineProgram
-from fewstep.runtime import Generator, ladder
+from fewstep.runtime import Generator, selection
 from fewstep.system.machine import Machine
 
 PROFILES = [(1, 1, 1), (2, 8, 16)]
@@ -27,7 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, version: str = "1.7.1.116
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", tensorrt(gpu, version))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: SimpleNamespace())
-    monkeypatch.setattr(ladder, "this_machine", lambda: Machine("89", "NVIDIA L4", 0))
+    monkeypatch.setattr(selection, "this_machine", lambda: Machine("89", "NVIDIA L4", 0))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def with_engine(digits: Bundle) -> Bundle:
     key = EngineKey(
         graph_sha256=digits.manifest.files[graph.file].sha256,
         data_sha256=None,
-        finish_sha256=None,
+        postprocess_sha256=None,
         flavour="tensorrt_rtx",
         version="1.7.1.116",
         targets=["89"],

@@ -17,7 +17,7 @@ import pytest
 from test_bundle import CONDITION, IMAGE, bundle  # noqa: F401  (a fixture)
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.staging import check_place, claimed, staged
+from fewstep.artifact.staging import check_place, locked, staged
 from fewstep.system.places import check_file, check_folder, writing
 
 EVENTS = ("os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod", "os.chown", "open")
@@ -183,12 +183,12 @@ def test_a_lock_that_goes_while_it_is_looked_at_is_taken_anew(tmp_path: Path, mo
         mkdir(self, *given, **options)
 
     monkeypatch.setattr(Path, "mkdir", late)
-    with claimed(lock) as held:
+    with locked(lock) as held:
         assert held
     assert asked == [lock, lock]
     for make in (lock.touch, lambda: lock.symlink_to(tmp_path / "nowhere")):
         make()
-        with pytest.raises(FileExistsError), claimed(lock):
+        with pytest.raises(FileExistsError), locked(lock):
             pass
         lock.unlink()
 

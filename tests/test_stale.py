@@ -15,7 +15,7 @@ from test_cli import fewstep, refused
 
 from fewstep.artifact.adopt import mismatch
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.card import licence
+from fewstep.artifact.card import license
 from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.calibration.calibrate import FitConfig, calibrate
 from fewstep.calibration.ranges import calibrate_ranges
@@ -226,13 +226,13 @@ def test_weights_removed_by_hand_are_missed_with_a_way_out(digits: Bundle) -> No
 
 def test_a_plan_called_as_a_network_leaves_the_networks_record_alone(digits: Bundle) -> None:
     with digits.edit() as draft:
-        draft.manifest.provenance.networks["teacher"]["licence"] = "CC0"
+        draft.manifest.provenance.networks["teacher"]["license"] = "CC0"
     before = latent_now(digits).manifest.provenance.networks["teacher"]
     fewstep("adopt", digits.root, "--plan", "table4", "--name", "teacher", "--replace")
     bundle = latent_now(digits)
     assert bundle.manifest.provenance.networks["teacher"] == before
     assert bundle.manifest.provenance.plans["teacher"]["adopted"]["plan"] == "table4"
-    assert licence(bundle.manifest, "teacher") == "CC0"
+    assert license(bundle.manifest, "teacher") == "CC0"
     bundle = distill(bundle, "student", SidConfig(iterations=1, batch=2))
     assert "| teacher | edm | training from nothing | 4000 of mnist5k | CC0 |" in _card_of(bundle)
 

@@ -33,7 +33,7 @@ CONFIG = TeacherConfig(steps=3, warmup=1, batch=4, channels=(8,), patch=1)
 
 
 def _parquet(root: Path, counts: tuple[int, ...] = (40, 25), group: int = 10, classes: int = 2) -> Path:
-    """Files of so many images, each of one colour, so that an image says which it is."""
+    """Files of so many images, each of one color, so that an image says which it is."""
     import datasets
 
     root.mkdir(parents=True)

@@ -99,7 +99,7 @@ def test_the_default_plan_ends_where_the_real_pipeline_does(case: str, tmp_path:
 def test_graphs_make_the_images_of_the_real_pipeline(case: str, layout: Any, tmp_path: Path) -> None:
     """Timesteps of its own, noise on the way, a clip alone and a clip beside what is not clipped; all with a start."""
     tiny, bundle = imported(case, tmp_path)
-    bundle = export_graphs(bundle, [NAMES[case]], ["fp32"], layouts=[layout], doubled=False)
+    bundle = export_graphs(bundle, [NAMES[case]], ["fp32"], layouts=[layout], batched_guidance=False)
     assert all(result.ok for result in check_graphs(bundle))
     some = inputs(bundle)
     weight = 1.0 if tiny.network == "plain" else 3.0

@@ -9,7 +9,7 @@ from small import given, small
 
 from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 from fewstep.sampling.schedule import vp_signal
-from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.scores import FakeScore, Weights, discriminator_loss, evaluate, generator_loss
 from fewstep.trainer.sid_config import generator_grid
 
 X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -65,9 +65,9 @@ def test_the_losses_of_telling_apart_are_cross_entropies() -> None:
     real, fake = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.5, 3.0]])
     entropy = torch.nn.functional.binary_cross_entropy_with_logits
     expected = (entropy(real, torch.ones(1, 2)) + entropy(fake, torch.zeros(1, 2))) / 2
-    torch.testing.assert_close(told_apart(real, fake), expected[None])
-    torch.testing.assert_close(fooled(fake), entropy(fake, torch.ones(1, 2))[None])
-    torch.testing.assert_close(fooled(torch.tensor([[-50.0]])), fooled(torch.tensor([[-10.0]])))
+    torch.testing.assert_close(discriminator_loss(real, fake), expected[None])
+    torch.testing.assert_close(generator_loss(fake), entropy(fake, torch.ones(1, 2))[None])
+    torch.testing.assert_close(generator_loss(torch.tensor([[-50.0]])), generator_loss(torch.tensor([[-10.0]])))
 
 
 def test_where_generators_begin() -> None:

@@ -94,7 +94,7 @@ def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
         return float((a - b).abs().mean())
 
     plain, guided, part = weights(guidance=1.0), weights(guidance=2.0), weights(guidance=2.0, lo=0.1, hi=2.0)
-    # A guided teacher sees a doubled batch: equal up to the rounding of its kernels, which Adam makes visible.
+    # A guided teacher sees both conditions in one batch: equal up to the rounding of its kernels, which Adam makes visible.
     rounding = apart(plain, guided) / 50
     assert apart(weights(guidance=2.0, lo=100.0), plain) < rounding  # levels end at 80
     assert apart(weights(guidance=2.0, lo=0.0, hi=100.0), guided) < rounding

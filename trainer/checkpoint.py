@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
-from fewstep.artifact.staging import claimed
+from fewstep.artifact.staging import locked
 from fewstep.models.tensors import os_errors
 from fewstep.system.machine import processor
 
@@ -52,7 +52,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
         return
     busy = f"another process is at this run now ({path.name}); wait for its end, or choose another name"
-    with claimed(path.with_name(f".{path.name}.lock"), busy=busy):
+    with locked(path.with_name(f".{path.name}.lock"), busy=busy):
         yield
 
 

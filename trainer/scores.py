@@ -18,7 +18,7 @@ from torch.nn import functional
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.guidance import mix
 
-__all__ = ["FakeScore", "Mode", "Weights", "evaluate", "fooled", "told_apart"]
+__all__ = ["FakeScore", "Mode", "Weights", "discriminator_loss", "evaluate", "generator_loss"]
 
 Mode: TypeAlias = Literal["teacher", "lsg", "zero", "anti"]
 LOGIT_LIMIT = 10.0
@@ -86,7 +86,7 @@ def _bottleneck(net: Any) -> nn.Module:
 
 
 def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null: Condition, k: float | Tensor) -> Any:
-    """f^k at states x (B, C, H, W), k one or one for each image. One evaluation for k = 1 and 0, else one of a doubled batch.
+    """f^k at states x (B, C, H, W), k one or one for each image. One evaluation for k = 1 and 0, else one of twice the batch.
 
     score gives a tensor or a tuple of tensors; of a tuple, the first is mixed, the others are those of the condition.
     """
@@ -106,11 +106,11 @@ def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null:
     return mixed if rest is None else (mixed, *(part.chunk(2)[0] for part in rest))
 
 
-def told_apart(real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """What F loses by its logits (B, positions) of real and of generated states: the mean of both cross-entropies, (B,)."""
     return (functional.softplus(-real).mean(1) + functional.softplus(fake).mean(1)) / 2
 
 
-def fooled(fake: Tensor) -> Tensor:
+def generator_loss(fake: Tensor) -> Tensor:
     """What the generator loses by F's logits (B, positions) of its images: the cross-entropy to "real", (B,)."""
     return functional.softplus(-fake.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean(1)

@@ -35,7 +35,7 @@ from fewstep.trainer.draws import Draws, accumulated, refuse_parts
 from fewstep.trainer.ema import average_into
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
-from fewstep.trainer.scores import FakeScore, Weights, evaluate, fooled, told_apart
+from fewstep.trainer.scores import FakeScore, Weights, discriminator_loss, evaluate, generator_loss
 from fewstep.trainer.shards import gathered, prepared, shard
 from fewstep.trainer.sid_config import SidConfig, generator_grid
 from fewstep.trainer.watch import Watch, accelerator_for, scale_as, scaling
@@ -64,7 +64,7 @@ def distill(
     Returns the bundle as it is then. images: real ones, for the adversarial term, from fewstep.trainer.batches.open_examples.
     validate: a metric, lower is better, of the averaged generator and its plan, such as that of evaluation/validate.py; the
     weights that were best by it are kept, else the last. embeddings: of prompts to draw from, where the network needs some.
-    provenance: what else the bundle and its card are to say of the network, such as its licence and validated_on.
+    provenance: what else the bundle and its card are to say of the network, such as its license and validated_on.
     log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Each iteration draws one exit step for all and matches its output. Killed and started again with the same arguments, a run
@@ -227,7 +227,7 @@ class _Run:
         loss: Tensor = weight * (denoised[: len(images)] - images).square().sum((1, 2, 3))
         if real is not None:
             fake_logits, real_logits = logits.chunk(2)
-            loss = loss + weight * told_apart(real_logits, fake_logits)
+            loss = loss + weight * discriminator_loss(real_logits, fake_logits)
         return self._backward(loss.mean())
 
     def _generator_loss(self, draws: Draws, exit_step: int, adversarial: bool) -> Tensor:
@@ -249,7 +249,7 @@ class _Run:
         loss = 100 * sid_loss(images, target, estimate, alpha=self.config.alpha)
         if adversarial:
             size = 0.01 * images[0].numel()
-            loss = 0.5 * loss + 0.5 * size * fooled(logits) / sid_scale(images, target)
+            loss = 0.5 * loss + 0.5 * size * generator_loss(logits) / sid_scale(images, target)
         return self._backward(loss.mean())
 
     def _backward(self, loss: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ class _Run:
             draft.manifest.default = self.name
             metrics = [{"iteration": step, "value": value} for step, value in self.metrics.items()]
             about = self.provenance | self.settings | {"retries": self.retries, "metrics": metrics}
-            about["inherited_licences"] = inherited(draft.manifest, config.start, self.settings["teacher"])
+            about["inherited_licenses"] = inherited(draft.manifest, config.start, self.settings["teacher"])
             draft.manifest.provenance.networks[self.name] = about
             write_card(draft)
         checkpoint.remove(self.saved)

@@ -126,7 +126,7 @@ def train_teacher(
     *,
     embeddings: Mapping[str, Tensor] | None = None,
     validate: Callable[[Denoiser, Plan], float] | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     log: Path | None = None,
     track: Track = silent,
 ) -> Bundle:
@@ -134,7 +134,7 @@ def train_teacher(
 
     Returns the bundle, at `out` then. images: from fewstep.trainer.batches.open_examples or Images.of. embeddings: of
     the prompts that the images' labels count, and of none, where the network takes some. validate: a metric of the averaged
-    weights and that plan, for the curve and the bundle's provenance. licence: of the images, in words, for the bundle's card.
+    weights and that plan, for the curve and the bundle's provenance. license: of the images, in words, for the bundle's card.
     log: a directory for curves and sheets of samples, see fewstep.trainer.watch.
 
     Killed and started again with the same arguments, it goes on from its last checkpoint to the same weights, bit for bit.
@@ -143,7 +143,7 @@ def train_teacher(
     """
     check_new(out)
     with checkpoint.alone(checkpoint.checkpoint_path(out, "teacher")):
-        return _Run(out, images, config, embeddings, validate, licence, log).go(track)
+        return _Run(out, images, config, embeddings, validate, license, log).go(track)
 
 
 class _Run:
@@ -156,10 +156,10 @@ class _Run:
         config: TeacherConfig,
         embeddings: Mapping[str, Tensor] | None,
         validate: Callable[[Denoiser, Plan], float] | None,
-        licence: str | None,
+        license: str | None,
         log: Path | None,
     ) -> None:
-        self.out, self.images, self.config, self.validate, self.licence = out, images, config, validate, licence
+        self.out, self.images, self.config, self.validate, self.license = out, images, config, validate, license
         self.saved = checkpoint.checkpoint_path(out, "teacher")
         self.accelerator, self.chosen = accelerator_for(config.precision, log, saved=self.saved, what="train teacher")
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
@@ -259,7 +259,7 @@ class _Run:
             draft.manifest.plans["heun18"] = PlanEntry.of(self.plan, network="teacher", solver="Heun, 18 steps")
             draft.manifest.default = "heun18"
             about = {key: value for key, value in self.settings.items() if key != "classes"}  # the bundle's condition has them
-            draft.manifest.provenance.networks["teacher"] = about | {"metrics": self.metrics, "licence": self.licence}
+            draft.manifest.provenance.networks["teacher"] = about | {"metrics": self.metrics, "license": self.license}
             write_card(draft)
         checkpoint.remove(self.saved)
 

@@ -54,7 +54,7 @@ def digits(path: Path, scale: Scale) -> None:
     shutil.copytree(SHIPPED, path)
     bundle = Bundle.load(path)
     plans = list(dict.fromkeys((*scale.checked, *scale.digits)))
-    export_graphs(bundle, plans, scale.precisions, layouts=LAYOUTS, doubled=True)
+    export_graphs(bundle, plans, scale.precisions, layouts=LAYOUTS, batched_guidance=True)
 
 
 def small_bundle(name: str, path: Path, scale: Scale) -> None:
@@ -67,7 +67,7 @@ def small_bundle(name: str, path: Path, scale: Scale) -> None:
         save_network(draft, "net", made.denoiser)
         for plan, table in plans.items():
             draft.manifest.plans[plan] = PlanEntry.of(table, network="net", solver=plan)
-    export_graphs(Bundle.load(path), list(plans), scale.precisions, layouts=LAYOUTS, doubled=False)
+    export_graphs(Bundle.load(path), list(plans), scale.precisions, layouts=LAYOUTS, batched_guidance=False)
 
 
 def large(name: str, path: Path) -> None:

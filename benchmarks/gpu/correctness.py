@@ -25,7 +25,7 @@ __all__ = ["chosen", "classes", "digits", "finite", "shipped"]
 
 SHIPPED = Path(__file__).resolve().parents[2] / "examples" / "digits.bundle"
 PLANS = ("sid1", "sid2")  # whose graphs are shipped
-NO_KERNEL = ("has no bf16 kernels", "cannot compute")  # of NoKernelError, whose words the ladder passes on
+NO_KERNEL = ("has no bf16 kernels", "cannot compute")  # of NoKernelError, whose words the selection passes on
 LEVELS = {"fp32": 1, "fp16": 8, "bf16": 64}  # of 255 that images may be off, as far as the limits of graphs go
 
 

@@ -35,7 +35,7 @@ class Work:
     """What a task is given, and where its rows go.
 
     out: its file. scratch: a folder that all tasks of a run share; bundles: where those that tasks need are made. kept: where
-    files are left that are to come back; before: where those of an earlier run are. data: a colour set, see colour.py. end:
+    files are left that are to come back; before: where those of an earlier run are. data: a color set, see color.py. end:
     time.time() when the task is ended from outside.
     """
 

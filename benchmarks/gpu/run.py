@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu", help="a folder for results")
     parser.add_argument("--parts", default=",".join(PARTS), help="some, or some tasks as PART.TASK, commas between")
-    parser.add_argument("--data", type=Path, help="the colour set of the part teacher, see colour.py")
+    parser.add_argument("--data", type=Path, help="the color set of the part teacher, see color.py")
     parser.add_argument(
         "--bundles", type=Path, help="a folder where bundles.py made some before, or makes them now; it is kept"
     )

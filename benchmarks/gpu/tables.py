@@ -158,7 +158,7 @@ def learnt() -> Table:
 
 
 def taught() -> Table:
-    """The colour teacher, run by run."""
+    """The color teacher, run by run."""
     head = ("run", "updates", "images seen", "minutes", "Frechet distance", "precision", "recall")
     content = found("teacher")
     rows = []

@@ -1,4 +1,4 @@
-"""Part four: a colour teacher that learns for the minutes that remain, and goes on where an earlier run's files are given.
+"""Part four: a color teacher that learns for the minutes that remain, and goes on where an earlier run's files are given.
 
 What comes back is small: averaged weights in fp16, in files of at most 15 MB each, a sheet of samples, and teacher.json with
 every run so far. A later run begins from those weights with a fresh optimizer. As a bundle, from the folder benchmarks:
@@ -38,7 +38,7 @@ from fewstep.sampling.plan import sample
 from fewstep.sampling.solvers import heun
 from fewstep.system.picture import save_grid
 from fewstep.trainer.teacher import TeacherConfig, _Run
-from gpu.colour import LICENCE, open_colour
+from gpu.color import LICENSE, open_color
 from gpu.job import Work
 
 __all__ = ["teach"]
@@ -82,18 +82,18 @@ TEACHINGS = {
 def teach(work: Work) -> None:
     """The task."""
     if work.data is None:
-        raise ValueError("there are no images to learn from; --data takes the colour set that benchmarks/gpu/pack.sh makes")
-    images = open_colour(work.data)
+        raise ValueError("there are no images to learn from; --data takes the color set that benchmarks/gpu/pack.sh makes")
+    images = open_color(work.data)
     config = TEACHINGS[work.scale.teaching]
     compiled = work.scale.device == "cuda" and work.left() > COMPILED_SECONDS
     config = replace(config, compile=compiled, steps=10**6, checkpoint_every=10**6)
-    run = _Run(work.scratch / "teacher.bundle", images, config, None, None, LICENCE, None)
+    run = _Run(work.scratch / "teacher.bundle", images, config, None, None, LICENSE, None)
     runs = go_on(run, work.before) if work.before else []
     about = learn(work, run)
-    work.note(runs=[*runs, about], network=config.network, images=len(images), licence=LICENCE)
+    work.note(runs=[*runs, about], network=config.network, images=len(images), license=LICENSE)
     work.note(weights=keep(run.ema, work.kept))
     work.add(**about)
-    about["scores"] = judge(work, run.ema, open_colour(work.data, "held-out").about(work.scale.judged))
+    about["scores"] = judge(work, run.ema, open_color(work.data, "held-out").about(work.scale.judged))
     work.add(**about["scores"])
 
 
@@ -220,7 +220,7 @@ def as_bundle(folder: Path, out: Path) -> None:
         plan = heun(denoiser.parametrisation.grid(18))
         draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
         draft.manifest.default = "heun18"
-        about = {"data": "cifar10", "images": found["images"], "runs": found["runs"], "licence": found["licence"]}
+        about = {"data": "cifar10", "images": found["images"], "runs": found["runs"], "license": found["license"]}
         draft.manifest.provenance.networks["teacher"] = about
         write_card(draft)
 

@@ -33,7 +33,7 @@ LEAST_SECONDS = 2.0  # without as many left, no other run begins
 # Of networks that learn: side, channels of the image, channels of the network, patch, batch, updates of the CPU.
 SIZES: dict[str, tuple[int, int, tuple[int, ...], int, int, int]] = {
     "digits": (28, 1, (32, 64), 2, 32, 20),
-    "colour": (32, 3, (128, 256), 1, 128, 2),
+    "color": (32, 3, (128, 256), 1, 128, 2),
     "tiny": (8, 1, (8,), 1, 4, 1),
 }
 # What networks compute in: the trainer's precision, and whether fp32 may round to TF32, as torch lets convolutions do.

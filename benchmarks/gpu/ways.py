@@ -135,12 +135,12 @@ class Case:
     def python_loop(self) -> Run:
         """One session of the step graph, called from a loop in Python, states in numpy."""
         graph = self.bundle.manifest.graphs[self.graph("step")]
-        assert graph.finish is not None
+        assert graph.postprocess is not None
         if "step" not in self.opened:
             self.opened["step"] = tuple(
-                open_session(self.bundle.file(file), self.plan_name, provider=CUDA) for file in (graph.file, graph.finish)
+                open_session(self.bundle.file(file), self.plan_name, provider=CUDA) for file in (graph.file, graph.postprocess)
             )
-        step, finish = self.opened["step"]
+        step, postprocess = self.opened["step"]
         wanted, golden = [given.name for given in step.get_inputs()], {"noise": self.noise, **self.condition}
         made: dict[str, npt.NDArray[np.uint8]] = {}
 
@@ -149,7 +149,7 @@ class Case:
             return found
 
         def end(arrays: Mapping[str, Any]) -> npt.NDArray[Any]:
-            made["images"], last = finish.run(["images", "sample"], dict(arrays))
+            made["images"], last = postprocess.run(["images", "sample"], dict(arrays))
             return last
 
         def run() -> npt.NDArray[np.uint8]:
@@ -231,7 +231,7 @@ class Case:
         return images
 
     def diffusers_loop(self) -> Run | None:
-        """What a pipeline of diffusers does: its scheduler around the network, guidance by a doubled batch in every step.
+        """What a pipeline of diffusers does: its scheduler around the network, batched guidance in every step.
 
         None where diffusers has no scheduler for the plan: fitted tables, few-step generators, guidance in an interval.
         """

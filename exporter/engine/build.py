@@ -133,7 +133,7 @@ def _key(bundle: Bundle, entry: GraphEntry, case: Case) -> EngineKey:
     return EngineKey(
         graph_sha256=sha256[entry.file],
         data_sha256=sha256[entry.data] if entry.data else None,
-        finish_sha256=sha256[entry.finish] if entry.finish else None,
+        postprocess_sha256=sha256[entry.postprocess] if entry.postprocess else None,
         flavour=case.flavour.name,
         version=case.flavour.version or "",
         targets=list(case.architectures),
@@ -150,12 +150,12 @@ def _build(bundle: Bundle, draft: Draft, job: Job, meter: Meter) -> EngineEntry:
     start = time.monotonic()
     file = f"engines/{job.name}.engine"
     result = _build_file(bundle, draft, job, job.entry.file, file, meter)
-    finish = None
-    if job.entry.finish:
-        finish = f"engines/{job.name}.finish.engine"
-        _build_file(bundle, draft, job, job.entry.finish, finish, meter)
+    postprocess = None
+    if job.entry.postprocess:
+        postprocess = f"engines/{job.name}.postprocess.engine"
+        _build_file(bundle, draft, job, job.entry.postprocess, postprocess, meter)
     seconds = round(time.monotonic() - start, 3)
-    return EngineEntry(file=file, finish=finish, graph=job.case.graph.name, key=job.key, seconds=seconds, **result)
+    return EngineEntry(file=file, postprocess=postprocess, graph=job.case.graph.name, key=job.key, seconds=seconds, **result)
 
 
 def _build_file(bundle: Bundle, draft: Draft, job: Job, graph: str, engine: str, meter: Meter) -> dict[str, Any]:
@@ -169,14 +169,14 @@ def _build_file(bundle: Bundle, draft: Draft, job: Job, graph: str, engine: str,
         profiles=settings.profiles,
         targets=list(settings.targets),
         precision=job.entry.precision if graph == job.entry.file else None,
-        kept=job.entry.kept,
+        excluded=job.entry.excluded,
         inspect=job.case.machine.sm is not None,
         workspace_bytes=settings.workspace_bytes,
         level=settings.level,
         timing_cache=str(settings.timing_cache.absolute()) if settings.timing_cache else None,
         flags=settings.flags,
     )
-    with meter(job.name if graph == job.entry.file else f"{job.name} (finish)") as report:
+    with meter(job.name if graph == job.entry.file else f"{job.name} (postprocess)") as report:
         try:
             return run(request, report)
         except ValueError as error:

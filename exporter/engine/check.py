@@ -56,12 +56,12 @@ def _run(bundle: Bundle, entry: EngineEntry, plan: str, golden: Arrays, profile:
 
         if len(runners) == 1:
             return {"sample": run(runners[0], "sample", golden)}
-        step, finish = runners
+        step, postprocess = runners
         return walk(
             bundle,
             bundle.manifest.graphs[entry.graph],
             bundle.plan(plan),
             golden,
             lambda arrays: run(step, "denoised", arrays),
-            lambda arrays: run(finish, "sample", arrays),
+            lambda arrays: run(postprocess, "sample", arrays),
         )

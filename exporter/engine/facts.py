@@ -35,7 +35,7 @@ class GraphFacts:
     fixed_batch: int | None = None
     dynamic: tuple[str, ...] = ()  # "input: dimension", other than the batch
     asymmetric: tuple[str, ...] = ()
-    wide_integers: tuple[str, ...] = ()  # quantised to 32 bits, as ONNX Runtime does with biases
+    wide_integers: tuple[str, ...] = ()  # quantized to 32 bits, as ONNX Runtime does with biases
     e5m2: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     loops: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def _load(bundle: Bundle, name: str, entry: GraphEntry) -> list[onnx.ModelProto]
         raise ValueError(f"building engines needs onnx; {install('rtx')}") from None
     paths = {path: bundle.file(path) for path in entry.paths}
     try:
-        return [onnx.load(paths[path], load_external_data=False) for path in (entry.file, entry.finish) if path]
+        return [onnx.load(paths[path], load_external_data=False) for path in (entry.file, entry.postprocess) if path]
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise ValueError(f"the graph {name!r} is not a readable ONNX file ({error}); export it again") from None
 

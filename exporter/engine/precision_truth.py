@@ -1,7 +1,7 @@
 """Which precision does every layer that computes really compute in?
 
 All flavours build strongly typed networks: a layer computes in the type of what it is fed. So the parsed network, layers inside
-loops included, is asked layer by layer. A quantised layer is one whose operands all come from Dequantize layers, which the
+loops included, is asked layer by layer. A quantized layer is one whose operands all come from Dequantize layers, which the
 builder fuses into it.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["kernel_types", "layer_precisions"]
 _COMPUTE = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT"}
 _MOVES = {"SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY"}  # what may stand between Dequantize and its layer
 _TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-_QUANTISED: dict[Precision, tuple[str, str]] = {"int8": ("int8", "fp32"), "int8-fp16": ("int8", "fp16"), "fp8": ("fp8", "fp16")}
+_QUANTIZED: dict[Precision, tuple[str, str]] = {"int8": ("int8", "fp32"), "int8-fp16": ("int8", "fp16"), "fp8": ("fp8", "fp16")}
 _HIGHER = ("fp32", "fp16", "bf16")
 # What the engine inspector calls types: "DataType": "Half" since 11, "Format/Datatype": "... FP16 format" before.
 _KERNELS = {
@@ -32,16 +32,16 @@ _KERNELS = {
 }
 
 
-def layer_precisions(network: Any, precision: Precision, kept: Sequence[str]) -> dict[str, int]:
+def layer_precisions(network: Any, precision: Precision, excluded: Sequence[str]) -> dict[str, int]:
     """How many convolutions, matrix products and attentions of a parsed network compute in each precision.
 
-    kept: names of graph nodes that may stay in a higher precision, with or without the copy they are in (`eval_0/`). In a
-    quantised graph a product of two activations may stay too: there is no weight to make smaller.
+    excluded: names of graph nodes that may stay in a higher precision, with or without the copy they are in (`eval_0/`). In a
+    quantized graph a product of two activations may stay too: there is no weight to make smaller.
     Raises ValueError with the name of a layer that computes in another precision than it should, or when none computes.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs) if layer.get_output(i)}
-    wanted, rest = _QUANTISED.get(precision, (precision, precision))
+    wanted, rest = _QUANTIZED.get(precision, (precision, precision))
     counts: Counter[str] = Counter()
     wrong: list[tuple[str, str]] = []
     for layer in layers:
@@ -50,7 +50,7 @@ def layer_precisions(network: Any, precision: Precision, kept: Sequence[str]) ->
         kind = _computes_in(layer, makers)
         counts[kind] += 1
         free = kind == rest and not _has_weights(layer, makers)
-        if kind != wanted and not free and not (kind in _HIGHER and _is_kept(layer.name, kept)):
+        if kind != wanted and not free and not (kind in _HIGHER and _is_excluded(layer.name, excluded)):
             wrong.append((layer.name, kind))
     if wrong:
         name, kind = wrong[0]
@@ -95,7 +95,7 @@ def _type(tensor: Any) -> str:
 
 def _computes_in(layer: Any, makers: dict[str, Any]) -> str:
     origins = [_origin(tensor, makers, _MOVES) for tensor in _operands(layer)]
-    complete = len(origins) > 1  # a kernel that is no tensor was never quantised
+    complete = len(origins) > 1  # a kernel that is no tensor was never quantized
     if complete and all(o is not None and o.type.name == "DEQUANTIZE" for o in origins):
         types = {_type(o.get_input(0)) for o in origins if o is not None}
         if len(types) == 1:
@@ -111,6 +111,6 @@ def _has_weights(layer: Any, makers: dict[str, Any]) -> bool:
     return any(o is not None and o.type.name == "CONSTANT" for o in origins)
 
 
-def _is_kept(name: str, kept: Sequence[str]) -> bool:
+def _is_excluded(name: str, excluded: Sequence[str]) -> bool:
     name = name.removesuffix("_AttentionInput")
-    return any(name == k or name.endswith(f"/{k}") for k in kept)
+    return any(name == k or name.endswith(f"/{k}") for k in excluded)

@@ -44,7 +44,7 @@ class Request:
     profiles: list[tuple[int, int, int]]
     targets: list[str]
     precision: Precision | None
-    kept: list[str]
+    excluded: list[str]
     inspect: bool
     workspace_bytes: int | None = None
     level: int | None = None
@@ -88,7 +88,7 @@ def build(request: Request, say: Say, stopped: threading.Event) -> dict[str, Any
 
     trt = importlib.import_module(request.flavour)
     builder, network, parser = NetworkFromOnnxPath(request.graph, strongly_typed=request.strongly_typed)()
-    layers = layer_precisions(network, request.precision, request.kept) if request.precision else {}
+    layers = layer_precisions(network, request.precision, request.excluded) if request.precision else {}
     config = _config(trt, request, network, _monitor(trt, say, stopped))
     save = request.timing_cache
     engine = bytes(EngineBytesFromNetwork((builder, network, parser), config=config, save_timing_cache=save)())
@@ -154,7 +154,7 @@ def _monitor(trt: Any, say: Say, stopped: threading.Event) -> Any:
             return not stopped.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.finish(phase_name)
+            phases.postprocess(phase_name)
 
     def report(*, always: bool = False) -> None:
         nonlocal shown

@@ -27,7 +27,7 @@ from fewstep.sampling.guidance import mix
 from fewstep.sampling.parametrisation import Scales
 from fewstep.sampling.plan import Plan, trajectory
 
-__all__ = ["Decoder", "Sampler", "finish", "guided_output", "guided_where", "scaled", "step", "unroll"]
+__all__ = ["Decoder", "Sampler", "guided_output", "guided_where", "postprocess", "scaled", "step", "unroll"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +76,10 @@ def unroll(
     image: ImageSpec,
     *,
     decoder: Decoder | None = None,
-    doubled: bool = False,
+    batched_guidance: bool = False,
     layers: LayerPrecision | None = None,
 ) -> ir.Model:
-    """The whole plan as a straight graph. doubled: guided rows evaluate both conditions as one batch of twice the size.
+    """The whole plan as a straight graph. batched_guidance: guided rows evaluate both conditions in one batch.
 
     Raises ValueError for a plan that does not fit the network.
     """
@@ -89,7 +89,9 @@ def unroll(
     def denoise(x: Symbol, _: float, weight: float = 1.0, **__: float) -> Symbol:
         row, scales = next(rows)
         at = At(f"row_{row}", row)
-        out = guided_output(graph.evaluations, graph.root, scaled(scales.into, x), weight, at, doubled=doubled)
+        out = guided_output(
+            graph.evaluations, graph.root, scaled(scales.into, x), weight, at, batched_guidance=batched_guidance
+        )
         return scaled(scales.skip, x) + scaled(scales.out, out)
 
     x: Symbol = plan.begin(graph.start)
@@ -100,12 +102,12 @@ def unroll(
 
 
 def guided_output(
-    evaluations: Evaluations, writer: Writer, x: Symbol, weight: float | Symbol, at: At, *, doubled: bool
+    evaluations: Evaluations, writer: Writer, x: Symbol, weight: float | Symbol, at: At, *, batched_guidance: bool
 ) -> Symbol:
     """F(x), guided unless weight is the number 1. D is linear in F, so mixing outputs of F is mixing estimates."""
     if isinstance(weight, float) and weight == 1:
         return Symbol(writer, evaluations.evaluate(writer, x.value, "given", at))
-    if doubled:
+    if batched_guidance:
         both = evaluations.evaluate(writer, writer.op("Concat", x.value, x.value, axis=0), "both", at)
         conditional, unconditional = writer.outputs("Split", 2, both, axis=0, num_outputs=2)
     else:
@@ -146,18 +148,18 @@ def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
         on = writer.op("Not", writer.op("Equal", weight, writer.constant(1.0)))
         output = guided_where(evaluations, writer, scaled_x, Symbol(writer, weight), on, at)
     else:
-        output = guided_output(evaluations, writer, scaled_x, 1.0, at, doubled=False)
+        output = guided_output(evaluations, writer, scaled_x, 1.0, at, batched_guidance=False)
     denoised = (skip * Symbol(writer, x) + out * output).value
     denoised.dtype, denoised.shape = ir.DataType.FLOAT, ir.Shape(("batch", *network.state))
     inputs = [x, scales, *([weight] if conditional else []), *given, *(null or [])]
     return writer.model("step", inputs, {"denoised": denoised})
 
 
-def finish(state: tuple[int, int, int], image: ImageSpec, decoder: Decoder | None = None) -> ir.Model:
+def postprocess(state: tuple[int, int, int], image: ImageSpec, decoder: Decoder | None = None) -> ir.Model:
     """The last state x (B, C, H, W) of a plan -> images and sample: what the step layout leaves to do."""
     writer = Writer()
     x = ir.val("x", ir.DataType.FLOAT, ("batch", *state))
-    return writer.model("finish", [x], write_images(writer, x, image, decoder))
+    return writer.model("postprocess", [x], write_images(writer, x, image, decoder))
 
 
 def scaled(factor: float, x: Symbol) -> Symbol:

@@ -23,16 +23,16 @@ def loop(
     image: ImageSpec,
     *,
     decoder: Decoder | None = None,
-    doubled: bool = False,
+    batched_guidance: bool = False,
     layers: LayerPrecision | None = None,
 ) -> ir.Model:
     """The whole plan as one Loop that carries the states and estimates which later rows read.
 
-    Rows without guidance skip the unconditional evaluation by an If inside, which takes two calls; doubled is for plans that
-    are guided in every row. Raises ValueError for a plan that does not fit.
+    Rows without guidance skip the unconditional evaluation by an If inside, which takes two passes; batched_guidance is for
+    plans that are guided in every row. Raises ValueError for a plan that does not fit.
     """
     graph = Sampler(network, plan, layers)
-    body = _Body(graph, doubled=doubled)
+    body = _Body(graph, batched_guidance=batched_guidance)
     x = plan.begin(graph.start).value
     empty = graph.root.op("Mul", x, graph.root.constant(0.0))
     start = [*[empty] * (len(body.states) - 1), x, *[empty] * len(body.estimates)]
@@ -46,8 +46,8 @@ def loop(
 class _Body:
     """What happens in one turn: row `i` of the tables, applied to the last states and estimates (oldest first)."""
 
-    def __init__(self, graph: Sampler, *, doubled: bool) -> None:
-        self.graph, self.plan, self.doubled = graph, graph.plan, doubled
+    def __init__(self, graph: Sampler, *, batched_guidance: bool) -> None:
+        self.graph, self.plan, self.batched_guidance = graph, graph.plan, batched_guidance
         self.writer = Writer(graph.root)
         self.i = ir.val("i", ir.DataType.INT64, ())
         depth = max(_depth(table) for table in (self.plan.b, self.plan.clip) if table is not None)
@@ -75,10 +75,10 @@ class _Body:
         """F of this row, guided where the row is."""
         at, evaluations, weights = At("row", self.i, timestep), self.graph.evaluations, self.plan.weights
         if (weights == 1).all():
-            return guided_output(evaluations, self.writer, x, 1.0, at, doubled=False)
+            return guided_output(evaluations, self.writer, x, 1.0, at, batched_guidance=False)
         weight = Symbol(self.writer, self.writer.op("Gather", self.table(weights.astype(np.float32)), self.i, axis=0))
         if (weights != 1).all():
-            return guided_output(evaluations, self.writer, x, weight, at, doubled=self.doubled)
+            return guided_output(evaluations, self.writer, x, weight, at, batched_guidance=self.batched_guidance)
         on = self.writer.op("Gather", self.table(weights != 1), self.i, axis=0)
         return guided_where(evaluations, self.writer, x, weight, on, at)
 

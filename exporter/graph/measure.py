@@ -1,4 +1,4 @@
-"""Is one batch of twice the size faster than two calls? Measured where the export runs."""
+"""Is one batch of twice the size faster than two passes? Measured where the export runs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fewstep.sampling.plan import Plan
 
 __all__ = ["CLEARLY_FASTER", "doubled_speedup"]
 
-CLEARLY_FASTER = 1.05  # less is noise, and two calls need half the memory
+CLEARLY_FASTER = 1.05  # less is noise, and two passes need half the memory
 RUNS = 7
 
 
 def doubled_speedup(network: Network, plan: Plan) -> float:
-    """Latency of a guided row as two calls over its latency as one doubled batch, for one image on this CPU."""
+    """Latency of a guided row in two passes over its latency in one batch, for one image on this CPU."""
     row = int(np.flatnonzero(plan.weights != 1)[0])
     one = Plan(plan.alphas[row : row + 2], plan.sigmas[row : row + 2], [[1.0]], [[1.0]], [0.0], plan.weights[row : row + 1])  # type: ignore[arg-type]
     channels, height, width = network.state
     image = ImageSpec(channels=channels, height=height, width=width)  # of the state: a decoder would only add to both
     with tempfile.TemporaryDirectory() as directory:
         sessions = []
-        for doubled in (False, True):
-            path = Path(directory, f"{doubled}.onnx")
-            ir.save(unroll(network, one, image, doubled=doubled), path)
+        for batched_guidance in (False, True):
+            path = Path(directory, f"{batched_guidance}.onnx")
+            ir.save(unroll(network, one, image, batched_guidance=batched_guidance), path)
             sessions.append(open_session(path, "of a guided row"))
         feeds = {
             i.name: np.zeros([1, *i.shape[1:]], np.int64 if "int64" in i.type else np.float32) for i in sessions[0].get_inputs()

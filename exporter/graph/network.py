@@ -20,7 +20,7 @@ __all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]
 KEPT = 8  # traces, without weights
 _traces: dict[tuple[Any, ...], Traced] = {}
 
-# What the layers that are not quantised compute in.
+# What the layers that are not quantized compute in.
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,

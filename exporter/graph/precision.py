@@ -1,6 +1,6 @@
 """The precision of single layers, explicit in the graph: eight bits where asked, fp32 where less would hurt.
 
-Eight bits are quantise and dequantise nodes around convolutions and linear layers. Activation scales belong to a row of the
+Eight bits are quantize and dequantize nodes around convolutions and linear layers. Activation scales belong to a row of the
 plan, because every row of an unrolled plan has nodes of its own and ranges differ between noise levels; a Loop runs all rows
 through the same nodes and takes the widest. Weights have a scale for each output channel; for CPUs they have 7 bits, so that
 no kernel cuts a sum off (see fewstep.artifact.ranges).
@@ -36,12 +36,12 @@ Inputs: TypeAlias = list[ir.Value | None]
 class LayerPrecision:
     """Writes a network's layers in another precision than the rest of it.
 
-    kind: eight bits for the layers in `ranges`, or None. kept: layers that are left out of this, and compute in fp32 where the
-    rest has 16 bits. for_cpu: the form that ONNX Runtime's integer kernels take: unsigned activations with a zero point,
-    quantised outputs and int32 biases. Without it: symmetric inputs and weights only, which is what TensorRT takes.
+    kind: eight bits for the layers in `ranges`, or None. excluded: layers that are left out of this, and compute in fp32 where
+    the rest has 16 bits. for_cpu: the form that ONNX Runtime's integer kernels take: unsigned activations with a zero point,
+    quantized outputs and int32 biases. Without it: symmetric inputs and weights only, which is what TensorRT takes.
     """
 
-    kept: frozenset[str]
+    excluded: frozenset[str]
     kind: EightBit | None = None
     ranges: Ranges | None = None
     for_cpu: bool = False
@@ -49,12 +49,12 @@ class LayerPrecision:
 
     def takes(self, layer: Layer) -> bool:
         """Whether a layer is to be written in a precision of its own."""
-        return layer.name in self.kept or (self.ranges is not None and layer.name in self.ranges.layers)
+        return layer.name in self.excluded or (self.ranges is not None and layer.name in self.ranges.layers)
 
     def write(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
         """Write a layer and return its output. inputs: its own, in the graph; row None: the widest range of all."""
-        if layer.name not in self.kept:
-            return self._quantised(writer, layer, inputs, prefix, row)
+        if layer.name not in self.excluded:
+            return self._quantized(writer, layer, inputs, prefix, row)
         if layer.dtype == ir.DataType.FLOAT:
             return layer.copy(writer, inputs, prefix)
         upcast: Inputs = [writer.op("Cast", inputs[0], to=ir.DataType.FLOAT)]
@@ -63,7 +63,7 @@ class LayerPrecision:
             upcast.append(writer.weight(f"{layer.node.inputs[i].name}.fp32", tensor))  # type: ignore[union-attr]
         return writer.op("Cast", layer.copy(writer, upcast, prefix), to=layer.dtype)
 
-    def _quantised(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
+    def _quantized(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
         assert self.ranges is not None
         assert inputs[0] is not None
         ranges, dtype = self.ranges.layers[layer.name], layer.dtype.numpy()
@@ -72,12 +72,12 @@ class LayerPrecision:
         largest = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis))
         scales = np.maximum(largest, 1e-12) / self._largest_weight
         interval = _widest(ranges.input, row)
-        quantised: Inputs = [self._activation(writer, inputs[0], interval, dtype)]
-        quantised.append(self._weight(writer, layer.name, array, scales, axis, dtype))
+        quantized: Inputs = [self._activation(writer, inputs[0], interval, dtype)]
+        quantized.append(self._weight(writer, layer.name, array, scales, axis, dtype))
         if len(inputs) > 2:
             bias = self._bias(writer, layer, scales * self._scale(interval)[0], row) if self.for_cpu else inputs[2]
-            quantised.append(bias)
-        output = layer.copy(writer, quantised, prefix)
+            quantized.append(bias)
+        output = layer.copy(writer, quantized, prefix)
         return self._activation(writer, output, _widest(ranges.output, row), dtype) if self.for_cpu else output
 
     @property

@@ -22,7 +22,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
 from fewstep.artifact.labels import Labels
 from fewstep.artifact.manifest import Precision
-from fewstep.runtime.ladder import RUNGS, Wanted, candidates
+from fewstep.runtime.selection import BACKENDS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
 from fewstep.system.places import writing
@@ -112,8 +112,8 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
             f"a queue holds a batch and a request at least ({settings.max_batch} and {settings.max_images} images), "
             f"got max_waiting {settings.max_waiting}"
         )
-    if settings.backend not in (None, *RUNGS):
-        raise ValueError(f"backend is one of {', '.join(RUNGS)}, got {settings.backend!r}")
+    if settings.backend not in (None, *BACKENDS):
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, got {settings.backend!r}")
     for plan in settings.plans:
         bundle.pick("plan", plan, bundle.manifest.plans)
         for graph in candidates(bundle, Wanted(plan, precision=settings.precision)).values():

@@ -27,7 +27,7 @@ from fewstep.artifact.manifest import EngineEntry, Precision
 from fewstep.artifact.spec import InputSpec
 from fewstep.artifact.staging import staged
 from fewstep.runtime.buckets import buckets_to
-from fewstep.runtime.ladder import ON_CPU, ON_GPU, graphs_of
+from fewstep.runtime.selection import ON_CPU, ON_GPU, graphs_of
 
 __all__ = ["Settings", "write_repository"]
 

@@ -15,7 +15,7 @@ from fewstep.artifact.manifest import NAME
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.generator import Generator
-from fewstep.runtime.ladder import graphs_of
+from fewstep.runtime.selection import graphs_of
 from fewstep.runtime.trial import try_out
 
 __all__ = ["BusyError", "LoadingError", "Model", "Options", "Repository", "UnknownError", "Version"]

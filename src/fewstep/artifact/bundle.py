@@ -174,7 +174,7 @@ class Bundle:
         entry = self.manifest.ranges.get(plan)
         if entry is None:
             return None
-        way_out = f"collect them again with: fewstep quantise {self.root.name} --plan {plan}"
+        way_out = f"collect them again with: fewstep quantize {self.root.name} --plan {plan}"
         return self.parsed(entry.file, Ranges, "ranges", way_out)
 
     def references(self, *plans: str) -> dict[str, Arrays]:

@@ -8,7 +8,7 @@ from fewstep.artifact.bundle import CARD, Draft
 from fewstep.artifact.draft import digest
 from fewstep.artifact.manifest import Manifest
 
-__all__ = ["inherited", "licence", "proven", "write_card"]
+__all__ = ["inherited", "license", "proven", "write_card"]
 
 NOTE = "<!-- Written by fewstep, and anew whenever a network is added, unless you change it: then it is yours and stays. -->"
 
@@ -22,21 +22,21 @@ def write_card(draft: Draft) -> None:
 
 
 def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
-    """The licences that a network made from these is under besides its own, by the network that each is of."""
+    """The licenses that a network made from these is under besides its own, by the network that each is of."""
     found: dict[str, str] = {}
     for name in networks:
         about = manifest.provenance.networks.get(name, {})
-        found |= about.get("inherited_licences", {})
-        if about.get("licence"):
-            found[name] = about["licence"]
+        found |= about.get("inherited_licenses", {})
+        if about.get("license"):
+            found[name] = about["license"]
     return found
 
 
-def licence(manifest: Manifest, network: str) -> str:
+def license(manifest: Manifest, network: str) -> str:
     """What a network is licensed under, and the ones it was made from, in words."""
     about = manifest.provenance.networks.get(network, {})
-    own = [about["licence"]] if about.get("licence") else []
-    others = [f"{name}: {words}" for name, words in about.get("inherited_licences", {}).items() if words not in own]
+    own = [about["license"]] if about.get("license") else []
+    others = [f"{name}: {words}" for name, words in about.get("inherited_licenses", {}).items() if words not in own]
     return "; ".join([*own, *others]) or "not stated"
 
 
@@ -51,12 +51,12 @@ def card(manifest: Manifest) -> str:
         "",
         f"Images: {image.height}x{image.width}, {image.channels} channels. Condition: {of[condition.kind]}.",
         "",
-        "| network | estimates | made from | images read | licence |",
+        "| network | estimates | made from | images read | license |",
         "|---|---|---|---|---|",
     ]
     for name, network in manifest.networks.items():
         about = manifest.provenance.networks.get(name, {})
-        cells = [name, network.parametrisation.kind, _source(about), _data(about), licence(manifest, name)]
+        cells = [name, network.parametrisation.kind, _source(about), _data(about), license(manifest, name)]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
     for name in manifest.networks:
         if said := proven(manifest.provenance.networks.get(name, {})):

@@ -19,7 +19,7 @@ def check_files(bundle: Bundle, graph: GraphEntry) -> None:
     for path in graph.paths:
         bundle.file(path)
     allowed = _beside(bundle, graph.file, graph.data) if graph.data else None
-    for path in [path for path in (graph.file, graph.finish) if path]:
+    for path in [path for path in (graph.file, graph.postprocess) if path]:
         try:
             found = locations(bundle.file(path).read_bytes())
         except ValueError as error:

@@ -124,26 +124,28 @@ class GraphEntry(Strict):
 
     unrolled and loop hold a whole plan: inputs noise (B, draws, C, H, W) and the condition; outputs images (B, H, W, C)
     uint8 and sample (B, C, H, W) float32. step is one guided evaluation for whoever walks a plan: inputs x (B, C, H, W),
-    scales (4,), weight () and the condition; output denoised (B, C, H, W); its `finish` turns a last state into images.
+    scales (4,), weight () and the condition; output denoised (B, C, H, W); its `postprocess` turns a last state into images.
     """
 
     file: str
     data: str | None = None
-    finish: str | None = None
+    postprocess: str | None = None
     network: Name
     plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its network")
     precision: Precision
     layout: Layout
     opset: PositiveInt
-    doubled: bool = Field(default=False, description="guided rows evaluate both conditions as one batch of twice the size")
-    kept: Words = Field(default=[], description="layers left in higher precision because they hurt the image")
+    batched_guidance: bool = Field(
+        default=False, description="guided rows evaluate both conditions in one batch of twice the size"
+    )
+    excluded: Words = Field(default=[], description="layers left in higher precision because they hurt the image")
     limit: float = Field(gt=0, description="largest allowed |sample - reference| on golden.npz, in image values")
     min_psnr_db: float = Field(default=0, description="smallest allowed PSNR of sample against the reference there")
 
     @property
     def paths(self) -> list[str]:
         """Every file of the graph."""
-        return [path for path in (self.file, self.data, self.finish) if path]
+        return [path for path in (self.file, self.data, self.postprocess) if path]
 
 
 class EngineKey(Strict):
@@ -151,7 +153,7 @@ class EngineKey(Strict):
 
     graph_sha256: str
     data_sha256: str | None = Field(description="the graph's external weights")
-    finish_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
+    postprocess_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
     flavour: Literal["tensorrt_rtx", "tensorrt"]
     version: str
     targets: Words = Field(description='GPU architectures (SM) such as "89"; empty: what the flavour covers by default')
@@ -172,10 +174,10 @@ class EngineKey(Strict):
 
 
 class EngineEntry(Strict):
-    """A TensorRT engine. A graph of the step layout has a second one in `finish`."""
+    """A TensorRT engine. A graph of the step layout has a second one in `postprocess`."""
 
     file: str
-    finish: str | None = None
+    postprocess: str | None = None
     graph: Name
     key: EngineKey
     layers: dict[str, int] = Field(description="convolutions, matrix products and attention by the precision they compute in")
@@ -187,7 +189,7 @@ class EngineEntry(Strict):
     @property
     def paths(self) -> list[str]:
         """Every file of the engine."""
-        return [path for path in (self.file, self.finish) if path]
+        return [path for path in (self.file, self.postprocess) if path]
 
 
 class FileEntry(Strict):
@@ -196,7 +198,7 @@ class FileEntry(Strict):
 
 
 class Provenance(Strict):
-    """What networks and plans were made of, how and under which licence, by their names; a network and a plan may share one."""
+    """What networks and plans were made of, how and under which license, by their names; a network and a plan may share one."""
 
     networks: dict[Name, dict[str, Any]] = Field(default={})
     plans: dict[Name, dict[str, Any]] = Field(default={})

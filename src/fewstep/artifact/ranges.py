@@ -27,12 +27,12 @@ class LayerRanges(Strict):
 class Ranges(Strict):
     """The convolutions and linear layers of a plan's network by name.
 
-    kept: for each precision, the layers that stay in higher precision because they hurt the image; psnr_db: of the image
+    excluded: for each precision, the layers that stay in higher precision because they hurt the image; psnr_db: of the image
     against fp32 with all layers rounded and with those left out.
     """
 
     plan: str
     samples: PositiveInt
     layers: dict[str, LayerRanges]
-    kept: dict[Precision, list[str]] = Field(default={})
+    excluded: dict[Precision, list[str]] = Field(default={})
     psnr_db: dict[Precision, tuple[float, float]] = Field(default={})

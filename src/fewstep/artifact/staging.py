@@ -27,7 +27,7 @@ from fewstep.system.places import alike, refuse_inside, refuse_mounts, sync, syn
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["check_place", "claimed", "recover", "staged"]
+__all__ = ["check_place", "locked", "recover", "staged"]
 
 
 def check_place(path: Path) -> None:
@@ -40,7 +40,7 @@ def check_place(path: Path) -> None:
     refuse_mounts(root)
     try_to_write(root.parent)
     if root.is_dir():
-        with suppress(_BusyError), claimed(_sibling(root, "lock"), busy="") as held:
+        with suppress(_BusyError), locked(_sibling(root, "lock"), busy="") as held:
             _clear(root)
             _try_to_move(root, held)
 
@@ -57,7 +57,7 @@ def staged(root: Path) -> Iterator[Path]:
     """
     check_place(root)
     staging, old = _sibling(root, "new"), _sibling(root, "old")
-    with claimed(_sibling(root, "lock")):
+    with locked(_sibling(root, "lock")):
         _clear(root)
         before = root.exists()
         staging.mkdir()
@@ -83,7 +83,7 @@ def staged(root: Path) -> Iterator[Path]:
 def recover(root: Path) -> None:
     """Finish what a kill between the two renames of staged left: the old directory goes back to its place."""
     if _between_renames(root):
-        with claimed(_sibling(root, "lock")):
+        with locked(_sibling(root, "lock")):
             _put_back(root)
 
 
@@ -92,7 +92,7 @@ class _BusyError(ValueError):
 
 
 @contextmanager
-def claimed(lock: Path, *, busy: str | None = None) -> Iterator[bool]:
+def locked(lock: Path, *, busy: str | None = None) -> Iterator[bool]:
     """Hold a directory that is there for nothing else against other processes; the operating system ends a killed one's hold.
 
     Waits for a process that holds it or, with busy, raises ValueError with that sentence. Gives whether it is held: where

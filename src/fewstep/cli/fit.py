@@ -1,4 +1,4 @@
-"""Verbs that fit samplers to a network: calibrate, interval, adopt, quantise."""
+"""Verbs that fit samplers to a network: calibrate, interval, adopt, quantize."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fewstep.cli.app import (
 from fewstep.sampling.guidance import PLAIN
 from fewstep.system.console import say, show, table, track
 
-__all__ = ["adopt", "calibrate", "interval", "quantise"]
+__all__ = ["adopt", "calibrate", "interval", "quantize"]
 
 
 @app.command(rich_help_panel="Fit a sampler to it")
@@ -200,7 +200,7 @@ def adopt(
 
 
 @app.command(rich_help_panel="Fit a sampler to it")
-def quantise(
+def quantize(
     bundle: BundlePath,
     plan: Annotated[str | None, typer.Option(help="A plan of the bundle.", show_default="the default")] = None,
     precision: Annotated[str, typer.Option(help="Precisions, commas between.")] = "int8",
@@ -225,8 +225,13 @@ def quantise(
     ranges = done.ranges(name)
     assert ranges is not None
     rows = [
-        (p, f"{ranges.psnr_db[p][0]:.1f}", f"{ranges.psnr_db[p][1]:.1f}", ", ".join(ranges.kept[p]) or "none") for p in wanted
+        (p, f"{ranges.psnr_db[p][0]:.1f}", f"{ranges.psnr_db[p][1]:.1f}", ", ".join(ranges.excluded[p]) or "none")
+        for p in wanted
     ]
-    table(f"{name}: PSNR against fp32 in dB", ["precision", "all layers", "with kept", "kept in higher precision"], rows)
-    result = {"bundle": str(bundle), "plan": name, "kept": ranges.kept, "psnr_db": ranges.psnr_db}
+    table(
+        f"{name}: PSNR against fp32 in dB",
+        ["precision", "all layers", "without excluded", "excluded, in higher precision"],
+        rows,
+    )
+    result = {"bundle": str(bundle), "plan": name, "excluded": ranges.excluded, "psnr_db": ranges.psnr_db}
     finish(result, as_json, f"fewstep export {bundle} --plan {name} --precision {precision}")

@@ -40,7 +40,7 @@ Log = Annotated[
 Accumulate = Annotated[int, typer.Option(help="Parts that a batch is computed in, one after the other, for memory.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Forget activations and compute them again, for memory.")]
 Shard = Annotated[bool, typer.Option("--shard", help="Every process keeps a share of the weights (FSDP2), for memory.")]
-Licence = Annotated[str | None, typer.Option(help="Of what goes in, in words, for the card.", show_default="not stated")]
+License = Annotated[str | None, typer.Option(help="Of what goes in, in words, for the card.", show_default="not stated")]
 SaveEvery = Annotated[int, typer.Option(help="Updates between two checkpoints.")]
 
 
@@ -80,7 +80,7 @@ def train(
     shard: Shard = False,
     compile: Annotated[bool, typer.Option("--compile", help="By torch.compile.")] = False,
     save_every: SaveEvery = 50,
-    licence: Licence = None,
+    license: License = None,
     log: Log = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -120,7 +120,7 @@ def train(
     images = open_examples(data, resolution=resolution, embeddings=condition_of(given) if given else None, track=track)
     _refuse_trained(out)
     pace = Paced(telling(images))
-    bundle = train_teacher(out, images, config, embeddings=given, licence=licence, log=log, track=pace)
+    bundle = train_teacher(out, images, config, embeddings=given, license=license, log=log, track=pace)
     if SPEAKS:  # the first process alone
         bundle = _seen(bundle)
     result = {"bundle": str(out), "networks": list(bundle.manifest.networks), "graphs": list(bundle.manifest.graphs)}
@@ -219,7 +219,7 @@ def import_checkpoint(
     config: Annotated[
         Path | None, typer.Option(help="For a single file: a directory with its configurations.", show_default=False)
     ] = None,
-    licence: Licence = None,
+    license: License = None,
     as_json: Json = False,
 ) -> None:
     """Start a bundle with the network of a checkpoint and its own scheduler as a plan, and prove that both make what diffusers'
@@ -232,7 +232,7 @@ def import_checkpoint(
         from transformers.utils import logging
 
         logging.set_verbosity_error()
-    options = ImportOptions(tokens, resolution, null_class, steps, guidance, variant, licence, config)
+    options = ImportOptions(tokens, resolution, null_class, steps, guidance, variant, license, config)
     bundle, proof = import_teacher(source, out, options)
     manifest = bundle.manifest
     about, parametrisation = manifest.provenance.networks["teacher"], manifest.networks["teacher"].parametrisation
@@ -288,7 +288,7 @@ def distill(
     checkpointing: Checkpointing = False,
     shard: Shard = False,
     save_every: SaveEvery = 50,
-    licence: Licence = None,
+    license: License = None,
     replace_it: Replace = False,
     log: Log = None,
     seed: Seed = 0,
@@ -343,7 +343,7 @@ def distill(
         judging = images_like(loaded, validate, track=track)
         metric = validator(loaded, judging, track=telling(judging))
     given_embeddings = read_embeddings(embeddings) if embeddings else None
-    about = {"licence": licence, "validated_on": validate}
+    about = {"license": license, "validated_on": validate}
     extras: dict[str, Any] = {"images": some, "validate": metric, "embeddings": given_embeddings, "provenance": about}
     looks = distill(loaded, name, config, log=log, track=telling(some), **extras).manifest.provenance.networks[name]["metrics"]
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name, "metrics": looks}

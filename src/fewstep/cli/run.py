@@ -73,7 +73,7 @@ def bench(
     """Measure latency and throughput of every backend that runs here, bucket by bucket."""
     from fewstep.runtime.bench import measure, save_plot
     from fewstep.runtime.generator import Generator
-    from fewstep.runtime.ladder import LADDER
+    from fewstep.runtime.selection import PREFERRED
 
     if plot is not None:
         import matplotlib  # noqa: F401  (measuring takes a while: say now what is missing)
@@ -82,7 +82,7 @@ def bench(
     loaded, results, buckets = Bundle.load(bundle), {}, whole_numbers("batch sizes", batch)
     plans: list[str | None] = [*plan] if plan else [None]
     for name in plans:
-        for where in backend or LADDER:
+        for where in backend or PREFERRED:
             try:
                 generator = Generator(
                     loaded,
@@ -93,7 +93,7 @@ def bench(
                     buckets=buckets,
                 )
             except ValueError as error:
-                if backend or where == LADDER[-1]:
+                if backend or where == PREFERRED[-1]:
                     raise
                 say(f"left out: {error}")
                 continue

@@ -48,15 +48,17 @@ def export(
     layout: Annotated[
         list[str] | None, typer.Option(help="unrolled, loop or step; repeat for more.", show_default="by size")
     ] = None,
-    doubled: Annotated[
+    batched_guidance: Annotated[
         bool | None,
-        typer.Option("--doubled/--two-calls", help="Guided rows as one batch of twice the size.", show_default="measured here"),
+        typer.Option(
+            "--batched-guidance/--two-passes", help="Guided rows as one batch of twice the size.", show_default="measured here"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Write plans as ONNX graphs: network, sampler and guidance in one file that ends in uint8 images.
 
-    int8 is for CPUs, int8-fp16 and fp8 for GPUs; all three collect the plan's ranges first where `quantise` did not.
+    int8 is for CPUs, int8-fp16 and fp8 for GPUs; all three collect the plan's ranges first where `quantize` did not.
     """
     from fewstep.exporter.export import export_graphs, refuse_layouts
 
@@ -86,7 +88,7 @@ def export(
     for warning in filter(None, (mismatch(loaded, name) for name in plans)):
         say(f"warning: {warning}")
     loaded = _with_ranges(loaded, plans, wanted)
-    exported = export_graphs(loaded, plans, wanted, layouts=layouts, doubled=doubled, report=say, track=track)
+    exported = export_graphs(loaded, plans, wanted, layouts=layouts, batched_guidance=batched_guidance, report=say, track=track)
     known = loaded.manifest.graphs
     new = {key: g for key, g in exported.manifest.graphs.items() if known.get(key) != g or g.plan in plans}
     new = {key: g for key, g in new.items() if g.precision in wanted and (not layouts or g.layout in layouts)}
@@ -108,7 +110,7 @@ def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precisio
         from fewstep.calibration.ranges import calibrate_ranges
 
         known = bundle.ranges(plan)
-        if missing := [p for p in eight if known is None or p not in known.kept]:
+        if missing := [p for p in eight if known is None or p not in known.excluded]:
             bundle = calibrate_ranges(bundle, plan, missing, again=False, track=track)
     return bundle
 

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.card import licence
+from fewstep.artifact.card import license
 from fewstep.artifact.labels import listed
 from fewstep.artifact.manifest import Manifest
 from fewstep.cli.app import BundlePath, Json, app, finish, size
@@ -126,14 +126,14 @@ def inspect(bundle: BundlePath, as_json: Json = False) -> None:
         (
             name,
             n.parametrisation.kind,
-            licence(manifest, name),
+            license(manifest, name),
             size(sum(f.bytes for path, f in manifest.files.items() if path.startswith(f"{n.directory}/")))
             if n.directory
             else "not here",
         )
         for name, n in manifest.networks.items()
     ]
-    table("networks", ["name", "estimates", "licence", "training weights"], networks)
+    table("networks", ["name", "estimates", "license", "training weights"], networks)
     table("plans", ["name", "network", "solver", "calls", "graphs"], plans)
     files = [
         (name, g.file, g.precision, size(sum(manifest.files[path].bytes for path in g.paths)))

@@ -131,7 +131,7 @@ def _refuse_misread(image: Any, raw: str) -> None:
 
 
 def _eight_bits(image: Any, raw: str) -> Any:
-    """Grey of 12 or 16 bits as its upper 8: of colour, Pillow itself keeps those."""
+    """Grey of 12 or 16 bits as its upper 8: of color, Pillow itself keeps those."""
     from PIL import Image
 
     if not image.mode.startswith("I;16"):

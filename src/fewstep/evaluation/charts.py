@@ -19,7 +19,7 @@ from fewstep.sampling.plan import Floats, Plan
 
 __all__ = ["coefficients", "interval_map", "levels", "quality"]
 
-INK, SOFT = "#010203", "#040506"  # stand-ins, replaced by the page's colours
+INK, SOFT = "#010203", "#040506"  # stand-ins, replaced by the page's colors
 ACCENT, OTHER = "#4c6ef5", "#e8590c"
 PLACES = [
     (7, 4),
@@ -61,7 +61,7 @@ def quality(comparison: Comparison, key: str, title: str) -> str:
         axes = figure.subplots()
         points = sorted((getattr(judged, key), judged.frechet.mean, name, judged) for name, judged in comparison.plans.items())
         for x, y, _, judged in points:
-            axes.errorbar(x, y, yerr=_downwards(judged), fmt="o", color=_colour(judged, comparison), capsize=3)
+            axes.errorbar(x, y, yerr=_downwards(judged), fmt="o", color=_color(judged, comparison), capsize=3)
         front = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
         axes.plot([p[0] for p in front], [p[1] for p in front], color=ACCENT, alpha=0.4, zorder=0)
         axes.axhline(comparison.real["frechet"], color=SOFT, linestyle=":", linewidth=1)
@@ -97,7 +97,7 @@ def _downwards(judged: Judged) -> list[list[float]]:
     return [[min(frechet.std, 0.9 * frechet.mean)], [frechet.std]]
 
 
-def _colour(judged: Judged, comparison: Comparison) -> str:
+def _color(judged: Judged, comparison: Comparison) -> str:
     return OTHER if judged is comparison.plans[comparison.reference] else ACCENT
 
 
@@ -176,7 +176,7 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an element to stand in a page: as wide as there is room, in the page's colours."""
+    """The figure as an element to stand in a page: as wide as there is room, in the page's colors."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()

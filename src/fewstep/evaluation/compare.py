@@ -19,7 +19,7 @@ from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
 from fewstep.evaluation.pixels import DEFINITION
 from fewstep.runtime import Generator, bench
-from fewstep.runtime.ladder import graphs_of
+from fewstep.runtime.selection import graphs_of
 from fewstep.system.machine import described
 from fewstep.system.progress import Track, noted, silent, unsaid
 

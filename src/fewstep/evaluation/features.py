@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the 
 
 
 class EfficientNet(Features):
-    """EfficientNet-Lite0 or -Lite1 with ImageNet weights, from packages of the extra `colour`; images are resized to `side`.
+    """EfficientNet-Lite0 or -Lite1 with ImageNet weights, from packages of the extra `color`; images are resized to `side`.
 
     Raises ImportError where the packages are missing.
     """

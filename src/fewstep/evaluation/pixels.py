@@ -1,4 +1,4 @@
-"""What the pixels of an image add up to: brightness, contrast, both ends of the range, colour, fine detail. No network.
+"""What the pixels of an image add up to: brightness, contrast, both ends of the range, color, fine detail. No network.
 
 Networks of features are blind to much of this, so a fit can buy features with brightness: a sampler that burns out, yet has a
 small distance. So these statistics stand in every fit toward real images, and beside every distance.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["DEFINITION", "NAMES", "SIZE", "departures", "statistics"]
 
-NAMES = ("brightness", "contrast", "dark", "bright", "colour", "detail")
+NAMES = ("brightness", "contrast", "dark", "bright", "color", "detail")
 INSIDE, OUTSIDE = 6.0, 14.0  # levels of 255 from an end of the range: a pixel nearer counts as there, one farther does not
 BINS = 16  # of a histogram
 BANDS = 6  # of a spectrum
@@ -34,10 +34,10 @@ def _named(x: Tensor) -> Tensor:
     """(B, len(NAMES)) of images in 0 .. 1."""
     grey = x.mean(1, keepdim=True)
     contrast = grey.flatten(1).var(1, correction=0)
-    colour = (x - grey).square().mean((1, 2, 3))
+    color = (x - grey).square().mean((1, 2, 3))
     across = [grey.diff(dim=dim).abs().flatten(1) for dim in (2, 3)]  # from a pixel to the next one
     detail = torch.cat(across, 1).mean(1) if across[0].numel() + across[1].numel() else torch.zeros_like(contrast)
-    return torch.stack([grey.mean((1, 2, 3)), _root(contrast), _share(x), _share(1 - x), _root(colour), detail], 1)
+    return torch.stack([grey.mean((1, 2, 3)), _root(contrast), _share(x), _share(1 - x), _root(color), detail], 1)
 
 
 def _share(away: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def departures(real: Tensor, made: Tensor) -> Mapping[str, float]:
     found = {}
     for i, name in enumerate(NAMES):
         one, other = (_quantiles(values[:, i]) for values in (real, made))
-        # A statistic that no real image varies in, such as the colour of grey ones, counts from a hundredth of the range on.
+        # A statistic that no real image varies in, such as the color of grey ones, counts from a hundredth of the range on.
         unit = max(float(real[:, i].double().std()), 0.01)
         found[name] = float((one - other).abs().mean()) / unit
     return found

@@ -52,7 +52,7 @@ class ImportOptions:
 
     tokens: of a text condition. resolution: side of images in pixels, where the network takes any. null_class: it was trained
     without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for. steps: of the plan, where not the
-    pipeline's own. guidance: of the plan, where not none, or of a network that embeds it. variant: of the files. licence: in
+    pipeline's own. guidance: of the plan, where not none, or of a network that embeds it. variant: of the files. license: in
     words. config: a directory with the configurations that belong to a single file.
     """
 
@@ -62,7 +62,7 @@ class ImportOptions:
     steps: int | None = None
     guidance: float | None = None
     variant: str | None = None
-    licence: str | None = None
+    license: str | None = None
     config: Path | None = None
 
 
@@ -119,7 +119,7 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
             "mu": found.mu,
             "proof": proof.dump(),
             "notes": found.notes,
-            "licence": options.licence,
+            "license": options.license,
         }
         write_card(draft)
     return Bundle.load(out), proof

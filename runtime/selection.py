@@ -1,6 +1,6 @@
 """Where a plan runs on this machine: TensorRT, else ONNX Runtime with CUDA, else its CPU provider; and why there.
 
-A rung is tried in earnest, by loading, and what speaks against it is kept in words.
+A backend is tried in earnest, by loading, and what speaks against it is kept in words.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fewstep.runtime.walker import Walker
 from fewstep.system.extras import install
 from fewstep.system.machine import this_machine
 
-__all__ = ["ON_CPU", "ON_GPU", "RUNGS", "Chosen", "Wanted", "candidates", "climb", "graphs_of"]
+__all__ = ["BACKENDS", "ON_CPU", "ON_GPU", "PREFERRED", "Chosen", "Wanted", "candidates", "graphs_of", "select"]
 
 PROVIDERS = {"cuda": CUDA, "onnxruntime-tensorrt": TENSORRT, "cpu": CPU}
 # The first that is there is taken; eight bits are taken by name only. CPUs compute fp16 slowly.
@@ -32,7 +32,7 @@ ON_CPU: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 class Wanted(NamedTuple):
-    """What a user asked for; None leaves the choice to the ladder. graph: one by name, for a plan it can make."""
+    """What a user asked for; None leaves the choice to the selection. graph: one by name, for a plan it can make."""
 
     plan: str
     graph: str | None = None
@@ -54,27 +54,27 @@ class Chosen:
     reason: str = ""
 
 
-def climb(bundle: Bundle, wanted: Wanted) -> Chosen:
-    """The first rung that holds; the one that was asked for, or an error.
+def select(bundle: Bundle, wanted: Wanted) -> Chosen:
+    """The first backend that holds; the one that was asked for, or an error.
 
     Raises ValueError for a backend there is not or that does not hold, or where the plan has no graph to run.
     """
     graphs = candidates(bundle, wanted)
-    if wanted.backend not in (None, *RUNGS):
-        raise ValueError(f"backend is one of {', '.join(RUNGS)}, got {wanted.backend!r}")
+    if wanted.backend not in (None, *BACKENDS):
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, got {wanted.backend!r}")
     against: list[str] = []
-    for backend in [wanted.backend] if wanted.backend else LADDER:
+    for backend in [wanted.backend] if wanted.backend else PREFERRED:
         try:
-            chosen = RUNGS[backend](bundle, wanted, graphs, backend)
+            chosen = BACKENDS[backend](bundle, wanted, graphs, backend)
         except (ValueError, RuntimeError, ImportError, OSError) as error:
-            if backend in (wanted.backend, LADDER[-1]):
+            if backend in (wanted.backend, PREFERRED[-1]):
                 raise ValueError(f"backend {backend!r} cannot run {wanted.plan!r} here: {error}") from None
             against.append(f"not {backend}: {error}")
         else:
             return replace(
                 chosen, reason="you asked for it" if wanted.backend else "; ".join(against) or "the fastest there is"
             )
-    raise AssertionError("the last rung holds or raises")
+    raise AssertionError("the last backend holds or raises")
 
 
 def candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
@@ -140,7 +140,7 @@ def _graph(bundle: Bundle, wanted: Wanted, graphs: Mapping[Precision, str], back
         capture = wanted.cuda_graphs and entry.layout == "unrolled"
         return OnnxProgram(bundle.file(path), repr(name), provider=provider, threads=wanted.threads, cuda_graphs=capture)
 
-    paths = [path for path in (entry.file, entry.finish) if path]
+    paths = [path for path in (entry.file, entry.postprocess) if path]
     return Chosen(_program(bundle, wanted.plan, name, paths, load), name, backend, precision)
 
 
@@ -166,8 +166,8 @@ def graphs_of(bundle: Bundle, plan: str) -> dict[Precision, str]:
 
 
 # Fastest first. ONNX Runtime's TensorRT provider builds engines of its own for minutes at first use: by name only.
-LADDER = ("tensorrt", "cuda", "cpu")
-RUNGS: dict[str, Callable[[Bundle, Wanted, Mapping[Precision, str], str], Chosen]] = {
+PREFERRED = ("tensorrt", "cuda", "cpu")
+BACKENDS: dict[str, Callable[[Bundle, Wanted, Mapping[Precision, str], str], Chosen]] = {
     "tensorrt": _engine,
     "cuda": _graph,
     "onnxruntime-tensorrt": _graph,
