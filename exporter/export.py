@@ -54,8 +54,8 @@ def export_graphs(
 ) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch of twice the size or,
-    else, in two passes; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the
+    layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch, twice its size,
+    or in two passes; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the
     graph. report takes a sentence for every choice made.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
