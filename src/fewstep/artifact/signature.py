@@ -1,0 +1,301 @@
+"""What a model is told and what it gives: named inputs, each with what means "none", a state, and one output.
+
+Whoever checks, batches, drops, draws or serves inputs loops over a signature; nobody asks which kind one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from fewstep.artifact.classes import Classes, check_class_names
+from fewstep.system.strict import Strict
+
+__all__ = [
+    "ArrayInput",
+    "ArrayOutput",
+    "Axis",
+    "Column",
+    "ImageOutput",
+    "Input",
+    "LabelInput",
+    "Output",
+    "Signature",
+    "State",
+    "TensorSpec",
+]
+
+# What a manifest says must not make a reader take all memory.
+MAX_SIDE = 1 << 14
+MAX_SIZE = 1 << 20  # classes, tokens, numbers in a vector
+MAX_RANK = 6
+MAX_INPUTS = 32
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_SIZE)], ...], Field(max_length=MAX_RANK, fail_fast=True)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Unit = Annotated[str, Field(max_length=32)]
+RESERVED = {"noise", "seeds", "x", "scales", "guidance_scale", "denoised", "sample", "images", "values", "plan"}
+Array = npt.NDArray[Any]
+
+
+class TensorSpec(NamedTuple):
+    """A tensor of a graph. shape: of one sample, without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["int64", "float32", "uint8"]
+
+
+class LabelInput(Strict):
+    """A class by its number, 0 .. classes - 1, or by its name. The number `classes` means "none", unless null is false."""
+
+    kind: Literal["label"] = "label"
+    name: Name = "labels"
+    classes: Annotated[int, Field(gt=0, le=MAX_SIZE)]
+    names: Annotated[tuple[str, ...], Field(max_length=MAX_SIZE, fail_fast=True)] = ()
+    null: bool = True
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        check_class_names(self.names, self.classes)
+        return self
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """What a graph takes for it."""
+        return TensorSpec(self.name, (), "int64")
+
+    @property
+    def null_tensor(self) -> TensorSpec | None:
+        """What a guided graph takes besides; None where what means "none" is fixed, or nothing does."""
+        return None
+
+    @property
+    def null_constant(self) -> Array | None:
+        """What means "none", for one sample; None where it comes with every call, or nothing does."""
+        return np.array(self.classes) if self.null else None
+
+    @property
+    def guidable(self) -> bool:
+        """Whether something means "none"."""
+        return self.null
+
+    @property
+    def values(self) -> int | None:
+        """How many different values there are, "none" among them; None for numbers without end."""
+        return self.classes + 1
+
+    def checked(self, given: Any, batch: int) -> Array:
+        """Classes, by name or number, as their numbers (B,). None draws without a class.
+
+        Raises:
+            ValueError: for a class there is not, another count, or None where no number means it.
+        """
+        if given is None:
+            if not self.null:
+                raise ValueError(f"this bundle knows no image without a class; give {self.name}, 0 to {self.classes - 1}")
+            return np.full(batch, self.classes)
+        values = np.asarray(given)
+        if values.shape != (batch,) or values.dtype.kind not in "iuU":
+            raise ValueError(
+                f"{self.name} are names or whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}"
+            )
+        classes = Classes(self.classes, self.names)
+        listed = given.tolist() if isinstance(given, np.ndarray) else given  # an array makes text of numbers beside names
+        return np.array([classes.number(label) for label in listed])
+
+    def example(self, batch: int) -> Array:
+        """Every class in turn, (B,)."""
+        return np.arange(batch) % self.classes
+
+
+class ArrayInput(Strict):
+    """Numbers of a fixed shape, float32: embeddings of a prompt, what a robot sees. null: how "none" is said.
+
+    given: by a second tensor, called negative_NAME, that comes with every guided call; zeros: by zeros; None: by nothing.
+    """
+
+    kind: Literal["array"] = "array"
+    name: Name
+    shape: Shape
+    null: Literal["given", "zeros"] | None = None
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """What a graph takes for it."""
+        return TensorSpec(self.name, self.shape, "float32")
+
+    @property
+    def null_tensor(self) -> TensorSpec | None:
+        """What a guided graph takes besides; None where what means "none" is fixed, or nothing does."""
+        return TensorSpec(f"negative_{self.name}", self.shape, "float32") if self.null == "given" else None
+
+    @property
+    def null_constant(self) -> Array | None:
+        """What means "none", for one sample; None where it comes with every call, or nothing does."""
+        return np.zeros(self.shape, np.float32) if self.null == "zeros" else None
+
+    @property
+    def guidable(self) -> bool:
+        """Whether something means "none"."""
+        return self.null is not None
+
+    @property
+    def values(self) -> int | None:
+        """How many different values there are, "none" among them; None for numbers without end."""
+        return None
+
+    def checked(self, given: Any, batch: int) -> Array:
+        """Numbers (B, *shape) float32. None is what means "none", where that is fixed.
+
+        Raises:
+            ValueError: for another shape or type, numbers that are not finite, or None where it is not fixed.
+        """
+        if given is None:
+            if self.null_constant is None:
+                raise ValueError(f"{self.name} is an array {(batch, *self.shape)} for {batch} seeds, and is missing; give it")
+            return np.broadcast_to(self.null_constant, (batch, *self.shape))
+        return checked_numbers(self.name, given, (batch, *self.shape))
+
+    def example(self, batch: int) -> Array:
+        """Random numbers, the same always, (B, *shape)."""
+        return np.random.default_rng(0).standard_normal((batch, *self.shape), np.float32)
+
+
+def checked_numbers(name: str, given: Any, shape: tuple[int, ...]) -> Array:
+    """An array of finite float32. Raises ValueError for another shape or type."""
+    try:
+        values = np.asarray(given, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds numbers only ({error})") from None
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {shape} for {shape[0]} seeds, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has numbers that are not finite; nothing can be made from them")
+    return values
+
+
+Input = Annotated[LabelInput | ArrayInput, Field(discriminator="kind")]
+
+
+class State(Strict):
+    """What a sampler walks on: channels and the sides of as many axes as there are, (T,), (H, W) or (D, H, W)."""
+
+    channels: Side
+    axes: Annotated[tuple[Side, ...], Field(min_length=1, max_length=MAX_RANK, fail_fast=True)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *axes)"""
+        return self.channels, *self.axes
+
+
+class ImageOutput(Strict):
+    """Images, uint8 (B, H, W, C). low, high: the numbers of a sample that 0 and 255 stand for."""
+
+    kind: Literal["image"] = "image"
+    channels: Side
+    height: Side
+    width: Side
+    low: float = -1.0
+    high: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, (C, H, W)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """What a graph gives."""
+        return TensorSpec("images", (self.height, self.width, self.channels), "uint8")
+
+
+class Axis(Strict):
+    """An axis of an array: what it counts, how far, and in which unit, "" where it has none."""
+
+    name: Name
+    size: Side
+    unit: Unit = ""
+
+
+class Column(Strict):
+    """A number of every element of an array: what it is called, its unit, and the mean and deviation that a sample is free of."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    unit: Unit = ""
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ArrayOutput(Strict):
+    """Numbers in the data's own units, float32 (B, *axes, columns): mean + std x, column by column, of a sample x."""
+
+    kind: Literal["array"] = "array"
+    axes: Annotated[tuple[Axis, ...], Field(min_length=1, max_length=MAX_RANK, fail_fast=True)]
+    columns: Annotated[tuple[Column, ...], Field(min_length=1, max_length=MAX_SIDE, fail_fast=True)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, (columns, *axes)."""
+        return len(self.columns), *(axis.size for axis in self.axes)
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """What a graph gives."""
+        return TensorSpec("values", (*self.shape[1:], self.shape[0]), "float32")
+
+
+Output = Annotated[ImageOutput | ArrayOutput, Field(discriminator="kind")]
+
+
+class Signature(Strict):
+    """What a model is told, in the order in which its networks and graphs take it, and what it gives."""
+
+    inputs: Annotated[tuple[Input, ...], Field(max_length=MAX_INPUTS, fail_fast=True)] = ()
+    output: Output
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [spec.name for spec in self.tensors(guided=True)]
+        if twice := sorted({name for name in names if names.count(name) > 1 or name in RESERVED}):
+            raise ValueError(f"inputs have names of their own, got {twice[0]!r} twice or of a graph's other tensors; call it otherwise")
+        return self
+
+    @property
+    def guidable(self) -> bool:
+        """Whether every input has something that means "none", for guidance to go away from."""
+        return bool(self.inputs) and all(each.guidable for each in self.inputs)
+
+    def tensors(self, *, guided: bool) -> tuple[TensorSpec, ...]:
+        """What graphs take of it; guided ones also what means "none", where that comes with every call."""
+        given = tuple(each.tensor for each in self.inputs)
+        return given + (tuple(each.null_tensor for each in self.inputs if each.null_tensor) if guided else ())
+
+    def checked(self, given: Mapping[str, Any], batch: int, *, guided: bool) -> dict[str, Array]:
+        """Values by the names of inputs as tensors (batch, ...) by the names of graphs.
+
+        Raises:
+            ValueError: for an input there is not, one that is missing, or values of another kind.
+        """
+        wanted = {spec.name for spec in self.tensors(guided=guided)}
+        if unknown := sorted(given.keys() - wanted):
+            takes = f"takes {', '.join(sorted(wanted))}" if wanted else "takes no inputs"
+            raise ValueError(f"this bundle {takes}, got {unknown[0]}; leave that out")
+        found: dict[str, Array] = {}
+        for each in self.inputs:
+            found[each.name] = each.checked(given.get(each.name), batch)
+            if guided and (null := each.null_tensor):
+                if null.name not in given:
+                    raise ValueError(f"this plan is guided, away from {null.name} {(batch, *null.shape)}, which is missing; give it")
+                found[null.name] = checked_numbers(null.name, given[null.name], (batch, *null.shape))
+        return found
+
+    def example(self, batch: int, *, guided: bool) -> dict[str, Array]:
+        """Values of every tensor of a graph, the same always."""
+        found = {each.name: each.example(batch) for each in self.inputs}
+        return found | {spec.name: found[spec.name.removeprefix("negative_")][::-1] for spec in self.tensors(guided=guided) if spec.name not in found}
