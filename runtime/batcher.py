@@ -14,7 +14,7 @@ from threading import Thread
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.labels import Labels
+from fewstep.artifact.classes import Labels
 from fewstep.runtime.generator import Generator, Inputs
 
 __all__ = ["Batcher", "ClosedError", "DeadlineError", "FullError"]

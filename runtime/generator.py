@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.labels import Classes, Labels
+from fewstep.artifact.classes import Classes, Labels
 from fewstep.artifact.manifest import Precision
 from fewstep.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
@@ -102,7 +102,7 @@ class Generator:
                 f"{chosen.engine or chosen.graph} takes none of the batch sizes {list(buckets)}; build it for them"
             )
         self.image, self.condition = bundle.manifest.image, bundle.manifest.condition
-        self.classes = Classes(self.condition)
+        self.classes = Classes(self.condition.classes, self.condition.names)
         self.plan = bundle.plan(plan)
         self.graph, self.precision = chosen.graph, chosen.precision
         self.backend, self._why = chosen.backend, chosen.reason

@@ -23,9 +23,8 @@ from test_exporter_edge_web import DONE, ORT_WEB
 from test_runtime_serve import serving
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.labels import Classes, named
+from fewstep.artifact.classes import MAX_CLASS_NAME, Classes, class_names_of
 from fewstep.artifact.manifest import Condition, PlanEntry
-from fewstep.artifact.spec import MAX_CLASS_NAME
 from fewstep.data import Images, images_like, numbered_like
 from fewstep.data.latents import encode_images
 from fewstep.evaluation.compare import CompareConfig, compare
@@ -71,21 +70,25 @@ def condition(*names: str) -> Condition:
     return Condition(kind="labels", classes=len(names), names=names)
 
 
+def classes_called(*names: str) -> Classes:
+    return Classes(len(names), names)
+
+
 def test_a_class_is_given_by_name_or_number() -> None:
-    classes = Classes(condition("bag", "coat", "bag, small", "tench, Tinca tinca, fish"))
+    classes = classes_called("bag", "coat", "bag, small", "tench, Tinca tinca, fish")
     assert [classes.number(given) for given in ("coat", 1, "1", np.int64(3))] == [1, 1, 1, 3]
     assert classes.read("coat,2, bag ,bag, small,tench, Tinca tinca, fish,0") == [1, 2, 0, 2, 3, 0]
     assert classes.read("bag") == [0]
     assert classes.called(2) == "bag, small"
-    numbers = Classes(Condition(kind="labels", classes=10))
+    numbers = Classes(10)
     assert numbers.read("3,1, 4") == [3, 1, 4]
     assert numbers.called(3) == "3"
 
 
 def test_names_that_read_as_numbers_of_other_classes_are_names_only() -> None:
-    digits = Classes(condition("0", "1", "2"))
+    digits = classes_called("0", "1", "2")
     assert digits.read("2,0") == [2, 0]
-    sorted_folders = Classes(condition("1", "10", "2"))
+    sorted_folders = classes_called("1", "10", "2")
     assert sorted_folders.read("2,1,10") == [2, 0, 1]
     assert sorted_folders.number(2) == 2
     with pytest.raises(ValueError, match=r"a label of this bundle is 1, 10, 2 by name, got '0'$"):
@@ -106,12 +109,12 @@ def test_names_that_read_as_numbers_of_other_classes_are_names_only() -> None:
 )
 def test_a_class_that_is_not_there_is_refused_with_what_is(given: int | str, sentence: str) -> None:
     with pytest.raises(ValueError, match="a label of this bundle is") as refusal:
-        Classes(condition("T-shirt", "coat")).number(given)
+        classes_called("T-shirt", "coat").number(given)
     assert str(refusal.value) == sentence
 
 
 def test_a_refusal_stays_short_whatever_there_is() -> None:
-    many = Classes(condition(*(f"{i} {'x' * 200}" for i in range(2000))))
+    many = classes_called(*(f"{i} {'x' * 200}" for i in range(2000)))
     with pytest.raises(ValueError, match=r"\(2000 in all\) or 0 to 1999") as refusal:
         many.number("y" * 255)
     assert len(str(refusal.value)) < 1000
@@ -251,14 +254,12 @@ def test_a_bundle_that_knows_numbers_alone_takes_folders_named_by_numbers_as_tho
         images_like(digits, str(photographs(tmp_path / "more", ["3", "10"])))
 
 
-def test_pipelines_name_their_classes(tmp_path: Path) -> None:
-    plain = Condition(kind="labels", classes=3)
-    assert named(plain, None) == plain
+def test_pipelines_name_their_classes() -> None:
     birds = {"0": "tench, Tinca tinca", "2": "crane", "1": "crane"}
-    assert named(plain, birds).names == ("tench, Tinca tinca", "crane (1)", "crane (2)")
+    assert class_names_of(3, birds) == ("tench, Tinca tinca", "crane (1)", "crane (2)")
     for wrong in ({"0": "a"}, ["a", "b", "c"], birds | {"3": "d"}):
         with pytest.raises(ValueError, match=r"id2label in model_index\.json does not name the 3 classes"):
-            named(plain, wrong)
+            class_names_of(3, wrong)
 
 
 def test_an_imported_pipeline_brings_its_names(tmp_path: Path) -> None:

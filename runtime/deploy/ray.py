@@ -19,8 +19,8 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.classes import Labels
 from fewstep.artifact.external import check_files
-from fewstep.artifact.labels import Labels
 from fewstep.artifact.manifest import Precision
 from fewstep.runtime.selection import BACKENDS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app

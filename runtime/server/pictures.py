@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.artifact.classes import MAX_CLASS_NAME
 from fewstep.artifact.manifest import ImageSpec
-from fewstep.artifact.spec import MAX_CLASS_NAME
 from fewstep.runtime.noise import MAX_SEED
 from fewstep.system.picture import grid
 

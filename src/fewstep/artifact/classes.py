@@ -9,26 +9,25 @@ from difflib import get_close_matches
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.spec import Condition, check_class_names
-
-__all__ = ["Classes", "Labels", "listed", "named"]
+__all__ = ["MAX_CLASS_NAME", "Classes", "Labels", "check_class_names", "class_names_of", "listed"]
 
 Labels = Sequence[int | str] | npt.NDArray[np.int64]
+MAX_CLASS_NAME = 255  # characters; folders have no longer names
 SHOWN = 10  # names that a sentence lists
 WIDTH = 60  # characters of each
 SEARCHED = 1_000  # names that are compared with a wrong one; a request must not take seconds to refuse
 
 
 class Classes:
-    """What the classes of a condition are called.
+    """So many classes, and what they are called, where they have names.
 
     Text is a name where it is one exactly, else a number. Where a name reads as the number of another class, as of folders 1 to
     10 (which sort as 1, 10, 2), text is a name only. Numbers that are no text are numbers always.
     """
 
-    def __init__(self, condition: Condition) -> None:
-        self.condition, self.names = condition, condition.names
-        self.numbers = {name: i for i, name in enumerate(condition.names)}
+    def __init__(self, count: int, names: Sequence[str] = ()) -> None:
+        self.count, self.names = count, tuple(names)
+        self.numbers = {name: i for i, name in enumerate(names)}
         self.plain = all(_whole(name) in (None, i) for name, i in self.numbers.items())
 
     def number(self, given: int | str) -> int:
@@ -36,7 +35,7 @@ class Classes:
         if isinstance(given, str) and given in self.numbers:
             return self.numbers[given]
         whole = _whole(given) if isinstance(given, str) and self.plain else given
-        if not isinstance(whole, int | np.integer) or not 0 <= whole < self.condition.classes:
+        if not isinstance(whole, int | np.integer) or not 0 <= whole < self.count:
             raise ValueError(self._refusal(given if whole is None else whole))
         return int(whole)
 
@@ -61,20 +60,20 @@ class Classes:
         By name where both have names, or the source's are numbers: folders are numbered as they sort, so equal numbers may mean
         different classes. Raises ValueError for classes there are not, and for numbers alone where the classes have names.
         """
-        known = self.numbers or {str(i): i for i in range(self.condition.classes)}
+        known = self.numbers or {str(i): i for i in range(self.count)}
         used: list[int] = np.unique(labels).tolist()
         called = [names[i] if names else str(i) for i in used]
         if not self.names and any(_whole(name) is None for name in called):
             called = [str(i) for i in used]  # only numbers are known here
         if strange := [name for name in called if name not in known]:
             if not self.names:
-                raise ValueError(f"there are {self.condition.classes}, and it has more of them")
+                raise ValueError(f"there are {self.count}, and it has more of them")
             theirs = f"it has {listed(strange)} besides" if names else "it has numbers alone, which may mean others"
             raise ValueError(f"there are {listed(self.names)}, and {theirs}; call its classes as they are called there")
         return np.array([known[name] for name in called])[np.searchsorted(used, labels)]
 
     def _refusal(self, given: int | str) -> str:
-        numbers = f"0 to {self.condition.classes - 1}" if self.plain or not isinstance(given, str) else ""
+        numbers = f"0 to {self.count - 1}" if self.plain or not isinstance(given, str) else ""
         known = " or ".join(filter(None, (listed(self.names), numbers)))
         named = "" if numbers else " by name"
         return f"a label of this bundle is {known}{named}, got {_short(given)}{self._meant(given)}"
@@ -88,25 +87,35 @@ class Classes:
         return f"; did you mean {_short(alike[near[0]])}?" if near else ""
 
 
-def named(condition: Condition, id2label: object) -> Condition:
-    """A condition with the names that a pipeline gives its classes; a name of two (crane) has the number behind it.
+def check_class_names(names: Sequence[str], classes: int) -> None:
+    """Raises ValueError unless there are no names, or one for each class that a terminal can show, no two alike."""
+    if names and len(names) != classes:
+        raise ValueError(f"each of the {classes} classes has a name, or none has, got {len(names)} names")
+    for name in names:
+        if not name.isprintable() or not name.strip() or len(name) > MAX_CLASS_NAME:
+            raise ValueError(f"the name of a class is 1 to {MAX_CLASS_NAME} printable characters, got {name[:80]!r}; change it")
+    if len(set(names)) < len(names):
+        ((twice, _),) = Counter(names).most_common(1)
+        raise ValueError(f"two classes are called {twice!r}; give each a name of its own")
 
-    id2label: of model_index.json as a DiT pipeline has it, names by numbers as text; None where it has none. Raises ValueError
-    for one that does not name each class.
+
+def class_names_of(count: int, id2label: object) -> tuple[str, ...]:
+    """The names that a pipeline gives its classes; a name of two (crane) has the number behind it.
+
+    id2label: of model_index.json as a DiT pipeline has it, names by numbers as text. Raises ValueError for one that does not
+    name each class.
     """
-    if id2label is None:
-        return condition
-    wanted = [str(i) for i in range(condition.classes)]
+    wanted = [str(i) for i in range(count)]
     if not isinstance(id2label, dict) or sorted(id2label) != sorted(wanted):
         raise ValueError(
-            f"id2label in model_index.json does not name the {condition.classes} classes of the network by their numbers; "
+            f"id2label in model_index.json does not name the {count} classes of the network by their numbers; "
             "correct it, or remove it to import without names"
         )
     names = [str(id2label[i]) for i in wanted]
     often = Counter(names)
     names = [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]
-    check_class_names(names, condition.classes)
-    return condition.model_copy(update={"names": tuple(names)})
+    check_class_names(names, count)
+    return tuple(names)
 
 
 def listed(names: Sequence[str]) -> str:

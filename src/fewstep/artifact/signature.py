@@ -38,6 +38,7 @@ Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_SIZE)], ...], Field(max_length=MAX_RANK, fail_fast=True)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Unit = Annotated[str, Field(max_length=32)]
+NEGATIVE = "negative_"
 RESERVED = {"noise", "seeds", "x", "scales", "guidance_scale", "denoised", "sample", "images", "values", "plan"}
 Array = npt.NDArray[Any]
 
@@ -132,7 +133,7 @@ class ArrayInput(Strict):
     @property
     def null_tensor(self) -> TensorSpec | None:
         """What a guided graph takes besides; None where what means "none" is fixed, or nothing does."""
-        return TensorSpec(f"negative_{self.name}", self.shape, "float32") if self.null == "given" else None
+        return TensorSpec(NEGATIVE + self.name, self.shape, "float32") if self.null == "given" else None
 
     @property
     def null_constant(self) -> Array | None:
@@ -224,7 +225,7 @@ class Axis(Strict):
 
 
 class Column(Strict):
-    """A number of every element of an array: what it is called, its unit, and the mean and deviation that a sample is free of."""
+    """A number of every element of an array: its name and unit, and the mean and deviation that samples are free of."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     unit: Unit = ""
@@ -263,7 +264,7 @@ class Signature(Strict):
     def _names_differ(self) -> Self:
         names = [spec.name for spec in self.tensors(guided=True)]
         if twice := sorted({name for name in names if names.count(name) > 1 or name in RESERVED}):
-            raise ValueError(f"inputs have names of their own, got {twice[0]!r} twice or of a graph's other tensors; call it otherwise")
+            raise ValueError(f"every input has a name that no other tensor of a graph has, got {twice[0]!r}; choose another")
         return self
 
     @property
@@ -291,11 +292,14 @@ class Signature(Strict):
             found[each.name] = each.checked(given.get(each.name), batch)
             if guided and (null := each.null_tensor):
                 if null.name not in given:
-                    raise ValueError(f"this plan is guided, away from {null.name} {(batch, *null.shape)}, which is missing; give it")
+                    raise ValueError(
+                        f"this plan is guided away from {null.name} {(batch, *null.shape)}, which is missing; give it"
+                    )
                 found[null.name] = checked_numbers(null.name, given[null.name], (batch, *null.shape))
         return found
 
     def example(self, batch: int, *, guided: bool) -> dict[str, Array]:
         """Values of every tensor of a graph, the same always."""
         found = {each.name: each.example(batch) for each in self.inputs}
-        return found | {spec.name: found[spec.name.removeprefix("negative_")][::-1] for spec in self.tensors(guided=guided) if spec.name not in found}
+        nulls = [spec.name for spec in self.tensors(guided=guided) if spec.name not in found]
+        return found | {name: found[name.removeprefix(NEGATIVE)][::-1].copy() for name in nulls}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fewstep.artifact.classes import check_class_names
 from fewstep.system.strict import Strict
 
 __all__ = [
-    "MAX_CLASS_NAME",
     "Condition",
     "Digest",
     "ImageSpec",
     "InputSpec",
     "LatentSpec",
     "Precision",
-    "check_class_names",
 ]
 
 # What the network's layers compute in; the sampler's state is fp32 always. int8 leaves the rest in fp32 (CPUs), int8-fp16 and
@@ -28,7 +25,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 # What a manifest says must not make a reader take all memory.
 MAX_SIDE = 1 << 14  # pixels
 MAX_SIZE = 1 << 20  # classes, tokens, numbers in a vector
-MAX_CLASS_NAME = 255  # characters; folders have no longer names
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
@@ -77,18 +73,6 @@ class InputSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: Literal["int64", "float32"]
-
-
-def check_class_names(names: Sequence[str], classes: int) -> None:
-    """Raises ValueError unless there are no names, or one for each class that a terminal can show, no two alike."""
-    if names and len(names) != classes:
-        raise ValueError(f"each of the {classes} classes has a name, or none has, got {len(names)} names")
-    for name in names:
-        if not name.isprintable() or not name.strip() or len(name) > MAX_CLASS_NAME:
-            raise ValueError(f"the name of a class is 1 to {MAX_CLASS_NAME} printable characters, got {name[:80]!r}; change it")
-    if len(set(names)) < len(names):
-        ((twice, _),) = Counter(names).most_common(1)
-        raise ValueError(f"two classes are called {twice!r}; give each a name of its own")
 
 
 class Condition(Strict):

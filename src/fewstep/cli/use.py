@@ -10,7 +10,7 @@ import typer
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.card import license
-from fewstep.artifact.labels import listed
+from fewstep.artifact.classes import listed
 from fewstep.artifact.manifest import Manifest
 from fewstep.cli.app import BundlePath, Json, app, finish, size
 from fewstep.system.console import say, show, table, track

@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.artifact.classes import check_class_names
 from fewstep.artifact.manifest import Condition, ImageSpec
-from fewstep.artifact.spec import MAX_SIZE, check_class_names
+from fewstep.artifact.spec import MAX_SIZE
 from fewstep.data.listing import plain, shown
 
 __all__ = [

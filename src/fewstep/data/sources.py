@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.labels import Classes
+from fewstep.artifact.classes import Classes
 from fewstep.artifact.manifest import Condition
 from fewstep.data.decode import SUFFIXES, VERSION
 from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, names_of, positions
@@ -82,7 +82,7 @@ def numbered_like(bundle: Bundle, images: Images) -> Images:
             "give it one subfolder per class"
         )
     try:
-        labels = Classes(condition).matched(images.labels, images.names)
+        labels = Classes(condition.classes, condition.names).matched(images.labels, images.names)
     except ValueError as error:
         raise ValueError(f"{images.source} is not of the classes of {bundle.root.name}: {error}") from None
     notes = images.notes

@@ -14,7 +14,7 @@ import torch
 
 from fewstep.artifact.bundle import Bundle, Draft, check_new
 from fewstep.artifact.card import write_card
-from fewstep.artifact.labels import named
+from fewstep.artifact.classes import class_names_of
 from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
 from fewstep.artifact.spec import MAX_SIZE
 from fewstep.models.accounting import account, keys_of
@@ -143,7 +143,9 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
     net, notes = found.module, list(found.notes)
     autoencoder = _autoencoder(layout, options, notes)
     image = _image(net.config, autoencoder, options)
-    condition = named(_condition(net, layout, options, notes), layout.index.get("id2label") or None)
+    condition = _condition(net, layout, options, notes)
+    if id2label := layout.index.get("id2label"):
+        condition = condition.model_copy(update={"names": class_names_of(condition.classes, id2label)})
     size = (image.height, image.width)
     time_ids = (*size, 0, 0, *size) if condition.pooled and made.__name__ == "UNet2DConditionModel" else ()
     mu = _mu(scheduler, net, image, autoencoder)
