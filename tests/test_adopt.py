@@ -43,7 +43,7 @@ def test_a_plan_is_the_same_elsewhere_and_says_where_it_is_from(fitted: Bundle, 
 
 
 def test_another_guidance_is_another_plan(fitted: Bundle) -> None:
-    done = fewstep("adopt", fitted.root, "--plan", "fit3", "--name", "fit3_w2", "--weight", 2, "--lo", 0.1, "--hi", 10)
+    done = fewstep("adopt", fitted.root, "--plan", "fit3", "--name", "fit3_w2", "--guidance", 2, "--lo", 0.1, "--hi", 10)
     assert "was fitted with another guidance; compare it" in done.stderr
     again = Bundle.load(fitted.root)
     levels = again.plan("fit3").sigmas[:-1]

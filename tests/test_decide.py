@@ -201,7 +201,7 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
     root = digits.root
     with digits.edit() as draft:
         draft.manifest.plans["sid1"].solver = "<script>alert(1)</script>"
-    fewstep("interval", root, "--data", folder, "--steps", 3, "--weight", 2, "--samples", 30, "--name", "guided3")
+    fewstep("interval", root, "--data", folder, "--steps", 3, "--guidance", 2, "--samples", 30, "--name", "guided3")
     fewstep("calibrate", root, "--method", "iia-ddim", "--steps", 3, "--samples", 8, "--name", "fit3")
     fewstep("export", root, "--plan", "guided3", "--plan", "fit3", "--precision", "fp32")
     done = fewstep("compare", root, "--data", folder, "--seeds", 2, "--seconds", 0.05, "--json")
@@ -240,7 +240,7 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
 
 
 def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folder: Path) -> None:
-    arguments = ("interval", digits.root, "--data", folder, "--steps", 3, "--weight", 2, "--samples", 30, "--json")
+    arguments = ("interval", digits.root, "--data", folder, "--steps", 3, "--guidance", 2, "--samples", 30, "--json")
     with patch.object(Judge, "distance", side_effect=[9.0, 3.0, 2.0, KeyboardInterrupt]):
         fewstep(*arguments, code=130)
     assert "ddim3_interval" not in Bundle.load(digits.root).manifest.plans
@@ -254,7 +254,7 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     # The bounds that are printed, rounded, guide the same steps.
     lo, hi = (f"{found.manifest.provenance.plans['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
     fewstep(
-        "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--weight", 2, "--lo", lo, "--hi", hi, "--samples", 4
+        "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--guidance", 2, "--lo", lo, "--hi", hi, "--samples", 4
     )
     assert Bundle.load(digits.root).plan("iia-ddim3").weights.tolist() == [1.0, 2.0, 1.0]
     assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2, "--replace")

@@ -60,8 +60,8 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
     facts = meta.custom_metadata_map
     assert {
         "fewstep.version": fewstep.__version__,
-        "fewstep.artifact.bundle": "small",
-        "fewstep.sampling.plan": "two",
+        "fewstep.bundle": "small",
+        "fewstep.plan": "two",
         "fewstep.solver": "DDIM, 2 steps",
         "fewstep.calls": str(exported.plan("two").nfe),
         "fewstep.network": "student",
@@ -80,7 +80,7 @@ def test_a_whole_plan_says_what_it_is(layout: str, exported: Bundle) -> None:
         "noise: float32 (batch, 1, 4, 8, 8), unit normal, of a seed",
         "labels: int64 (batch), 0 to 2 for a class, 3 for none",
     ]
-    assert facts["fewstep.artifact.outputs"].splitlines() == [
+    assert facts["fewstep.outputs"].splitlines() == [
         "images: uint8 (batch, 8, 8, 4), 0 to 255",
         "sample: float32 (batch, 4, 8, 8), images in [-1, 1], before clipping and rounding",
     ]
@@ -99,7 +99,7 @@ def test_a_step_and_its_finish_say_what_they_are(exported: Bundle) -> None:
     for meta in (step, postprocess):
         facts = meta.custom_metadata_map
         assert facts_of(exported.manifest, graph).items() <= facts.items()
-        assert not {"fewstep.sampling.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
+        assert not {"fewstep.plan", "fewstep.solver", "fewstep.calls", "fewstep.plan_sha256"} & facts.keys()
         assert "one step of any plan, fp32" in meta.description
     assert "weight: float32 (), of guidance; 1 is none" in step.custom_metadata_map["fewstep.inputs"]
     assert postprocess.custom_metadata_map["fewstep.inputs"] == "x: float32 (batch, 4, 8, 8), a state of the sampler"

@@ -102,11 +102,11 @@ def free_name(bundle: Bundle, name: str | None, usual: str, *, replace: bool) ->
     return name
 
 
-def guidance_of(weight: float | None, lo: float, hi: float) -> Guidance | None:
-    """The guidance that options ask for, None for none. Raises ValueError for an interval without a weight."""
-    if weight is None and (lo, hi) != (0.0, inf):
-        raise ValueError("--lo and --hi need a --weight")
-    return None if weight is None else Guidance(weight, lo, hi)
+def guidance_of(scale: float | None, lo: float, hi: float) -> Guidance | None:
+    """The guidance that options ask for, None for none. Raises ValueError for an interval without a scale."""
+    if scale is None and (lo, hi) != (0.0, inf):
+        raise ValueError("--lo and --hi need a --guidance")
+    return None if scale is None else Guidance(scale, lo, hi)
 
 
 def telling(images: Images | None) -> Track:

@@ -44,8 +44,8 @@ def calibrate(
     ] = "table",
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 4,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<method><steps>")] = None,
-    weight: Annotated[float | None, typer.Option(help="Guidance weight.", show_default="no guidance")] = None,
-    lo: Annotated[float, typer.Option(help="With --weight: guide steps that start above this noise level ...")] = 0.0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="no guidance")] = None,
+    lo: Annotated[float, typer.Option(help="With --guidance: guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
     data: Annotated[
         str | None,
@@ -82,7 +82,7 @@ def calibrate(
     from fewstep.data.embeddings import read_embeddings
     from fewstep.evaluation.features import FITTING, feature_network
 
-    guidance, loaded = guidance_of(weight, lo, hi) or PLAIN, editable(bundle)
+    guide, loaded = guidance_of(guidance, lo, hi) or PLAIN, editable(bundle)
     name = free_name(loaded, name, f"{method}{steps}", replace=replace)
     if method != "table" and data:
         raise ValueError(f"{method} reads no images; leave out --data, or fit a table")
@@ -93,7 +93,7 @@ def calibrate(
     given = read_embeddings(embeddings) if embeddings else None
     result: dict[str, Any] = {"bundle": str(bundle), "plan": name}
     if method == "table":
-        config = TableConfig(steps, guidance, iterations, samples, batch=batch, seed=seed)
+        config = TableConfig(steps, guide, iterations, samples, batch=batch, seed=seed)
         real, images = None, images_like(loaded, data, track=track) if data else None
         following = telling(images)
         if images:
@@ -108,7 +108,7 @@ def calibrate(
         )
         result["losses"] = table_fit.losses
     else:
-        solver = FitConfig(method, steps, guidance, fine, samples, batch, seed)
+        solver = FitConfig(method, steps, guide, fine, samples, batch, seed)
         _, fit = calibrate(loaded, solver, name=name, network=network, embeddings=given, track=track)
         rows = [(str(step.row), f"{step.before:.3g}", f"{step.after:.3g}") for step in fit.steps]
         table("mean square distance to the fine target", ["row", "plain", "fitted"], rows)
@@ -122,7 +122,7 @@ def interval(
     data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set; training images judge the search.")],
     solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 10,
-    weight: Annotated[list[float], typer.Option(help="Guidance weight to try; repeat for more.")] = [1.5, 2.0, 3.0],  # noqa: B006
+    guidance: Annotated[list[float], typer.Option(help="Guidance scale to try; repeat for more.")] = [1.5, 2.0, 3.0],  # noqa: B006
     recipe: Annotated[str, typer.Option(help="sweep: where to begin, then where to end; or search, by optuna.")] = "sweep",
     trials: Annotated[int, typer.Option(help="search: guidances to try.")] = 60,
     calls: Annotated[int | None, typer.Option(help="Network calls at most.", show_default=False)] = None,
@@ -143,7 +143,7 @@ def interval(
     from fewstep.evaluation.features import trial_judge
 
     chosen = solver_of(solver)
-    config = IntervalConfig(steps, tuple(weight), cast(Any, recipe), trials, calls, seed)
+    config = IntervalConfig(steps, tuple(guidance), cast(Any, recipe), trials, calls, seed)
     loaded = editable(bundle)
     images = images_like(loaded, data, track=track)
     name = free_name(loaded, name, f"{solver}{steps}_interval", replace=replace)
@@ -153,7 +153,7 @@ def interval(
     fixed: dict[str, Any] = {"name": name, "network": network, "embeddings": given}
     done, tried = calibrate_interval(loaded, config, chosen, judge, **fixed, track=following)
     rows = [(str(t.nfe), f"{t.value:.2f}", *(_guided(t.steps) if t.steps.weight != 1 else ("", "none"))) for t in pareto(tried)]
-    table("what no other guidance beats in both", ["calls", "Frechet", "weight", "guided steps"], rows)
+    table("what no other guidance beats in both", ["calls", "Frechet", "scale", "guided steps"], rows)
     plan = done.plan(name)
     taken = [row for row, factor in enumerate(plan.weights) if factor != 1]
     options = _as_options(**done.manifest.provenance.plans[name]["guidance"])
@@ -165,11 +165,11 @@ def interval(
 
 def _as_options(weight: float, lo: float, hi: float | None) -> str:
     """A guidance as other verbs take it."""
-    return f"--weight {weight:.3g}" + (f" --lo {lo:.3g}" if lo else "") + (f" --hi {hi:.3g}" if hi is not None else "")
+    return f"--guidance {weight:.3g}" + (f" --lo {lo:.3g}" if lo else "") + (f" --hi {hi:.3g}" if hi is not None else "")
 
 
 def _guided(steps: Any) -> tuple[str, str]:
-    """Weight and rows of an interval."""
+    """Scale and rows of an interval."""
     return f"{steps.weight:.3g}", f"{steps.first} to {steps.last}"
 
 
@@ -182,18 +182,18 @@ def adopt(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Its name here.", show_default="the plan's")] = None,
     network: Annotated[str, typer.Option(help="A network of the bundle.")] = "teacher",
-    weight: Annotated[float | None, typer.Option(help="Guidance weight.", show_default="the plan's guidance")] = None,
-    lo: Annotated[float, typer.Option(help="With --weight: guide steps that start above this noise level ...")] = 0.0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the plan's guidance")] = None,
+    lo: Annotated[float, typer.Option(help="With --guidance: guide steps that start above this noise level ...")] = 0.0,
     hi: Annotated[float, typer.Option(help="... and at or below this one.")] = inf,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Take over a plan that was fitted for another network or guidance, without fitting it again."""
-    loaded, guidance = editable(bundle), guidance_of(weight, lo, hi)
+    loaded, guide = editable(bundle), guidance_of(guidance, lo, hi)
     origin = Bundle.load(source) if source else loaded
     origin.pick("plan", plan, origin.manifest.plans)
     name = free_name(loaded, name, plan, replace=replace)
-    done = take_over(loaded, origin, plan, name=name, network=network, guidance=guidance)
+    done = take_over(loaded, origin, plan, name=name, network=network, guidance=guide)
     if warning := mismatch(done, name):
         say(f"warning: {warning}")
     finish({"bundle": str(bundle), "plan": name, "warning": warning}, as_json, f"fewstep export {bundle} --plan {name}")

@@ -208,7 +208,7 @@ def import_checkpoint(
         float | None,
         typer.Option(
             callback=finite,
-            help="Guidance weight of the plan, or of a network that embeds it (LCM).",
+            help="Guidance scale of the plan, or of a network that embeds it (LCM).",
             show_default="none, or the pipeline's",
         ),
     ] = None,

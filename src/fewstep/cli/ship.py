@@ -40,7 +40,7 @@ def export(
         Path | None, typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
-    guidance: Annotated[float, typer.Option(help="Guidance weight of the new plan; 1 is none.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the new plan; 1 is none.")] = 1.0,
     lo: Annotated[float, typer.Option(help="No guidance at noise levels up to this.")] = 0.0,
     hi: Annotated[float, typer.Option(help="No guidance at noise levels above this.")] = inf,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="by what it is")] = None,
