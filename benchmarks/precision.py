@@ -1,7 +1,7 @@
-"""Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo-full
+"""Eight bits against fp32, with scales for every row and with shared ones: python benchmarks/precision.py demo
 
 Writes benchmarks/results/precision.json: image error from equal noise, Frechet distance and class accuracy over three sets of
-seeds, latency in turns. Needs the bundle of a full demo (make demo FULL=1).
+seeds, latency in turns. Needs the bundle of a demo (make demo).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fewstep.runtime import Generator
 from fewstep.system.machine import described
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
-PLANS = ("sid1", "sid2", "table4", "ddim10")
+PLANS = ("sid1", "sid2", "table4")
 SEEDS = (1, 2, 3)
 
 

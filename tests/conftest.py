@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from fewstep.artifact.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background; what they start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # What alone may skip where FEWSTEP_NO_SKIPS is set, as in .ci/run, which installs all else that tests ask for.
 MAY_SKIP = ("without a GPU", "needs a GPU", "FEWSTEP_TRITON")
 

@@ -80,6 +80,7 @@ NOT_RUN = {
     "serve run": "test_runtime_deploy.py runs it with two replicas, of which one is killed",
     "benchmarks/gpu/pack.sh": "it downloads 350 MB; test_gpu_kit.py packs, takes and joins small files",
     "python benchmarks/gpu/run.py": "test_gpu_kit.py rehearses it",
+    "python -m gpu.bundles": "run.py makes bundles in the same way, as test_gpu_kit.py sees",
 }
 # Blocks that are nothing to type, by their first words.
 NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     sampling/", "containers:", "photos: 30 images")
@@ -117,7 +118,7 @@ NEEDS |= dict.fromkeys(["node", "npm"], ("node", "FEWSTEP_ORT_NODE"))
 
 # Options on the pages that are of other programs.
 FOREIGN = {"--help", "--include_ops_by_config", "--ignore-scripts", "--cflags", "--libs", "--nproc-per-node", "--module"}
-FOREIGN |= {"--model-repository", "--minutes", "--parts", "--before", "--rehearse"}
+FOREIGN |= {"--model-repository", "--minutes", "--parts", "--before", "--bundles", "--rehearse"}
 
 _followed: set[tuple[str, str]] = set()
 
