@@ -131,10 +131,10 @@ def test_phases_nest_and_never_run_backwards() -> None:
     for _ in range(2):
         phases.step("inner")
     seen.append(phases.now())
-    phases.postprocess("inner")
+    phases.finish("inner")
     phases.start("surprise", "build", 10)
     seen.append(phases.now())
-    phases.postprocess("surprise")
+    phases.finish("surprise")
     phases.step("build")
     seen.append(phases.now())
     phases.step("unknown")

@@ -114,4 +114,4 @@ class Watch:
     def end(self) -> None:
         """Close the trackers. accelerate's own end_training would end the processes' group as well, and with it the run."""
         for tracker in self.accelerator.trackers:
-            tracker.postprocess()
+            tracker.finish()

@@ -32,7 +32,7 @@ class Phases:
             if phase := self._open.get(name):
                 phase.done = min(phase.done + 1, phase.steps)
 
-    def postprocess(self, name: str) -> None:
+    def finish(self, name: str) -> None:
         with self._lock:
             self._open.pop(name, None)
 

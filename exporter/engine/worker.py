@@ -154,7 +154,7 @@ def _monitor(trt: Any, say: Say, stopped: threading.Event) -> Any:
             return not stopped.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            phases.postprocess(phase_name)
+            phases.finish(phase_name)
 
     def report(*, always: bool = False) -> None:
         nonlocal shown
