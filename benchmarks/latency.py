@@ -70,12 +70,12 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
     from diffusers import EDMEulerScheduler
 
     euler = np.allclose(plan.a[np.tril_indices(plan.rows, -1)], 0) and not plan.c.any()
-    full = (plan.weights == plan.weights[0]).all()
+    full = (plan.guidance == plan.guidance[0]).all()
     if not euler or not full or not np.allclose(plan.b[np.tril_indices(plan.rows, -1)], 0):
         return None
     scheduler = EDMEulerScheduler(sigma_data=0.5)
     condition, null = torch.tensor(labels), torch.full((len(labels),), 10)
-    weight = float(plan.weights[0])
+    weight = float(plan.guidance[0])
 
     def network(x: Any, t: Any, label: Any) -> Any:
         return denoiser.evaluate(x, 1000 * t.float(), label)  # the scheduler's t is ln(sigma) / 4

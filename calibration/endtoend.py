@@ -56,11 +56,11 @@ class Table(nn.Module):
         ratio = plan.sigmas[1:] / plan.sigmas[:-1]
         gain = plan.alphas[1:] - plan.alphas[:-1] * ratio
         self.parametrisation = parametrisation
-        self.guided = plan.weights != 1
+        self.guided = plan.guidance != 1
         self.log_level = nn.Parameter(torch.tensor(np.log(plan.sigmas[:-1] / plan.alphas[:-1]), dtype=torch.float32))
         self.scale = nn.Parameter(torch.zeros(plan.rows))
         self.history = nn.Parameter(torch.tensor(plan.b / gain[:, None], dtype=torch.float32))
-        self.weight = nn.Parameter(torch.tensor(plan.weights, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.tensor(plan.guidance, dtype=torch.float32))
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alphas, sigmas (n + 1,), the diagonal of a (n,), and b (n, n)."""

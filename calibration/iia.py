@@ -82,7 +82,7 @@ def fit(
             for walk in tracks:
                 walk.arrive(plan, steps[i])
             if terms:
-                fine_plan = _fine(method, grid, i, float(base.weights[steps[i].row]), fine, coordinates)
+                fine_plan = _fine(method, grid, i, float(base.guidance[steps[i].row]), fine, coordinates)
                 row = steps[i].row
                 result = done.get(row) or _step(plan, steps[i], terms, fine_plan, tracks, total)
                 a, b = plan.a.copy(), plan.b.copy()
@@ -110,7 +110,7 @@ class _Walk:
         for k in range(step.start, step.row + 1):
             if k > step.start:
                 self.states.append(advance(plan, k - 1, self.states, self.estimates))
-            self.estimates.append(self.evaluate(self.states[k], float(plan.sigmas[k]), float(plan.weights[k])))
+            self.estimates.append(self.evaluate(self.states[k], float(plan.sigmas[k]), float(plan.guidance[k])))
 
     def leave(self, plan: Plan, step: Landing) -> None:
         """Make the step."""

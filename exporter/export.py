@@ -148,7 +148,7 @@ class _Exporter:
             layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
             self.report(f"{plan_name}.{precision}: {layout} ({reason})")
         # In a Loop or a step, rows that may go without guidance take two passes, one of them in an If.
-        straight = layout == "unrolled" or (layout == "loop" and bool((plan.weights != 1).all()))
+        straight = layout == "unrolled" or (layout == "loop" and bool((plan.guidance != 1).all()))
         batched_guidance = plan.guided and straight and self._batched_guidance(entry.network, network, plan)
         layers = LayerPrecision(frozenset(excluded))
         if precision in EIGHT_BITS:

@@ -47,7 +47,7 @@ def test_another_guidance_is_another_plan(fitted: Bundle) -> None:
     assert "was fitted with another guidance; compare it" in done.stderr
     again = Bundle.load(fitted.root)
     levels = again.plan("fit3").sigmas[:-1]
-    np.testing.assert_array_equal(again.plan("fit3_w2").weights, Guidance(2.0, 0.1, 10.0).at(levels))
+    np.testing.assert_array_equal(again.plan("fit3_w2").guidance, Guidance(2.0, 0.1, 10.0).at(levels))
     np.testing.assert_array_equal(again.plan("fit3_w2").b, again.plan("fit3").b)
     assert mismatch(again, "fit3") is None
 

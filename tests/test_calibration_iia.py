@@ -155,7 +155,7 @@ def test_guided_rows_are_fitted_to_guided_fine_steps() -> None:
     """Outside the interval the fit sees the plain denoiser, inside it the guided one; the plan keeps the weights."""
     grid, guidance = karras(6, 0.002, 80.0), Guidance(3.0, 0.3, 10.0)
     found = _fit("iia-ddim-guided", grid, guidance=guidance)
-    np.testing.assert_array_equal(found.plan.weights, ddim(grid, guidance).weights)
+    np.testing.assert_array_equal(found.plan.guidance, ddim(grid, guidance).guidance)
     x = 80.0 * _noise(1)
     truth = sample(Mixture().denoise, x, heun(karras(60, 0.002, 80.0), guidance))
     plain, fitted = ((sample(Mixture().denoise, x, p) - truth).square().mean() for p in (ddim(grid, guidance), found.plan))

@@ -21,7 +21,7 @@ def _landscape(steps: Steps) -> Trial:
     wanted = np.zeros(10, bool)
     wanted[3:7] = True
     wrong = np.count_nonzero((weights != 1) != wanted)
-    return Trial(steps, wrong + abs(guidance.weight - 2.0), ddim(GRID, guidance).nfe)
+    return Trial(steps, wrong + abs(guidance.scale - 2.0), ddim(GRID, guidance).nfe)
 
 
 @pytest.mark.parametrize("grid", [GRID, flow(10)])

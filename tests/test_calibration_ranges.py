@@ -46,7 +46,7 @@ def test_both_evaluations_of_a_guided_row_count() -> None:
     with torch.no_grad():
         denoiser.net.class_embedding.weight[3] += 50
     seen = collect(denoiser, PLAN, inputs, name="p").layers["down_blocks.0.resnets.0.time_emb_proj"].input
-    assert [high > 40 for _, high in seen] == [weight != 1 for weight in PLAN.weights]
+    assert [high > 40 for _, high in seen] == [weight != 1 for weight in PLAN.guidance]
 
 
 def test_the_layer_that_hurts_is_kept_and_no_more_than_needed() -> None:

@@ -250,13 +250,13 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     # No guidance; from each step on; the best of those, shortened.
     assert [trial["value"] for trial in result["trials"]] == [9.0, 3.0, 2.0, 4.0, 1.0]
     found = Bundle.load(digits.root)
-    assert found.plan("ddim3_interval").weights.tolist() == [1.0, 2.0, 1.0]
+    assert found.plan("ddim3_interval").guidance.tolist() == [1.0, 2.0, 1.0]
     # The bounds that are printed, rounded, guide the same steps.
     lo, hi = (f"{found.manifest.provenance.plans['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
     fewstep(
         "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--guidance", 2, "--lo", lo, "--hi", hi, "--samples", 4
     )
-    assert Bundle.load(digits.root).plan("iia-ddim3").weights.tolist() == [1.0, 2.0, 1.0]
+    assert Bundle.load(digits.root).plan("iia-ddim3").guidance.tolist() == [1.0, 2.0, 1.0]
     assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2, "--replace")
     bundle = Bundle.load(digits.root)
     bundle.manifest.condition = Condition(kind="none")

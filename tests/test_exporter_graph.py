@@ -147,7 +147,7 @@ def test_the_graph_holds_exactly_the_evaluations_of_the_plan(name: str, networks
     assert _evaluations(unroll(network, plan, IMAGE)) == plan.nfe
     assert _evaluations(unroll(network, plan, IMAGE, batched_guidance=True)) == plan.rows  # of twice the size where guided
     assert _evaluations(loop(network, plan, IMAGE)) == (2 if plan.guided else 1)
-    everywhere = bool((plan.weights != 1).all())
+    everywhere = bool((plan.guidance != 1).all())
     assert _evaluations(loop(network, plan, IMAGE, batched_guidance=True)) == (2 if plan.guided and not everywhere else 1)
 
 

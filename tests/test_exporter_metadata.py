@@ -122,7 +122,7 @@ def test_the_hashes_are_of_what_the_graph_was_made_from(exported: Bundle, tmp_pa
     assert before == facts_of(exported.manifest, graph)
     copy.manifest.plans["two"].solver = "by hand"
     assert facts_of(copy.manifest, graph) == before | {"fewstep.solver": "by hand"}
-    copy.manifest.plans["two"].weights[0] += 1e-9
+    copy.manifest.plans["two"].guidance[0] += 1e-9
     after = facts_of(copy.manifest, graph)
     assert {key for key in before if before[key] != after[key]} == {"fewstep.solver", "fewstep.plan_sha256", "fewstep.made_of"}
     files = [path for path in copy.manifest.files if path.startswith("networks/student/")]

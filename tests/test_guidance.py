@@ -58,7 +58,7 @@ def test_weight_zero_is_the_unconditional_model() -> None:
 
 def test_the_correction_of_a_step_shares_its_guidance() -> None:
     grid = karras(8, 0.002, 80.0)
-    weights = heun(grid, Guidance(2.0, 0.3, 10.0)).weights
+    weights = heun(grid, Guidance(2.0, 0.3, 10.0)).guidance
     inside = (grid.levels[:-1] > 0.3) & (grid.levels[:-1] <= 10.0)
     np.testing.assert_array_equal(weights[0::2] == 2.0, inside)
     np.testing.assert_array_equal(weights[1::2] == 2.0, inside[:-1])
@@ -67,7 +67,7 @@ def test_the_correction_of_a_step_shares_its_guidance() -> None:
 def test_bounds_are_open_below_and_closed_above_and_reach_pure_noise() -> None:
     levels = np.array([4.0, 2.0, 1.0])
     np.testing.assert_array_equal(Guidance(3.0, 1.0, 2.0).at(levels), [1.0, 3.0, 1.0])
-    assert (ddim(flow(4), Guidance(3.0)).weights == 3.0).all()
+    assert (ddim(flow(4), Guidance(3.0)).guidance == 3.0).all()
 
 
 @pytest.mark.parametrize("bad", [{"lo": 2.0, "hi": 1.0}, {"weight": inf}, {"weight": float("nan")}])

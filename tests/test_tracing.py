@@ -120,8 +120,8 @@ def test_guidance_is_by_the_level_of_a_row() -> None:
     made = make_scheduler({"_class_name": "HeunDiscreteScheduler"})
     plan = scheduler_plan(made, Eps(), 6, Guidance(3.0, 0.5, 5.0))
     levels = plan.sigmas[:-1] / plan.alphas[:-1]
-    assert plan.weights.tolist() == np.where((levels > 0.5) & (levels <= 5.0), 3.0, 1.0).tolist()
-    assert 0 < (plan.weights != 1).sum() < plan.rows
+    assert plan.guidance.tolist() == np.where((levels > 0.5) & (levels <= 5.0), 3.0, 1.0).tolist()
+    assert 0 < (plan.guidance != 1).sum() < plan.rows
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ class Case:
 
         None where diffusers has no scheduler for the plan: fitted tables, few-step generators, guidance in an interval.
         """
-        plan, weights = self.plan, self.plan.weights
+        plan, weights = self.plan, self.plan.guidance
         if plan.c.any() or not (weights == weights[0]).all():
             return None
         if isinstance(self.denoiser.parametrisation, Edm):
@@ -264,7 +264,7 @@ class Case:
         return x
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        weight, t = float(self.plan.weights[0]), t.to(x.device)
+        weight, t = float(self.plan.guidance[0]), t.to(x.device)
         if weight == 1:
             return self.denoiser.evaluate(x, t, *self.given)
         both = tuple(torch.cat(pair) for pair in zip(self.given, self.null, strict=True))

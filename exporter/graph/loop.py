@@ -73,7 +73,7 @@ class _Body:
 
     def _output(self, x: Symbol, timestep: ir.Value) -> Symbol:
         """F of this row, guided where the row is."""
-        at, evaluations, weights = At("row", self.i, timestep), self.graph.evaluations, self.plan.weights
+        at, evaluations, weights = At("row", self.i, timestep), self.graph.evaluations, self.plan.guidance
         if (weights == 1).all():
             return guided_output(evaluations, self.writer, x, 1.0, at, batched_guidance=False)
         weight = Symbol(self.writer, self.writer.op("Gather", self.table(weights.astype(np.float32)), self.i, axis=0))

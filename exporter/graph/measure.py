@@ -24,8 +24,8 @@ RUNS = 7
 
 def doubled_speedup(network: Network, plan: Plan) -> float:
     """Latency of a guided row in two passes over its latency in one batch, for one image on this CPU."""
-    row = int(np.flatnonzero(plan.weights != 1)[0])
-    one = Plan(plan.alphas[row : row + 2], plan.sigmas[row : row + 2], [[1.0]], [[1.0]], [0.0], plan.weights[row : row + 1])  # type: ignore[arg-type]
+    row = int(np.flatnonzero(plan.guidance != 1)[0])
+    one = Plan(plan.alphas[row : row + 2], plan.sigmas[row : row + 2], [[1.0]], [[1.0]], [0.0], plan.guidance[row : row + 1])  # type: ignore[arg-type]
     channels, height, width = network.state
     image = ImageSpec(channels=channels, height=height, width=width)  # of the state: a decoder would only add to both
     with tempfile.TemporaryDirectory() as directory:

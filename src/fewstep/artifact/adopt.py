@@ -45,8 +45,8 @@ def adopt(
         )
     table = entry.plan()
     if guidance:
-        table = replace(table, weights=guidance.at(levels[:-1]))
-        if guidance.weight != 1 and not table.guided:
+        table = replace(table, guidance=guidance.at(levels[:-1]))
+        if guidance.scale != 1 and not table.guided:
             raise ValueError(
                 f"no step of {plan!r} starts at a noise level above {guidance.lo:g} and up to {guidance.hi:g}, so none would "
                 f"be guided; its steps start at {', '.join(f'{level:.3g}' for level in levels[:-1])}"

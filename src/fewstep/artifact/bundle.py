@@ -2,8 +2,7 @@
 
     digits.bundle/
       bundle.json      the manifest (fewstep.artifact.manifest), with the size and sha256 of every other file
-      networks/NAME/   diffusers layout: config.json + *.safetensors
-      decoder/         the autoencoder of a latent model, in the same layout
+      components/NAME/ diffusers layout: config.json + *.safetensors
       graphs/*.onnx    one file per plan and precision
       engines/*        built from graphs; always rebuildable
       golden.npz       inputs and reference outputs, the parity check that also runs where torch does not
@@ -15,7 +14,6 @@ Writing happens in a copy beside the bundle that is renamed into place when it i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,10 +24,11 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fewstep.artifact.digests import decoder_digest, network_digest
+from fewstep.artifact.components import Component
+from fewstep.artifact.digests import component_digest, model_digest
 from fewstep.artifact.draft import Draft, blobs, check_new, digest, inside, reason
 from fewstep.artifact.golden import GOLDEN, Arrays, read_golden
-from fewstep.artifact.manifest import Manifest, NetworkEntry, PlanEntry
+from fewstep.artifact.manifest import Manifest, PlanEntry
 from fewstep.artifact.ranges import Ranges
 from fewstep.artifact.staging import recover, staged
 from fewstep.sampling.plan import Plan
@@ -39,7 +38,7 @@ from fewstep.system.readable import readable
 __all__ = ["CARD", "MANIFEST", "SCHEMA", "Bundle", "Draft", "check_new"]
 
 CARD = "card.md"
-SCHEMA = 1
+SCHEMA = 2
 MAX_JSON_BYTES = 16 << 20
 Data = TypeVar("Data", bound=BaseModel)
 
@@ -113,7 +112,7 @@ class Bundle:
         if not found:
             raise ValueError(f"{self.root.name} was changed meanwhile by another process; repeat the command")
         way_out = "copy the bundle again from its source"
-        if any(name.startswith(f"{entry.directory}/") for entry in self.manifest.networks.values()):
+        if any(name.startswith(f"{entry.directory}/") for entry in self.manifest.components.values()):
             way_out += ", or make one without its training networks there with: fewstep package --target device"
         raise ValueError(f"{self.root.name}/{name} {found}; {way_out}")
 
@@ -142,19 +141,17 @@ class Bundle:
                 f"{self.root.name} holds files its manifest does not know: {', '.join(sorted(extra))}; move them elsewhere"
             )
 
-    def network(self, name: str) -> Path:
-        """The directory of a network, every file in it checked."""
-        entry: NetworkEntry = self.pick("network", name, self.manifest.networks)
+    def component(self, name: str) -> Path:
+        """The directory of a component, every file in it checked."""
+        entry: Component = self.pick("component", name, self.manifest.components)
         if entry.directory is None:
-            raise ValueError(f"{self.root.name} was shipped without the network {name!r}; only its graphs can be used")
+            raise ValueError(f"{self.root.name} was shipped without the {entry.role} {name!r}; only its graphs can be used")
         return self.directory(entry.directory)
 
-    def network_digest(self, name: str) -> str:
-        """One hash for what makes a network's images: its files, how it is used, and the decoder behind it."""
-        self.pick("network", name, self.manifest.networks)
-        decoder = decoder_digest(self.manifest)
-        network = network_digest(self.manifest, name)
-        return hashlib.sha256((network + decoder).encode()).hexdigest() if decoder else network
+    def model_digest(self, denoiser: str) -> str:
+        """One hash for what makes a denoiser's samples: its files, how it is used, and the decoder behind it."""
+        self.pick("network", denoiser, self.manifest.denoisers)
+        return model_digest(self.manifest, denoiser)
 
     def directory(self, name: str) -> Path:
         """The path of a directory, every file in it checked."""
@@ -241,9 +238,11 @@ class Bundle:
     def _facts(self) -> dict[str, Any]:
         """What an edit must not find changed, by what it is called."""
         manifest = self.manifest
-        facts: dict[str, Any] = {f"the network {name!r}": network_digest(manifest, name) for name in manifest.networks}
+        facts: dict[str, Any] = {
+            f"the {entry.role} {name!r}": component_digest(manifest, name) for name, entry in manifest.components.items()
+        }
         facts |= {f"the plan {name!r}": entry for name, entry in manifest.plans.items()}
-        return facts | {"the image": (manifest.image, manifest.condition, decoder_digest(manifest))}
+        return facts | {"the signature": (manifest.signature, manifest.state)}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,40 +6,35 @@ import hashlib
 import json
 from typing import Any
 
+from fewstep.artifact.components import DenoiserEntry
 from fewstep.artifact.manifest import Manifest
 
-__all__ = ["decoder_digest", "made_of", "network_digest"]
+__all__ = ["component_digest", "made_of", "model_digest"]
 
 
-def network_digest(manifest: Manifest, name: str) -> str:
-    """Of a network's files and of how it is used: equal for equal networks, with their files or shipped without them."""
-    entry = manifest.networks[name]
+def component_digest(manifest: Manifest, name: str) -> str:
+    """Of a component's files and of how it is used: equal for equal ones, with their files or shipped without them."""
+    entry = manifest.components[name]
     if entry.directory is None and entry.digest:
         return entry.digest
     how = entry.model_dump(mode="json", exclude={"directory", "digest"}, exclude_defaults=True)
-    how["parametrisation"]["kind"] = entry.parametrisation.kind  # a default, but the others' meaning depends on it
-    return _digest([how, _files(manifest, entry.directory)])
+    if isinstance(entry, DenoiserEntry):
+        how["parametrisation"]["kind"] = entry.parametrisation.kind  # a default, but the others' meaning depends on it
+    return _digest([entry.role, how, _files(manifest, entry.directory)])
 
 
-def decoder_digest(manifest: Manifest) -> str | None:
-    """The same of what turns latents into images; None where the sampler works on images."""
-    latent = manifest.latent
-    if latent is None:
-        return None
-    if latent.directory is None and latent.digest:
-        return latent.digest
-    how = latent.model_dump(mode="json", exclude={"directory", "digest"}, exclude_defaults=True)
-    return _digest([how, _files(manifest, latent.directory)])
+def model_digest(manifest: Manifest, denoiser: str) -> str:
+    """Of all that makes a denoiser's samples: itself, and every component that is no denoiser."""
+    others = sorted(name for name in manifest.components if name not in manifest.denoisers)
+    return _digest([component_digest(manifest, name) for name in (denoiser, *others)])
 
 
-def made_of(manifest: Manifest, network: str, plan: str | None) -> str:
-    """Of everything that a graph's numbers come from: network, plan, decoder, image and condition; names do not count."""
-    condition = manifest.condition
-    words = {"network", "solver"}
+def made_of(manifest: Manifest, denoiser: str, plan: str | None) -> str:
+    """Of everything that a graph's numbers come from: components, plan, signature and state; names of parts do not count."""
+    words = {"denoiser", "solver"}
     table = manifest.plans[plan].model_dump(mode="json", exclude=words, exclude_defaults=True) if plan else None
-    inputs = [condition.kind, condition.classes, *condition.inputs()]
-    image = manifest.image.model_dump(mode="json")
-    return _digest([network_digest(manifest, network), table, decoder_digest(manifest), image, inputs])
+    signature = manifest.signature.model_dump(mode="json", exclude={"inputs": {"__all__": {"names"}}})
+    return _digest([model_digest(manifest, denoiser), table, signature, manifest.state.shape])
 
 
 def _files(manifest: Manifest, directory: str | None) -> dict[str, str]:

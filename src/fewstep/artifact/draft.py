@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fewstep.artifact.digests import decoder_digest, made_of, network_digest
+from fewstep.artifact.digests import component_digest, made_of
 from fewstep.artifact.golden import GOLDEN, read_golden, write_golden
-from fewstep.artifact.manifest import Condition, FileEntry, ImageSpec, Manifest, check_name
+from fewstep.artifact.manifest import FileEntry, Manifest, check_name
+from fewstep.artifact.signature import Signature, State
 from fewstep.artifact.staging import check_place, recover, staged
 from fewstep.system.places import MANIFEST
 
@@ -83,14 +84,15 @@ class Draft:
 
     @classmethod
     @contextmanager
-    def create(cls, path: str | os.PathLike[str], *, image: ImageSpec, condition: Condition) -> Iterator[Draft]:
-        """A new bundle at path. Raises FileExistsError or ValueError as `check_new` does."""
+    def create(cls, path: str | os.PathLike[str], signature: Signature, *, state: State | None = None) -> Iterator[Draft]:
+        """A new bundle at path. state: what its samplers walk on, where that is not the output itself. Raises FileExistsError or ValueError as `check_new` does."""
         root = Path(os.path.realpath(path))
         recover(root)
         check_new(root)
         with staged(root) as staging:
             check_new(root)  # another process may have made it meanwhile
-            draft = cls(staging, Manifest(name=root.name.removesuffix(".bundle"), image=image, condition=condition))
+            name, own = root.name.removesuffix(".bundle"), signature.output.state
+            draft = cls(staging, Manifest.model_construct(name=name, signature=signature, state=state or own))
             yield draft
             draft.seal()
 
@@ -135,16 +137,14 @@ class Draft:
 
 
 def _remember_digests(now: Manifest, before: Manifest) -> None:
-    """Of weights that the bundle is shipped without from now on."""
-    for name, entry in now.networks.items():
-        if entry.directory is None and name in before.networks and before.networks[name].directory:
-            entry.digest = network_digest(before, name)
-    if now.latent and now.latent.directory is None and before.latent and before.latent.directory:
-        now.latent.digest = decoder_digest(before)
+    """Of components that the bundle is shipped without from now on."""
+    for name, entry in now.components.items():
+        if entry.directory is None and name in before.components and before.components[name].directory:
+            entry.digest = component_digest(before, name)
 
 
 class _Stale:
-    """What a change makes stale: whatever was made with a network, plan, decoder, image or condition that is another one now.
+    """What a change makes stale: whatever was made with a component, plan or signature that is another one now.
 
     What is itself another one now is taken to be made anew.
     """
@@ -153,10 +153,10 @@ class _Stale:
         self.draft, self.now, self.before = draft, draft.manifest, before
 
     def remove(self) -> None:
-        """Graphs with their engines, ranges, references, and the provenance of plans."""
+        """Graphs with their engines, ranges, references, and the records of plans."""
         now, before, paths = self.now, self.before, list[str]()
         for name, graph in list(now.graphs.items()):
-            stale = self._stale(graph.network, graph.plan) or (graph.plan is not None and self._stale_plan(graph.plan))
+            stale = self._stale(graph.denoiser, graph.plan) or (graph.plan is not None and self._stale_plan(graph.plan))
             if before.graphs.get(name) == graph and stale and self._same(graph.paths):
                 engines = {engine: entry for engine, entry in now.engines.items() if entry.graph == name}
                 paths += [*graph.paths, *(path for entry in engines.values() for path in entry.paths)]
@@ -171,7 +171,7 @@ class _Stale:
         others = {plan for plan in before.plans if self._stale_plan(plan)}
         if others and GOLDEN in before.files and self._same([GOLDEN]):
             self._remove_references(others)
-        self._provenance()
+        self._records()
 
     def _remove_references(self, plans: Collection[str]) -> None:
         try:
@@ -183,25 +183,25 @@ class _Stale:
         if kept := {plan: arrays for plan, arrays in references.items() if plan not in plans}:
             write_golden(path, kept)
 
-    def _provenance(self) -> None:
+    def _records(self) -> None:
         """Records go with what they speak of; a plan's also when other numbers take its place without one of their own."""
-        now, before = self.now.provenance, self.before.provenance
-        now.networks = {name: about for name, about in now.networks.items() if name in self.now.networks}
+        now, before = self.now.records, self.before.records
+        now.components = {name: record for name, record in now.components.items() if name in self.now.components}
         kept = {name for name in self.now.plans if now.plans.get(name) != before.plans.get(name) or not self._renumbered(name)}
-        now.plans = {name: about for name, about in now.plans.items() if name in kept}
+        now.plans = {name: record for name, record in now.plans.items() if name in kept}
 
     def _renumbered(self, plan: str) -> bool:
         entry, was = self.now.plans[plan], self.before.plans.get(plan)
-        words = {"network", "solver"}
+        words = {"denoiser", "solver"}
         return was is None or entry.model_dump(exclude=words) != was.model_dump(exclude=words)
 
     def _stale_plan(self, plan: str) -> bool:
         was, entry = self.before.plans.get(plan), self.now.plans.get(plan)
-        return was is None or entry is None or entry.network != was.network or self._stale(was.network, plan)
+        return was is None or entry is None or entry.denoiser != was.denoiser or self._stale(was.denoiser, plan)
 
-    def _stale(self, network: str, plan: str | None) -> bool:
-        known = [network in m.networks and (plan is None or plan in m.plans) for m in (self.now, self.before)]
-        return not all(known) or made_of(self.now, network, plan) != made_of(self.before, network, plan)
+    def _stale(self, denoiser: str, plan: str | None) -> bool:
+        known = [denoiser in m.components and (plan is None or plan in m.plans) for m in (self.now, self.before)]
+        return not all(known) or made_of(self.now, denoiser, plan) != made_of(self.before, denoiser, plan)
 
     def _same(self, paths: Iterable[str]) -> bool:
         now, before = self.now.files, self.before.files

@@ -52,15 +52,14 @@ def _read_plan(archive: zipfile.ZipFile, plan: str, manifest: Manifest) -> Array
 
 def _wanted(plan: str, manifest: Manifest, batch: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and type of every array of a plan."""
-    table, state, condition = manifest.plans[plan].plan(), manifest.state_shape, manifest.condition
+    table, state = manifest.plans[plan].plan(), manifest.state.shape
     wanted = {
         "noise": ((batch, table.draws, *state), "float32"),
         "states": ((table.rows, batch, *state), "float32"),
-        "sample": ((batch, *manifest.image.shape), "float32"),
+        "sample": ((batch, *manifest.output.shape), "float32"),
     }
-    for spec in (*condition.inputs(), *(condition.null_inputs() if table.guided else ())):
-        wanted[spec.name] = ((batch, *spec.shape), spec.dtype)
-    return wanted
+    inputs = {spec.name: ((batch, *spec.shape), spec.dtype) for spec in manifest.signature.tensors(guided=table.guided)}
+    return wanted | inputs
 
 
 def _read(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

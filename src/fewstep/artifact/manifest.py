@@ -10,27 +10,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fewstep.artifact.spec import Condition, Digest, ImageSpec, InputSpec, LatentSpec, Precision
-from fewstep.sampling.parametrisation import Parametrisation
+from fewstep.artifact.components import Component, DecoderEntry, DenoiserEntry
+from fewstep.artifact.records import Records
+from fewstep.artifact.signature import ImageOutput, Output, Signature, State
+from fewstep.artifact.spec import Digest, Precision
 from fewstep.sampling.plan import Plan
 from fewstep.system.strict import Strict
 
 __all__ = [
-    "Condition",
     "EngineEntry",
     "EngineFlag",
     "EngineKey",
     "FileEntry",
     "GraphEntry",
-    "ImageSpec",
-    "InputSpec",
-    "LatentSpec",
     "Layout",
     "Manifest",
-    "NetworkEntry",
     "PlanEntry",
-    "Precision",
-    "Provenance",
     "RangesEntry",
     "check_name",
 ]
@@ -58,47 +53,27 @@ Rows = Annotated[list[Numbers], Field(fail_fast=True)]
 Words = Annotated[list[str], Field(fail_fast=True)]
 
 
-class NetworkEntry(Strict):
-    """A diffusers network and how it becomes D(x, sigma, condition); see fewstep.models.denoiser.
-
-    directory None: the bundle ships the network's graphs without its weights for training; digest is then what
-    digests.network_digest was with them, where that is known. time_ids: constants of an SDXL network (original height and
-    width, crop top and left, target height and width in pixels).
-    """
-
-    directory: str | None
-    digest: Digest | None = None
-    parametrisation: Parametrisation
-    patch: PositiveInt = 1
-    time_ids: Numbers = Field(default=[])
-    guidance_scale: float | None = Field(default=None, description="what a network that embeds it is told (LCM), a constant")
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if (key, value) != ("guidance_scale", None)}
-
-
 class PlanEntry(Strict):
-    """A Plan for one network. solver says in words how its numbers came about."""
+    """A Plan for one denoiser. solver says in words how its numbers came about."""
 
-    network: Name
+    denoiser: Name
     solver: str
     alphas: Numbers
     sigmas: Numbers
     a: Rows
     b: Rows
     c: Numbers
-    weights: Numbers
+    guidance: Numbers
     start: float | None = None
     timesteps: Numbers | None = None
     clip: Rows | None = None
     clip_range: float | None = None
 
     @classmethod
-    def of(cls, plan: Plan, *, network: str, solver: str) -> PlanEntry:
+    def of(cls, plan: Plan, *, denoiser: str, solver: str) -> PlanEntry:
         tables = {field.name: getattr(plan, field.name) for field in fields(Plan)}
         lists = {name: table.tolist() if isinstance(table, np.ndarray) else table for name, table in tables.items()}
-        return cls(network=network, solver=solver, **lists)
+        return cls(denoiser=denoiser, solver=solver, **lists)
 
     def plan(self) -> Plan:
         return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
@@ -120,18 +95,19 @@ class RangesEntry(Strict):
 
 
 class GraphEntry(Strict):
-    """An ONNX file, the network's weights in it or, where they are large, beside it in `data`.
+    """An ONNX file, its weights in it or, where they are large, beside it in `data`.
 
-    unrolled and loop hold a whole plan: inputs noise (B, draws, C, H, W) and the condition; outputs images (B, H, W, C)
-    uint8 and sample (B, C, H, W) float32. step is one guided evaluation for whoever walks a plan: inputs x (B, C, H, W),
-    scales (4,), weight () and the condition; output denoised (B, C, H, W); its `postprocess` turns a last state into images.
+    unrolled and loop hold a whole plan: inputs noise (B, draws, C, ...) and those of the signature; outputs that of the
+    signature and sample (B, C, ...) float32, the same before it is rounded or has units. step is one guided evaluation for
+    whoever walks a plan: inputs x (B, C, ...), scales (4,), guidance_scale () and those of the signature; output denoised
+    (B, C, ...); its `postprocess` turns a last state into the output.
     """
 
     file: str
     data: str | None = None
     postprocess: str | None = None
-    network: Name
-    plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its network")
+    denoiser: Name
+    plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its denoiser")
     precision: Precision
     layout: Layout
     opset: PositiveInt
@@ -197,43 +173,45 @@ class FileEntry(Strict):
     bytes: int = Field(ge=0)
 
 
-class Provenance(Strict):
-    """What networks and plans were made of, how and under which license, by their names; a network and a plan may share one."""
-
-    networks: dict[Name, dict[str, Any]] = Field(default={})
-    plans: dict[Name, dict[str, Any]] = Field(default={})
-
-
 class Manifest(Strict):
     """bundle.json. card_sha256: of the card.md that fewstep wrote last; another one is somebody's own words."""
 
-    version: Literal[1] = Field(default=1, alias="schema")
+    version: Literal[2] = Field(default=2, alias="schema")
     name: Name
-    image: ImageSpec
-    condition: Condition
-    latent: LatentSpec | None = None
-    networks: dict[Name, NetworkEntry] = Field(default={})
+    signature: Signature
+    state: State
+    components: dict[Name, Component] = Field(default={})
     plans: dict[Name, PlanEntry] = Field(default={})
     default: Name | None = None
     ranges: dict[Name, RangesEntry] = Field(default={})
     graphs: dict[Name, GraphEntry] = Field(default={})
     engines: dict[Name, EngineEntry] = Field(default={})
-    provenance: Provenance = Field(default_factory=Provenance)
+    records: Records = Field(default_factory=Records)
     card_sha256: Digest | None = None
     files: dict[str, FileEntry] = Field(default={}, max_length=MAX_FILES)
 
     @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the sampler works on: the image itself, or the latent."""
-        return self.latent.shape if self.latent else self.image.shape
+    def output(self) -> Output:
+        """What the model gives."""
+        return self.signature.output
+
+    @property
+    def denoisers(self) -> dict[str, DenoiserEntry]:
+        """The networks that plans walk, by name."""
+        return {name: entry for name, entry in self.components.items() if isinstance(entry, DenoiserEntry)}
+
+    @property
+    def decoder(self) -> DecoderEntry | None:
+        """What turns the last state into the output; None where the state is it."""
+        return next((entry for entry in self.components.values() if isinstance(entry, DecoderEntry)), None)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Manifest:
         wanted: list[tuple[str, str, Collection[str]]] = []
-        wanted += [("network", plan.network, self.networks) for plan in self.plans.values()]
+        wanted += [("denoiser", plan.denoiser, self.denoisers) for plan in self.plans.values()]
         wanted += [("plan", self.default, self.plans)] if self.default else []
         for graph in self.graphs.values():
-            wanted += [("network", graph.network, self.networks)] + [("file", path, self.files) for path in graph.paths]
+            wanted += [("denoiser", graph.denoiser, self.denoisers)] + [("file", path, self.files) for path in graph.paths]
             wanted += [("plan", graph.plan, self.plans)] if graph.plan else []
         for plan, ranges in self.ranges.items():
             wanted += [("plan", plan, self.plans), ("file", ranges.file, self.files)]
@@ -247,28 +225,32 @@ class Manifest(Strict):
     @model_validator(mode="after")
     def _plans_are_in_the_coordinates_of_their_networks(self) -> Manifest:
         for name, plan in self.plans.items():
-            parametrisation = self.networks[plan.network].parametrisation
+            parametrisation = self.denoisers[plan.denoiser].parametrisation
             for alpha, sigma in zip(plan.alphas, plan.sigmas, strict=True):
                 if abs(alpha - parametrisation.alpha(sigma)) > COORDINATES_TOLERANCE:
                     raise ValueError(
                         f"the plan {name!r} has alpha {alpha:g} at sigma {sigma:g}, which is not in the {parametrisation.kind} "
-                        f"coordinates of its network {plan.network!r}; write it on a grid of that network's parametrisation"
+                        f"coordinates of its network {plan.denoiser!r}; write it on a grid of that network's parametrisation"
                     )
         return self
 
     @model_validator(mode="after")
     def _guided_plans_have_something_to_go_away_from(self) -> Manifest:
         for name, plan in self.plans.items():
-            if not self.condition.null and any(weight != 1 for weight in plan.weights):
+            if not self.signature.guidable and any(scale != 1 for scale in plan.guidance):
                 raise ValueError(
-                    f"the plan {name!r} is guided, and no label of this bundle means none; write one without guidance"
+                    f"the plan {name!r} is guided, and no input of this bundle means none; write one without guidance"
                 )
         return self
 
     @model_validator(mode="after")
-    def _decoded_images_have_the_range_of_decoders(self) -> Manifest:
-        if self.latent and (self.image.low, self.image.high) != (-1.0, 1.0):
-            raise ValueError(
-                f"a decoder makes images in [-1, 1], not [{self.image.low:g}, {self.image.high:g}]; use low -1, high 1"
-            )
+    def _states_become_the_output(self) -> Manifest:
+        output = self.output
+        decoders = sum(isinstance(entry, DecoderEntry) for entry in self.components.values())
+        if decoders > 1:
+            raise ValueError(f"a bundle has one decoder at most, this one has {decoders}")
+        if not decoders and self.state.shape != output.shape:
+            raise ValueError(f"states {self.state.shape} become outputs {output.shape} by a decoder, and there is none")
+        if decoders and (not isinstance(output, ImageOutput) or (output.low, output.high) != (-1.0, 1.0)):
+            raise ValueError("a decoder makes images in [-1, 1]; let the output be one, with low -1 and high 1")
         return self

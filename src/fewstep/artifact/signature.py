@@ -211,6 +211,11 @@ class ImageOutput(Strict):
         return self.channels, self.height, self.width
 
     @property
+    def state(self) -> State:
+        """What a sampler walks on that makes it without a decoder."""
+        return State(channels=self.channels, axes=(self.height, self.width))
+
+    @property
     def tensor(self) -> TensorSpec:
         """What a graph gives."""
         return TensorSpec("images", (self.height, self.width, self.channels), "uint8")
@@ -244,6 +249,11 @@ class ArrayOutput(Strict):
     def shape(self) -> tuple[int, ...]:
         """Of a sample, (columns, *axes)."""
         return len(self.columns), *(axis.size for axis in self.axes)
+
+    @property
+    def state(self) -> State:
+        """What a sampler walks on that makes it without a decoder."""
+        return State(channels=len(self.columns), axes=self.shape[1:])
 
     @property
     def tensor(self) -> TensorSpec:

@@ -155,7 +155,7 @@ def interval(
     rows = [(str(t.nfe), f"{t.value:.2f}", *(_guided(t.steps) if t.steps.weight != 1 else ("", "none"))) for t in pareto(tried)]
     table("what no other guidance beats in both", ["calls", "Frechet", "scale", "guided steps"], rows)
     plan = done.plan(name)
-    taken = [row for row, factor in enumerate(plan.weights) if factor != 1]
+    taken = [row for row, factor in enumerate(plan.guidance) if factor != 1]
     options = _as_options(**done.manifest.provenance.plans[name]["guidance"])
     words = f"{options} guides rows {taken[0]} to {taken[-1]}" if taken else "no guidance"
     show(f"{name} takes {plan.nfe} calls: {words}")

@@ -131,7 +131,7 @@ def trace(scheduler: Any, parametrisation: Parametrisation, guidance: Guidance =
         a=tables.a,
         b=tables.b,
         c=tables.c,
-        weights=guidance.at(levels),
+        guidance=guidance.at(levels),
         start=None if abs(start - sigmas[0]) <= CLEAN * start else start,
         timesteps=timesteps,
         clip=tables.clip if tables.clip_range else None,
@@ -143,7 +143,7 @@ def trace(scheduler: Any, parametrisation: Parametrisation, guidance: Guidance =
             f"this {type(scheduler).__name__} walks other levels or estimates than a network of {parametrisation.kind} has "
             f"(data that is one point is {off:.2g} off); its settings say something else than how the network was trained"
         )
-    _check(copy.deepcopy(scheduler), replace(plan, weights=np.ones(plan.rows)), parametrisation, tables.drawn)
+    _check(copy.deepcopy(scheduler), replace(plan, guidance=np.ones(plan.rows)), parametrisation, tables.drawn)
     return plan, tables.drawn
 
 

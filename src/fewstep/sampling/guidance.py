@@ -12,25 +12,25 @@ from fewstep.sampling.plan import Array, Denoise, Floats
 
 __all__ = ["PLAIN", "Guidance", "guided", "mix"]
 
-MAX_WEIGHT = 1000.0
+MAX_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance weight w where lo < sigma / alpha <= hi, and 1 (no unconditional pass at all) elsewhere.
+    """Guidance by a scale where lo < sigma / alpha <= hi, and 1 (no unconditional pass at all) elsewhere.
 
-    Raises ValueError for an empty interval or a weight beyond MAX_WEIGHT.
+    Raises ValueError for an empty interval or a scale beyond MAX_SCALE.
     """
 
-    weight: float = 1.0
+    scale: float = 1.0
     lo: float = 0.0
     hi: float = inf
 
     def __post_init__(self) -> None:
         if not self.lo < self.hi:
             raise ValueError(f"guidance needs lo < hi, got lo={self.lo}, hi={self.hi}")
-        if not abs(self.weight) <= MAX_WEIGHT:  # also where it is not a number
-            raise ValueError(f"guidance needs a weight of at most {MAX_WEIGHT:g}, got {self.weight}")
+        if not abs(self.scale) <= MAX_SCALE:  # also where it is not a number
+            raise ValueError(f"guidance needs a scale of at most {MAX_SCALE:g}, got {self.scale}")
 
     @classmethod
     def of(cls, settings: Mapping[str, float | None]) -> Guidance:
@@ -45,31 +45,31 @@ class Guidance:
     def suffix(self) -> str:
         """What it adds to a plan's name."""
         interval = "" if (self.lo, self.hi) == (0.0, inf) else f"_{self.lo:g}-{self.hi:g}"
-        return "" if self.weight == 1 else f"_w{self.weight:g}{interval}"
+        return "" if self.scale == 1 else f"_w{self.scale:g}{interval}"
 
     def at(self, levels: Floats) -> Floats:
-        """The weight of steps that start at these noise levels, same shape."""
-        return np.where((levels > self.lo) & (levels <= self.hi), self.weight, 1.0)
+        """The scale of steps that start at these noise levels, same shape."""
+        return np.where((levels > self.lo) & (levels <= self.hi), self.scale, 1.0)
 
 
 PLAIN = Guidance()
 
 
 def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ...]) -> Denoise:
-    """Bind a condition: D(x, sigma, weight) = D_null + weight (D_condition - D_null), one evaluation where weight is 1.
+    """Bind a condition: D(x, sigma, scale) = D_null + scale (D_condition - D_null), one evaluation where scale is 1.
 
-    denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the weight is not 1.
+    denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the scale is not 1.
     """
 
-    def guided_denoise(x: Array, sigma: float, weight: float = 1.0, **told: float) -> Array:
+    def guided_denoise(x: Array, sigma: float, scale: float = 1.0, **told: float) -> Array:
         conditional = denoise(x, sigma, *condition, **told)
-        if weight == 1:
+        if scale == 1:
             return conditional
-        return mix(conditional, denoise(x, sigma, *null, **told), weight)
+        return mix(conditional, denoise(x, sigma, *null, **told), scale)
 
     return guided_denoise
 
 
-def mix(conditional: Array, unconditional: Array, weight: Array) -> Array:
-    """unconditional + weight (conditional - unconditional). Ho and Salimans 2022, eq. 6 with 1 + w = weight."""
-    return unconditional + weight * (conditional - unconditional)
+def mix(conditional: Array, unconditional: Array, scale: Array) -> Array:
+    """unconditional + scale (conditional - unconditional). Ho and Salimans 2022, eq. 6 with 1 + w = scale."""
+    return unconditional + scale * (conditional - unconditional)

@@ -3,7 +3,7 @@
 Notation, everywhere in fewstep: a state at row k is x_k = alpha_k x0 + sigma_k noise, D_k is the denoised estimate of x0
 made from x_k, and one row costs one guided network evaluation:
 
-    D_k     = denoise(x_k, sigma_k, weight_k)
+    D_k     = denoise(x_k, sigma_k, guidance_k)
     x_{k+1} = sum_{j<=k} a[k,j] x_j + sum_{j<=k} b[k,j] D_j + c[k] noise_k,    x_0 = sigma_0 noise
 
 DDIM, Heun, DPM-Solver++, their fitted (IIA) variants and the few-step generators are rows of such numbers. Plans live in
@@ -33,7 +33,7 @@ MAX_SIGMA = 1e9  # its square is a number still
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Array: TypeAlias = Any  # numpy, torch, or the exporter's symbols: whatever adds and scales
-# denoise(x, sigma), denoise(x, sigma, weight) on rows with guidance, and timestep=... besides where a plan has timesteps
+# denoise(x, sigma), denoise(x, sigma, scale) on rows with guidance, and timestep=... besides where a plan has timesteps
 Denoise: TypeAlias = Callable[..., Array]
 
 
@@ -42,7 +42,7 @@ class Plan:
     """The numbers of one sampler with n rows.
 
     alphas, sigmas (n + 1,): coordinates of x_0 .. x_n. a, b (n, n): lower-triangular weights of states and estimates.
-    c (n,): fresh noise added by a row. weights (n,): guidance weight; 1 means the unconditional pass does not exist.
+    c (n,): fresh noise added by a row. guidance (n,): its scale; 1 means the unconditional pass does not exist.
     start, timesteps (n,), clip (n, n) with clip_range: see above; None in the plain case.
 
     Raises ValueError where a shape, a sign or the triangular form is wrong.
@@ -53,7 +53,7 @@ class Plan:
     a: Floats
     b: Floats
     c: Floats
-    weights: Floats
+    guidance: Floats
     start: float | None = None
     timesteps: Floats | None = None
     clip: Floats | None = None
@@ -88,7 +88,7 @@ class Plan:
     def _check_shapes(self) -> None:
         """Turn tables into float64 arrays that cannot be written to."""
         n = np.size(self.c)
-        shapes = {"alphas": (n + 1,), "sigmas": (n + 1,), "a": (n, n), "b": (n, n), "c": (n,), "weights": (n,)}
+        shapes = {"alphas": (n + 1,), "sigmas": (n + 1,), "a": (n, n), "b": (n, n), "c": (n,), "guidance": (n,)}
         shapes |= {name: shape for name, shape in (("timesteps", (n,)), ("clip", (n, n))) if getattr(self, name) is not None}
         for name, shape in shapes.items():
             values = np.array(getattr(self, name), dtype=np.float64)
@@ -106,12 +106,12 @@ class Plan:
     @property
     def nfe(self) -> int:
         """Network evaluations for one image: one per row and one more where guidance is on."""
-        return self.rows + int(np.count_nonzero(self.weights != 1))
+        return self.rows + int(np.count_nonzero(self.guidance != 1))
 
     @property
     def guided(self) -> bool:
         """Whether any row needs what means "no condition"."""
-        return bool((self.weights != 1).any())
+        return bool((self.guidance != 1).any())
 
     @property
     def draws(self) -> int:
@@ -159,7 +159,7 @@ def advance(plan: Plan, k: int, states: Sequence[Array], estimates: Sequence[Arr
 
 
 def trajectory(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = ()) -> Iterator[Step]:
-    """Walk the plan from the state x = plan.begin(unit noise), (B, C, H, W), yielding every step as it is made.
+    """Walk the plan from the state x = plan.begin(unit noise), (B, C, ...), yielding every step as it is made.
 
     noise: one unit-normal array like x for each row with c != 0. States that no later row reads are let go.
     Raises ValueError when the number of noise arrays is not plan.draws - 1.
@@ -170,8 +170,8 @@ def trajectory(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = 
     states: list[Array] = [x]
     estimates: list[Array] = []
     for k in range(plan.rows):
-        sigma, weight, told = float(plan.sigmas[k]), float(plan.weights[k]), plan.told(k)
-        estimates.append(denoise(states[k], sigma, **told) if weight == 1 else denoise(states[k], sigma, weight, **told))
+        sigma, scale, told = float(plan.sigmas[k]), float(plan.guidance[k]), plan.told(k)
+        estimates.append(denoise(states[k], sigma, **told) if scale == 1 else denoise(states[k], sigma, scale, **told))
         states.append(advance(plan, k, states, estimates, next(fresh) if plan.c[k] else None))
         yield Step(k, states[-1], estimates[-1])
         for j in range(k + 1):
@@ -182,7 +182,7 @@ def trajectory(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = 
 
 
 def sample(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = ()) -> Array:
-    """x_n, the end of the trajectory that starts at x = plan.begin(unit noise), (B, C, H, W)."""
+    """x_n, the end of the trajectory that starts at x = plan.begin(unit noise), (B, C, ...)."""
     for step in trajectory(denoise, x, plan, noise):
         x = step.x
     return x

@@ -25,7 +25,7 @@ def ddim(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
         a=np.diag(ratio),
         b=np.diag(grid.alphas[1:] - grid.alphas[:-1] * ratio),
         c=np.zeros(grid.n),
-        weights=guidance.at(grid.levels[:-1]),
+        guidance=guidance.at(grid.levels[:-1]),
     )
 
 
@@ -131,7 +131,7 @@ def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
         a=np.zeros((grid.n, grid.n)),
         b=np.diag(grid.alphas[1:]),
         c=grid.sigmas[1:],
-        weights=guidance.at(grid.levels[:-1]),
+        guidance=guidance.at(grid.levels[:-1]),
     )
 
 

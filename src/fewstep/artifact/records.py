@@ -1,0 +1,130 @@
+"""How the parts of a bundle came about: a record for each network and each plan that something is known of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from fewstep.system.strict import Strict
+
+__all__ = ["Adopted", "Distilled", "Fitted", "Imported", "Look", "NetworkRecord", "PlanRecord", "Records", "Searched", "Trained"]
+
+Settings = dict[str, JsonValue]
+
+
+class Look(Strict):
+    """What a metric said after so many updates; lower is better."""
+
+    iteration: int
+    value: float
+
+
+class _Learnt(Strict):
+    """What training and distilling say alike. settings: all of the run's, as its configuration takes them.
+
+    mixed_precision: what the network computed in. data: what samples were read from, None for none. license: in words, of
+    the samples or of who made the network.
+    """
+
+    settings: Settings
+    mixed_precision: str
+    data: str | None = None
+    data_sha256: str | None = None
+    samples: int | None = None
+    metrics: list[Look] = Field(default=[])
+    license: str | None = None
+
+
+class Trained(_Learnt):
+    """A network trained from nothing. prompts: how many embeddings there were to learn from, where it learnt from some."""
+
+    kind: Literal["trained"] = "trained"
+    prompts: int | None = None
+
+
+class Distilled(_Learnt):
+    """A generator of few calls. teacher, start: the networks it learnt from and began as; plan_data: what the plan it walks was
+    fitted to. validated_on: images that chose among its weights. retries: how often it went on from an earlier point.
+    """
+
+    kind: Literal["distilled"] = "distilled"
+    teacher: str
+    teacher_sha256: str
+    start: str
+    start_sha256: str
+    plan_sha256: str | None = None
+    plan_data: str | None = None
+    validated: bool = False
+    validated_on: str | None = None
+    retries: int = 0
+    inherited_licenses: dict[str, str] = Field(default={})
+
+
+class Imported(Strict):
+    """A checkpoint's network. scheduler: its configuration; mu: the shift of a flow that shifts dynamically. proof: what was
+    compared with the original, see fewstep.models.proof.
+    """
+
+    kind: Literal["imported"] = "imported"
+    source: str
+    pipeline: str | None = None
+    scheduler: Settings
+    mu: float | None = None
+    proof: dict[str, Any]
+    notes: list[str] = Field(default=[])
+    license: str | None = None
+
+
+class Adopted(Strict):
+    """Where a plan was taken over from, and the guidance that took the place of its own."""
+
+    bundle: str
+    plan: str
+    guidance: Settings | None = None
+
+
+class Fitted(Strict):
+    """A plan whose numbers were fitted. network_sha256: of the network it was fitted to, with its decoder. data, features: real
+    samples and in whose features. losses: of a table on noise that was not fitted; steps: of every row, plain and fitted.
+    """
+
+    kind: Literal["fitted"] = "fitted"
+    settings: Settings
+    network_sha256: str
+    inputs_sha256: str | None = None
+    data: str | None = None
+    features: list[str] = Field(default=[])
+    trained_in: list[str | None] = Field(default=[])
+    losses: list[float] = Field(default=[])
+    steps: list[Settings] = Field(default=[])
+    consistency: list[float] = Field(default=[])
+    adopted: Adopted | None = None
+
+
+class Searched(Strict):
+    """A plan whose guidance was searched. levels: of the grid, None for pure noise; similarity: of both estimates at every row;
+    trials: all that were made.
+    """
+
+    kind: Literal["searched"] = "searched"
+    settings: Settings
+    network_sha256: str
+    inputs_sha256: str | None = None
+    judge_sha256: str
+    guidance: Settings
+    levels: list[float | None]
+    similarity: list[float]
+    trials: list[Settings]
+    adopted: Adopted | None = None
+
+
+NetworkRecord = Annotated[Trained | Distilled | Imported, Field(discriminator="kind")]
+PlanRecord = Annotated[Fitted | Searched, Field(discriminator="kind")]
+
+
+class Records(Strict):
+    """By the names of what they speak of, which are not one name space."""
+
+    components: dict[str, NetworkRecord] = Field(default={})
+    plans: dict[str, PlanRecord] = Field(default={})
