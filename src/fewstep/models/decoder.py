@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import ImageSpec, LatentSpec
+from fewstep.artifact.components import DecoderEntry
+from fewstep.artifact.signature import ImageOutput, Output, State
 from fewstep.models.configured import class_of, quiet
 from fewstep.models.tensors import os_errors
 from fewstep.system.readable import readable
@@ -18,7 +19,7 @@ from fewstep.system.readable import readable
 __all__ = [
     "Decoder",
     "check_decoder_class",
-    "latent_spec",
+    "decoded",
     "load_autoencoder",
     "load_decoder",
     "pixels_per_latent",
@@ -26,8 +27,8 @@ __all__ = [
     "to_bytes",
 ]
 
-DIRECTORY = "decoder"
-CLASSES = get_args(LatentSpec.model_fields["decoder"].annotation)
+NAME = "decoder"
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
 
 class Decoder(nn.Module):
@@ -36,12 +37,12 @@ class Decoder(nn.Module):
     Holds the decoder half alone. Images are not clipped; a network's decoder leaves the range by a little.
     """
 
-    def __init__(self, autoencoder: Any, latent: LatentSpec) -> None:
+    def __init__(self, autoencoder: Any, entry: DecoderEntry) -> None:
         super().__init__()
         self.decoder: nn.Module = autoencoder.decoder
         # A 1x1 convolution that AutoencoderKL may have before its decoder.
         self.post_quant_conv: nn.Module = getattr(autoencoder, "post_quant_conv", None) or nn.Identity()
-        self.scaling_factor, self.shift_factor = latent.scaling_factor, latent.shift_factor
+        self.scaling_factor, self.shift_factor = entry.scaling_factor, entry.shift_factor
 
     def forward(self, latent: Tensor) -> Tensor:
         """In the dtype of the latent, whatever the dtype of the weights."""
@@ -55,29 +56,33 @@ class Decoder(nn.Module):
         return next(self.decoder.parameters()).dtype
 
 
-def to_bytes(states: Tensor, image: ImageSpec, decoder: Decoder | None = None) -> Tensor:
+def to_bytes(states: Tensor, image: ImageOutput, decoder: Decoder | None = None) -> Tensor:
     """Last states, decoded where there is a decoder, as images (B, C, H, W) in 0 .. 255; not rounded, so gradients pass."""
     images = states if decoder is None else decoder(states)
     return ((images - image.low) * (255 / (image.high - image.low))).clamp(0, 255)
 
 
 def save_decoder(draft: Draft, autoencoder: Any) -> None:
-    """Make the draft a latent model's: write the autoencoder in diffusers layout and say in the manifest what its latents are.
+    """Write the autoencoder of a latent model in diffusers layout, as the draft's decoder.
 
     Raises ValueError for a class that is not AutoencoderKL or AutoencoderTiny, or one that does not make the draft's images.
     """
-    latent = latent_spec(autoencoder, draft.manifest.image)
-    draft.remove(DIRECTORY)
+    entry, state = decoded(autoencoder, draft.manifest.output)
+    directory = f"components/{NAME}"
+    draft.remove(directory)
     autoencoder.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
     with os_errors():
-        autoencoder.save_pretrained(draft.new(f"{DIRECTORY}/config.json").parent)
-    draft.manifest.latent = latent.model_copy(update={"directory": DIRECTORY})
+        autoencoder.save_pretrained(draft.new(f"{directory}/config.json").parent)
+    draft.manifest.components[NAME] = entry.model_copy(update={"directory": directory})
+    draft.manifest.state = state
 
 
-def latent_spec(autoencoder: Any, image: ImageSpec) -> LatentSpec:
-    """What an autoencoder makes of images. Raises ValueError as `save_decoder` does."""
+def decoded(autoencoder: Any, image: Output) -> tuple[DecoderEntry, State]:
+    """What an autoencoder's decoder is in a bundle, and the state that it makes images of. Raises ValueError as `save_decoder`."""
     kind, config = type(autoencoder).__name__, autoencoder.config
     check_decoder_class(kind)
+    if not isinstance(image, ImageOutput):
+        raise ValueError(f"a {kind} makes images, this bundle gives arrays; leave the autoencoder out")
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise ValueError(f"this {kind} normalises latents by channel (latents_mean, latents_std), which fewstep does not do")
     factor = pixels_per_latent(autoencoder)
@@ -85,33 +90,24 @@ def latent_spec(autoencoder: Any, image: ImageSpec) -> LatentSpec:
         raise ValueError(
             f"this {kind} needs image sides that divide by {factor}, got {image.height}x{image.width}; resize them"
         )
-    latent = LatentSpec(
-        channels=config.latent_channels,
-        height=image.height // factor,
-        width=image.width // factor,
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.get("shift_factor") or 0.0,
-        decoder=kind,  # type: ignore[arg-type]  # checked above
-        directory=None,
-    )
-    _check_fit(autoencoder, latent, image)
-    return latent
+    state = State(channels=config.latent_channels, axes=(image.height // factor, image.width // factor))
+    numbers = {"scaling_factor": config.scaling_factor, "shift_factor": config.get("shift_factor") or 0.0}
+    _check_fit(autoencoder, kind, state, image)
+    return DecoderEntry(kind=kind, directory=None, **numbers), state
 
 
 def load_decoder(bundle: Bundle) -> Decoder:
     """The decoder of a latent model's bundle, fp32, in eval mode.
 
-    Raises ValueError for a bundle of pixels, one without its decoder, or a decoder that is not what the manifest says.
+    Raises ValueError for a bundle without one, or a decoder that is not what the manifest says.
     """
-    latent = bundle.manifest.latent
-    if latent is None:
-        raise ValueError(f"{bundle.root.name} works on pixels and has no decoder")
-    if latent.directory is None:
-        raise ValueError(f"{bundle.root.name} was shipped without its decoder; only its graphs can be used")
-    directory = bundle.directory(latent.directory)
+    manifest = bundle.manifest
+    if manifest.decoder is None:
+        raise ValueError(f"{bundle.root.name} has no decoder: its samplers walk on what it gives")
+    directory = bundle.component(NAME)
     autoencoder = load_autoencoder(directory, class_of(directory))
-    _check_fit(autoencoder, latent, bundle.manifest.image)
-    return Decoder(autoencoder, latent).eval()
+    _check_fit(autoencoder, manifest.decoder.kind, manifest.state, manifest.output)
+    return Decoder(autoencoder, manifest.decoder).eval()
 
 
 def load_autoencoder(directory: Path, kind: str) -> Any:
@@ -128,13 +124,13 @@ def check_decoder_class(kind: str) -> None:
         raise ValueError(f"the decoder is a {kind}; this version of fewstep drives {', '.join(CLASSES)}")
 
 
-def _check_fit(autoencoder: Any, latent: LatentSpec, image: ImageSpec) -> None:
+def _check_fit(autoencoder: Any, kind: str, state: State, image: Output) -> None:
     config, factor = autoencoder.config, pixels_per_latent(autoencoder)
-    made = (config.out_channels, latent.height * factor, latent.width * factor)
-    if config.latent_channels != latent.channels or made != image.shape or type(autoencoder).__name__ != latent.decoder:
+    made = (config.out_channels, *(side * factor for side in state.axes))
+    if config.latent_channels != state.channels or made != image.shape or type(autoencoder).__name__ != kind:
         raise ValueError(
             f"this {type(autoencoder).__name__} makes {made} (C, H, W) images from {config.latent_channels} channels, the "
-            f"bundle needs {image.shape} from {latent.channels} by {latent.decoder}; choose an autoencoder made for it"
+            f"bundle needs {image.shape} from {state.channels} by {kind}; choose an autoencoder made for it"
         )
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Condition, ImageSpec, NetworkEntry
+from fewstep.artifact.components import Constant, DenoiserEntry
+from fewstep.artifact.signature import Input, State
 from fewstep.models.configured import class_of, quiet
-from fewstep.models.networks import NETWORKS, Constants, Given, check_fit, guidance_embedding, network_class
+from fewstep.models.families import check_fit, family_of, network_class
+from fewstep.models.families.base import Family, classes_of
 from fewstep.models.tensors import os_errors
 from fewstep.sampling.parametrisation import Edm, Parametrisation, Scales
 
@@ -24,17 +26,14 @@ EDM = Edm(sigma_data=0.5)
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma, *condition) around a network F; condition are the tensors of Condition.inputs(), with a batch.
+    """D(x, sigma, *inputs) around a network F; inputs are the tensors of a signature, with a batch.
 
     patch > 1 folds patch x patch pixels into channels before F and back after it, so that F works on a smaller image.
-    time_ids, guidance_scale: constants of networks of SDXL and LCM, see NetworkEntry. Arithmetic in sigma stays in the dtype of
-    x; only F runs in the dtype of its weights.
+    constants: what its family tells F besides, see DenoiserEntry. Arithmetic in sigma stays in the dtype of x; only F runs in
+    the dtype of its weights.
 
-    Raises ValueError for a network of a class that is not in fewstep.models.networks.NETWORKS.
+    Raises ValueError for a network of a class without a family, where none is given.
     """
-
-    time_ids: Tensor | None
-    guidance: Tensor | None
 
     def __init__(
         self,
@@ -42,37 +41,40 @@ class Denoiser(nn.Module):
         *,
         parametrisation: Parametrisation,
         patch: int = 1,
-        time_ids: Sequence[float] = (),
-        guidance_scale: float | None = None,
+        constants: Mapping[str, Constant] = {},
+        family: Family | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.parametrisation = parametrisation
         self.patch = patch
-        self.call = NETWORKS[network_class(type(net).__name__).__name__].call
-        self.register_buffer("time_ids", torch.tensor(time_ids, dtype=torch.float32) if time_ids else None, persistent=False)
-        self.guidance_scale = guidance_scale
-        config: Any = getattr(net, "config", {})
-        scale = None if guidance_scale is None else guidance_embedding(guidance_scale, config.time_cond_proj_dim)
-        self.register_buffer("guidance", scale, persistent=False)
+        self.family = family or family_of(type(net).__name__)
+        self.constants = dict(constants)
+        told = self.family.tensors(getattr(net, "config", {}), constants)
+        for name, tensor in told.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.told = tuple(told)
 
     def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor, timestep: float | None = None) -> Tensor:
-        """Denoised estimate (B, C, H, W) of x at noise level sigma, one float for all or (B,).
+        """Denoised estimate (B, C, ...) of x at noise level sigma, one float for all or (B,).
 
         timestep: what the network is told instead of what follows from sigma, for plans that have their own.
         """
         scales = self.scales(sigma).told(timestep)
         when = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
-        skip, out, into = (s.reshape(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in scales[:3])
+        ones = (1,) * (x.ndim - 1)
+        skip, out, into = (s.reshape(-1, *ones) if isinstance(s, Tensor) else s for s in scales[:3])
         return (skip * x + out * self.evaluate(into * x, when, *condition)).to(x.dtype)
 
     def evaluate(self, x: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
-        """F(x, timestep, *condition) alone, (B, C, H, W) in the dtype of x; timestep () or (B,) float32."""
+        """F(x, timestep, *condition) alone, (B, C, ...) in the dtype of x; timestep () or (B,) float32."""
         # (B, C, H, W) -> (B, C p p, H/p, W/p)
         folded = functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         # One timestep for all stays (1,), so that what depends on it alone is computed once and folds to constants in graphs.
         inputs = [c.to(self.dtype) if c.is_floating_point() else c for c in condition]
-        out = self.call(self.net, folded.to(self.dtype), timestep.reshape(-1), inputs, Constants(self.time_ids, self.guidance))
+        named = dict(zip(self.family.takes, inputs, strict=False))
+        told = {name: getattr(self, name) for name in self.told}
+        out = self.family.call(self.net, folded.to(self.dtype), timestep.reshape(-1), named, told)
         out = out[:, : folded.shape[1]].to(x.dtype)  # without the variance that some networks learned besides
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
@@ -85,8 +87,8 @@ class Denoiser(nn.Module):
         """Class and configuration of the network: networks for which it is equal differ in weights only."""
         net: Any = self.net
         config = {key: value for key, value in net.config.items() if not key.startswith("_")}
-        time_ids = 0 if self.time_ids is None else self.time_ids.numel()
-        return f"{type(net).__name__} {json.dumps(config, sort_keys=True)} patch {self.patch} time_ids {time_ids}"
+        told = {name: list(getattr(self, name).shape) for name in self.told}
+        return f"{type(net).__name__} {json.dumps(config, sort_keys=True)} patch {self.patch} {json.dumps(told)}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,13 +101,8 @@ def on_meta(denoiser: Denoiser) -> Denoiser:
     with torch.device("meta"):
         net: Any = type(denoiser.net)
         copy = nn.Module.to(net.from_config(denoiser.net.config), denoiser.dtype)  # diffusers' own warns where nothing is wrong
-        time_ids = [] if denoiser.time_ids is None else [0.0] * denoiser.time_ids.numel()
-        about = {
-            "parametrisation": denoiser.parametrisation,
-            "patch": denoiser.patch,
-            "guidance_scale": denoiser.guidance_scale,
-        }
-        return Denoiser(copy, time_ids=time_ids, **about).eval()  # type: ignore[arg-type]
+        about: dict[str, Any] = {"parametrisation": denoiser.parametrisation, "patch": denoiser.patch}
+        return Denoiser(copy, constants=denoiser.constants, family=denoiser.family, **about).eval()
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -114,8 +111,8 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def unet(
-    image: ImageSpec,
-    condition: Condition,
+    state: State,
+    inputs: Sequence[Input],
     *,
     channels: tuple[int, ...],
     layers: int,
@@ -125,18 +122,22 @@ def unet(
 ) -> Denoiser:
     """A fresh UNet2DModel, attention in its middle or nowhere; one class embedding more than classes, for "none".
 
-    Raises ValueError when the image does not divide into patches and levels.
+    Raises ValueError when the state has not two axes, or they do not divide into patches and levels.
     """
+    if len(state.axes) != 2:
+        raise ValueError(f"a U-Net of its own walks states with two axes, this one has {len(state.axes)}; give a --network")
+    height, width = state.axes
     divisor = patch * 2 ** (len(channels) - 1)
-    if image.height % divisor or image.width % divisor:
+    if height % divisor or width % divisor:
         raise ValueError(
-            f"{image.height}x{image.width} images do not divide by {divisor} (patch {patch}, {len(channels)} levels); "
-            f"resize them, with --resolution {max(image.height // divisor, 1) * divisor}, or choose fewer levels"
+            f"{height}x{width} images do not divide by {divisor} (patch {patch}, {len(channels)} levels); "
+            f"resize them, with --resolution {max(height // divisor, 1) * divisor}, or choose fewer levels"
         )
+    classes = classes_of(inputs)
     net = network_class("UNet2DModel")(
-        sample_size=(image.height // patch, image.width // patch),
-        in_channels=image.channels * patch**2,
-        out_channels=image.channels * patch**2,
+        sample_size=(height // patch, width // patch),
+        in_channels=state.channels * patch**2,
+        out_channels=state.channels * patch**2,
         layers_per_block=layers,
         block_out_channels=channels,
         down_block_types=("DownBlock2D",) * len(channels),
@@ -144,15 +145,15 @@ def unet(
         norm_num_groups=8,
         add_attention=attention,
         attention_head_dim=min(32, channels[-1]),
-        num_class_embeds=condition.classes + 1 if condition.kind == "labels" else None,
+        num_class_embeds=None if classes is None else classes + 1,
     )
     return Denoiser(net, parametrisation=parametrisation, patch=patch)
 
 
 def fresh_network(
-    config: Mapping[str, Any], image: ImageSpec, condition: Condition, *, parametrisation: Parametrisation, patch: int = 1
+    config: Mapping[str, Any], state: State, inputs: Sequence[Input], *, parametrisation: Parametrisation, patch: int = 1
 ) -> Denoiser:
-    """A network of one of fewstep.models.networks.NETWORKS by its diffusers configuration, with new weights.
+    """A network of a class that has a family, by its diffusers configuration, with new weights.
 
     Raises ValueError for another class, a configuration that its class does not take, or a network that does not fit.
     """
@@ -163,31 +164,29 @@ def fresh_network(
         raise ValueError(
             f"{made.__name__} does not take this configuration ({error}); compare it with diffusers' own"
         ) from None
-    check_fit(net, image.shape, condition, patch=patch, given=Given())
+    check_fit(net, state, inputs, patch=patch, constants={})
     return Denoiser(net, parametrisation=parametrisation, patch=patch)
 
 
 def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
     """Write a denoiser's network into a bundle draft, in diffusers layout.
 
-    Raises ValueError when it does not fit the draft's image, latent or condition.
+    Raises ValueError when it does not fit the draft's state or inputs.
     """
-    time_ids = [] if denoiser.time_ids is None else denoiser.time_ids.tolist()
     net: Any = denoiser.net
     manifest = draft.manifest
-    given = Given(len(time_ids), denoiser.guidance_scale)
-    check_fit(net, manifest.state_shape, manifest.condition, patch=denoiser.patch, given=given)
-    directory = f"networks/{name}"
+    check_fit(net, manifest.state, manifest.signature.inputs, patch=denoiser.patch, constants=denoiser.constants)
+    directory = f"components/{name}"
     draft.remove(directory)
     net.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
     with os_errors():
         net.save_pretrained(draft.new(f"{directory}/config.json").parent)
-    manifest.networks[name] = NetworkEntry(
+    manifest.components[name] = DenoiserEntry(
+        kind=type(net).__name__,
         directory=directory,
         parametrisation=denoiser.parametrisation,
         patch=denoiser.patch,
-        time_ids=time_ids,
-        guidance_scale=denoiser.guidance_scale,
+        constants=denoiser.constants,
     )
 
 
@@ -196,8 +195,8 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
 
     Raises ValueError for a class fewstep does not know, weights that lack a tensor, or a network that does not fit the bundle.
     """
-    directory = bundle.network(name)
-    entry = bundle.manifest.networks[name]
+    entry: DenoiserEntry = bundle.pick("network", name, bundle.manifest.denoisers)
+    directory = bundle.component(name)
     kind = class_of(directory)
     try:
         with quiet():
@@ -216,12 +215,6 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
         )
     net.register_to_config(_name_or_path="")
     manifest = bundle.manifest
-    given = Given(len(entry.time_ids), entry.guidance_scale)
-    check_fit(net, manifest.state_shape, manifest.condition, patch=entry.patch, given=given)
-    return Denoiser(
-        net,
-        parametrisation=entry.parametrisation,
-        patch=entry.patch,
-        time_ids=entry.time_ids,
-        guidance_scale=entry.guidance_scale,
-    ).eval()
+    check_fit(net, manifest.state, manifest.signature.inputs, patch=entry.patch, constants=entry.constants)
+    about: dict[str, Any] = {"parametrisation": entry.parametrisation, "patch": entry.patch}
+    return Denoiser(net, constants=entry.constants, **about).eval()

@@ -1,0 +1,30 @@
+"""SD3Transformer2DModel: Stable Diffusion 3. Esser et al. 2024, arXiv 2403.03206."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.artifact.signature import Input
+from fewstep.models.families.base import Constants, Facts, Family, Tensors, shapes_of
+
+__all__ = ["FAMILY"]
+
+
+def _call(net: Any, x: Tensor, timestep: Tensor, inputs: Tensors, _: Tensors) -> Tensor:
+    embeds, pooled = inputs["prompt_embeds"], inputs["pooled_prompt_embeds"]
+    out: Tensor = net(x, embeds, pooled, timestep, return_dict=False)[0]
+    return out
+
+
+def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
+    shapes = shapes_of(inputs)
+    return {
+        "joint_attention_dim": (config.joint_attention_dim, shapes["prompt_embeds"][-1]),
+        "pooled_projection_dim": (config.pooled_projection_dim, shapes["pooled_prompt_embeds"][0]),
+    }
+
+
+FAMILY = Family("SD3Transformer2DModel", ("prompt_embeds", "pooled_prompt_embeds"), _call, _facts)
