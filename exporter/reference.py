@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.signature import Input
 from fewstep.models.decoder import Decoder
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.guidance import guided
@@ -26,23 +28,29 @@ def reference(
 ) -> dict[str, npt.NDArray[np.generic]]:
     """A plan's inputs and torch's fp32 result.
 
-    noise (B, draws, C, H, W), the condition by name, states (rows, B, C, H, W) and sample (B, C, H, W), the image before
-    rounding. Labels count up; embeddings are random, which is enough to compare.
+    noise (B, draws, C, ...), inputs by name, states (rows, B, C, ...) and sample (B, C, ...), what the output is made of. Labels
+    count up; arrays are random, which is enough to compare.
     """
-    shape, condition = bundle.manifest.state_shape, bundle.manifest.condition
+    shape, signature = bundle.manifest.state.shape, bundle.manifest.signature
     batch = max(1, min(MAX_BATCH, MAX_NUMBERS // prod(shape)))
     generator = torch.Generator().manual_seed(0)
     inputs = {"noise": torch.randn(batch, plan.draws, *shape, generator=generator)}
-    for spec in (*condition.inputs(), *(condition.null_inputs() if plan.guided else ())):
-        labels = torch.arange(batch) % max(condition.classes, 1)
-        inputs[spec.name] = labels if spec.dtype == "int64" else torch.randn(batch, *spec.shape, generator=generator)
-    given = tuple(inputs[spec.name] for spec in condition.inputs())
-    null: tuple[Tensor, ...] = tuple(inputs[spec.name] for spec in condition.null_inputs() if spec.name in inputs)
-    if condition.kind == "labels":
-        null = (torch.full((batch,), condition.classes),)
+    for spec in signature.tensors(guided=plan.guided):
+        counted = torch.from_numpy(signature.example(batch, guided=plan.guided)[spec.name])
+        inputs[spec.name] = counted if spec.dtype == "int64" else torch.randn(batch, *spec.shape, generator=generator)
+    given = tuple(inputs[each.name] for each in signature.inputs)
+    null = tuple(_none(each, inputs, batch) for each in signature.inputs) if plan.guided else ()
     noise = inputs["noise"]
     with torch.no_grad():
         x = plan.begin(noise[:, 0])
         states = [step.x for step in trajectory(guided(denoiser, given, null), x, plan, list(noise[:, 1:].unbind(1)))]
         sample = states[-1] if decoder is None else decoder(states[-1])
     return {name: value.numpy() for name, value in (inputs | {"states": torch.stack(states), "sample": sample}).items()}
+
+
+def _none(each: Input, inputs: Mapping[str, Tensor], batch: int) -> Tensor:
+    """What means "none" for an input: the tensor that was made for it, or the constant."""
+    if each.null_tensor:
+        return inputs[each.null_tensor.name]
+    assert each.null_constant is not None, "guided plans without it are refused"
+    return torch.from_numpy(each.null_constant[None].repeat(batch, 0))

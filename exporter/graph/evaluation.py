@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import Input, Signature
 from fewstep.exporter.graph.layer import Layer
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.specialise import TIMESTEP, Folded
@@ -26,16 +26,16 @@ Kind = Literal["given", "null", "both"]
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A denoiser's network, traced: x (B, C, H, W), timestep (), condition -> out (B, C, H, W), fp32 at the edges.
+    """A denoiser's network, traced: x (B, C, ...), timestep (), inputs -> out (B, C, ...), fp32 at the edges.
 
-    weights by the names of the trace; scales(sigma) how its output becomes D; state (C, H, W) what it works on.
+    weights by the names of the trace; scales(sigma) how its output becomes D; state (C, ...) what it works on.
     """
 
     traced: Traced
     weights: Mapping[str, Tensor]
     scales: Callable[[float], Scales]
-    state: tuple[int, int, int]
-    condition: Condition
+    state: tuple[int, ...]
+    signature: Signature
 
 
 def write(
@@ -94,14 +94,15 @@ class Evaluations:
         root: Writer,
         x: ir.Value,
         given: Sequence[ir.Value],
-        null: Sequence[ir.Value] | None,
+        null: Mapping[str, ir.Value],
         *,
         folded: Folded,
         layers: LayerPrecision | None = None,
     ) -> None:
-        """x: a state of the outermost graph, for its batch size. null: the condition that means "none", None for labels."""
+        """x: a state of the outermost graph, for its batch size. null: what means "none", of inputs that bring it."""
         self.network, self.folded, self.layers = network, folded, layers
-        self._root, self._x, self._given, self._null = root, x, given, null
+        self._root, self._x, self._given, self._brought = root, x, given, null
+        self._null: list[ir.Value] = []
         self._shared: dict[Kind, dict[ir.Value, ir.Value]] = {}
 
     def evaluate(self, writer: Writer, x: ir.Value, kind: Kind, at: At) -> ir.Value:
@@ -138,23 +139,30 @@ class Evaluations:
         if kind == "both":
             pairs = zip(self._given, self.condition("null"), strict=True)
             return [self._root.op("Concat", a, b, axis=0) for a, b in pairs]
-        if self._null is None:
-            classes = self._root.constant([self.network.condition.classes])
-            self._null = [self._root.op("Expand", classes, self._root.op("Shape", self._given[0]))]
+        if not self._null:
+            self._null = [self._none(*pair) for pair in zip(self.network.signature.inputs, self._given, strict=True)]
         return self._null
+
+    def _none(self, each: Input, given: ir.Value) -> ir.Value:
+        """What means "none" for an input, as often as there are samples."""
+        if each.name in self._brought:
+            return self._brought[each.name]
+        assert each.null_constant is not None, "plans without it are refused"
+        return self._root.op("Expand", self._root.constant(each.null_constant[None]), self._root.op("Shape", given))
 
     def _tabled(self, writer: Writer, kind: Kind, row: int | ir.Value | None) -> dict[ir.Value, ir.Value]:
         """The folded values of a row."""
         known: dict[ir.Value, ir.Value] = {}
-        none = slice(self.network.condition.classes, None)
+        tabled = self.network.signature.tabled
         for value, table in self.folded.rows.items():
             known[value] = self._line(writer, table, f"{value.name}/rows", row)
         for value, table in self.folded.labels.items():
+            assert tabled is not None, "there are tables of one input"
             if kind == "null":
-                known[value] = self._line(writer, table[:, none], f"{value.name}/none", row)
+                known[value] = self._line(writer, table[:, -1:], f"{value.name}/none", row)
             else:
                 lines = self._line(writer, table, f"{value.name}/labels", row)
-                labels = self._sharing(kind)[self.network.traced.inputs["labels"]]
+                labels = self._sharing(kind)[self.network.traced.inputs[tabled.name]]
                 known[value] = writer.op("Gather", lines, labels, axis=0)
         return known
 

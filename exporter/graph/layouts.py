@@ -4,8 +4,8 @@ unrolled: the whole plan as straight nodes; every row is specialised. loop: one 
 nodes once (twice with guidance); for networks whose unrolled nodes would be too many. step: one guided evaluation, for
 whoever walks a plan, and a second graph that finishes the last state.
 
-unrolled and loop take noise (B, draws, C, H, W) float32 and the condition (labels (B,) int64, where label `classes` means
-"none", or embeddings) and end in images (B, H, W, C) uint8 and sample (B, C, H, W) float32, the same before rounding.
+unrolled and loop take noise (B, draws, C, ...) float32 and the inputs of the signature, and end in its output and in sample
+(B, C, ...) float32, the same before rounding or units.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition, ImageSpec, InputSpec
+from fewstep.artifact.signature import ArrayOutput, ImageOutput, Output, Signature, TensorSpec
 from fewstep.exporter.graph.evaluation import At, Evaluations, Network, write
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.specialise import Folded, fold
@@ -32,7 +32,7 @@ __all__ = ["Decoder", "Sampler", "guided_output", "guided_where", "postprocess",
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """What turns the last state of a latent model into an image (B, C, H, W), traced."""
+    """What turns the last state of a latent model into a sample (B, C, ...), traced."""
 
     traced: Traced
     weights: Mapping[str, Tensor]
@@ -42,14 +42,14 @@ class Sampler:
     """The outermost graph of a whole plan: its inputs, the noise it draws, the network's evaluations, its outputs."""
 
     def __init__(self, network: Network, plan: Plan, layers: LayerPrecision | None) -> None:
-        """Raises ValueError for a plan with guidance where the network has no condition."""
+        """Raises ValueError for a plan with guidance where no input means "none"."""
         self.root, self.network, self.plan = Writer(), network, plan
-        if plan.guided and network.condition.kind == "none":
-            raise ValueError("this plan is guided but its network has no condition to guide by; use a plan with all weights 1")
-        given, null = condition_inputs(network.condition, guided=plan.guided)
+        if plan.guided and not network.signature.guidable:
+            raise ValueError("this plan is guided but nothing that its network takes means none; use one without guidance")
+        given, null = input_values(network.signature, guided=plan.guided)
         self.noise = ir.val("noise", ir.DataType.FLOAT, ("batch", plan.draws, *network.state))
-        self.inputs = [self.noise, *given, *(null or [])]
-        folded = fold(network.traced, network.weights, network.condition, self.timesteps())
+        self.inputs = [self.noise, *given, *null.values()]
+        folded = fold(network.traced, network.weights, network.signature.tabled, self.timesteps())
         self.start = self.draw(0)
         self.evaluations = Evaluations(network, self.root, self.start.value, given, null, folded=folded, layers=layers)
 
@@ -62,18 +62,18 @@ class Sampler:
         return [scales(float(sigma)).told(**plan.told(k)) for k, sigma in enumerate(plan.sigmas[:-1])]
 
     def draw(self, i: int) -> Symbol:
-        """The i-th noise tensor of every image, (B, C, H, W)."""
+        """The i-th noise tensor of every sample, (B, C, ...)."""
         return Symbol(self.root, self.root.op("Gather", self.noise, self.root.constant(i), axis=1))
 
-    def model(self, x: Symbol, image: ImageSpec, decoder: Decoder | None) -> ir.Model:
+    def model(self, x: Symbol, output: Output, decoder: Decoder | None) -> ir.Model:
         """The finished graph, from the last state."""
-        return self.root.model("sampler", self.inputs, write_images(self.root, x.value, image, decoder))
+        return self.root.model("sampler", self.inputs, write_output(self.root, x.value, output, decoder))
 
 
 def unroll(
     network: Network,
     plan: Plan,
-    image: ImageSpec,
+    output: Output,
     *,
     decoder: Decoder | None = None,
     batched_guidance: bool = False,
@@ -86,11 +86,11 @@ def unroll(
     graph = Sampler(network, plan, layers)
     rows = iter(enumerate(graph.scales()))
 
-    def denoise(x: Symbol, _: float, weight: float = 1.0, **__: float) -> Symbol:
+    def denoise(x: Symbol, _: float, scale: float = 1.0, **__: float) -> Symbol:
         row, scales = next(rows)
         at = At(f"row_{row}", row)
         out = guided_output(
-            graph.evaluations, graph.root, scaled(scales.into, x), weight, at, batched_guidance=batched_guidance
+            graph.evaluations, graph.root, scaled(scales.into, x), scale, at, batched_guidance=batched_guidance
         )
         return scaled(scales.skip, x) + scaled(scales.out, out)
 
@@ -98,25 +98,25 @@ def unroll(
     for made in trajectory(denoise, x, plan, [graph.draw(i) for i in range(1, plan.draws)]):
         x = made.x
         x.value.name = f"state_{made.row + 1}"  # parity is checked state by state under these names
-    return graph.model(x, image, decoder)
+    return graph.model(x, output, decoder)
 
 
 def guided_output(
-    evaluations: Evaluations, writer: Writer, x: Symbol, weight: float | Symbol, at: At, *, batched_guidance: bool
+    evaluations: Evaluations, writer: Writer, x: Symbol, scale: float | Symbol, at: At, *, batched_guidance: bool
 ) -> Symbol:
-    """F(x), guided unless weight is the number 1. D is linear in F, so mixing outputs of F is mixing estimates."""
-    if isinstance(weight, float) and weight == 1:
+    """F(x), guided unless scale is the number 1. D is linear in F, so mixing outputs of F is mixing estimates."""
+    if isinstance(scale, float) and scale == 1:
         return Symbol(writer, evaluations.evaluate(writer, x.value, "given", at))
     if batched_guidance:
         both = evaluations.evaluate(writer, writer.op("Concat", x.value, x.value, axis=0), "both", at)
         conditional, unconditional = writer.outputs("Split", 2, both, axis=0, num_outputs=2)
     else:
         conditional, unconditional = (evaluations.evaluate(writer, x.value, kind, at) for kind in ("given", "null"))
-    mixed: Symbol = mix(Symbol(writer, conditional), Symbol(writer, unconditional), weight)
+    mixed: Symbol = mix(Symbol(writer, conditional), Symbol(writer, unconditional), scale)
     return mixed
 
 
-def guided_where(evaluations: Evaluations, writer: Writer, x: Symbol, weight: Symbol, where: ir.Value, at: At) -> Symbol:
+def guided_where(evaluations: Evaluations, writer: Writer, x: Symbol, scale: Symbol, where: ir.Value, at: At) -> Symbol:
     """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run.
 
     It stands in the branch of an If, the conditional one outside, where ONNX Runtime optimises it best.
@@ -124,42 +124,42 @@ def guided_where(evaluations: Evaluations, writer: Writer, x: Symbol, weight: Sy
     then, otherwise = (Writer(writer, branch=True) for _ in range(2))
     conditional = evaluations.evaluate(writer, x.value, "given", at)
     unconditional = evaluations.evaluate(then, x.value, "null", at)
-    guided = mix(Symbol(then, conditional), Symbol(then, unconditional), Symbol(then, weight.value))
+    guided = mix(Symbol(then, conditional), Symbol(then, unconditional), Symbol(then, scale.value))
     plain = otherwise.op("Identity", conditional)
     branches = {"then_branch": then.graph("guided", [], [guided.value]), "else_branch": otherwise.graph("plain", [], [plain])}
     return Symbol(writer, writer.op("If", where, **branches))
 
 
 def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
-    """One evaluation of any row of any plan: x (B, C, H, W), scales (4,), weight () and the condition -> denoised.
+    """One evaluation of any row of any plan: x (B, C, ...), scales (4,), guidance_scale () and the inputs -> denoised.
 
-    scales are the four numbers of `network.scales(sigma)`; where weight is 1 the unconditional evaluation does not run.
+    scales are the four numbers of `network.scales(sigma)`; where guidance_scale is 1 the unconditional evaluation does not run.
     """
-    writer, conditional = Writer(), network.condition.kind != "none"
-    given, null = condition_inputs(network.condition, guided=conditional)
+    writer, guidable = Writer(), network.signature.guidable
+    given, null = input_values(network.signature, guided=guidable)
     x = ir.val("x", ir.DataType.FLOAT, ("batch", *network.state))
     scales = ir.val("scales", ir.DataType.FLOAT, (4,))
-    weight = ir.val("weight", ir.DataType.FLOAT, ())
+    scale = ir.val("guidance_scale", ir.DataType.FLOAT, ())
     skip, out, into, timestep = (Symbol(writer, v) for v in writer.outputs("Split", 4, scales, axis=0, num_outputs=4))
     at = At("step", None, writer.op("Reshape", timestep.value, writer.constant([])))
     evaluations = Evaluations(network, writer, x, given, null, folded=Folded({}, {}), layers=layers)
     scaled_x = into * Symbol(writer, x)
-    if conditional:
-        on = writer.op("Not", writer.op("Equal", weight, writer.constant(1.0)))
-        output = guided_where(evaluations, writer, scaled_x, Symbol(writer, weight), on, at)
+    if guidable:
+        on = writer.op("Not", writer.op("Equal", scale, writer.constant(1.0)))
+        output = guided_where(evaluations, writer, scaled_x, Symbol(writer, scale), on, at)
     else:
         output = guided_output(evaluations, writer, scaled_x, 1.0, at, batched_guidance=False)
     denoised = (skip * Symbol(writer, x) + out * output).value
     denoised.dtype, denoised.shape = ir.DataType.FLOAT, ir.Shape(("batch", *network.state))
-    inputs = [x, scales, *([weight] if conditional else []), *given, *(null or [])]
+    inputs = [x, scales, *([scale] if guidable else []), *given, *null.values()]
     return writer.model("step", inputs, {"denoised": denoised})
 
 
-def postprocess(state: tuple[int, int, int], image: ImageSpec, decoder: Decoder | None = None) -> ir.Model:
-    """The last state x (B, C, H, W) of a plan -> images and sample: what the step layout leaves to do."""
+def postprocess(state: tuple[int, ...], output: Output, decoder: Decoder | None = None) -> ir.Model:
+    """The last state x (B, C, ...) of a plan -> the output and sample: what the step layout leaves to do."""
     writer = Writer()
     x = ir.val("x", ir.DataType.FLOAT, ("batch", *state))
-    return writer.model("postprocess", [x], write_images(writer, x, image, decoder))
+    return writer.model("postprocess", [x], write_output(writer, x, output, decoder))
 
 
 def scaled(factor: float, x: Symbol) -> Symbol:
@@ -167,29 +167,43 @@ def scaled(factor: float, x: Symbol) -> Symbol:
     return x if factor == 1 else factor * x
 
 
-def condition_inputs(condition: Condition, *, guided: bool) -> tuple[list[ir.Value], list[ir.Value] | None]:
-    """A graph's inputs for the condition and for the one that means "none"; None where that is a constant label."""
+def input_values(signature: Signature, *, guided: bool) -> tuple[list[ir.Value], dict[str, ir.Value]]:
+    """A graph's inputs and, by the names of these, those that mean "none" and come with every call."""
 
-    def value(spec: InputSpec) -> ir.Value:
+    def value(spec: TensorSpec) -> ir.Value:
         return ir.val(spec.name, ir.DataType.from_numpy(np.dtype(spec.dtype)), ("batch", *spec.shape))
 
-    null = [value(spec) for spec in condition.null_inputs()] if guided else []
-    return [value(spec) for spec in condition.inputs()], null or None
+    nulls = {each.name: value(each.null_tensor) for each in signature.inputs if guided and each.null_tensor}
+    return [value(each.tensor) for each in signature.inputs], nulls
 
 
-def write_images(writer: Writer, x: ir.Value, image: ImageSpec, decoder: Decoder | None) -> dict[str, ir.Value]:
-    """The outputs images (B, H, W, C) uint8, rounded half to even like numpy, and sample (B, C, H, W), from a last state.
-
-    The cast comes last: TensorRT knows uint8 only as the type of an output.
-    """
+def write_output(writer: Writer, x: ir.Value, output: Output, decoder: Decoder | None) -> dict[str, ir.Value]:
+    """The signature's output and sample (B, C, ...), from a last state."""
     if decoder is not None:
         (name,) = decoder.traced.inputs
         x = write(writer, decoder.traced, decoder.weights, {decoder.traced.inputs[name]: x}, "decoder")
     sample = writer.op("Identity", x)
+    made = _images(writer, x, output) if isinstance(output, ImageOutput) else _values(writer, x, output)
+    sample.dtype, sample.shape = ir.DataType.FLOAT, ir.Shape(("batch", *output.shape))
+    made.shape = ir.Shape(("batch", *output.tensor.shape))
+    return {output.tensor.name: made, "sample": sample}
+
+
+def _images(writer: Writer, x: ir.Value, image: ImageOutput) -> ir.Value:
+    """uint8 (B, H, W, C), rounded half to even like numpy. The cast comes last: TensorRT knows uint8 only as an output's type."""
     moved = writer.op("Sub", x, writer.constant(image.low)) if image.low else x
     scaled = writer.op("Mul", moved, writer.constant(255 / (image.high - image.low)))
     clipped = writer.op("Clip", writer.op("Round", scaled), writer.constant(0.0), writer.constant(255.0))
     images = writer.op("Cast", writer.op("Transpose", clipped, perm=[0, 2, 3, 1]), to=ir.DataType.UINT8)
-    images.dtype, images.shape = ir.DataType.UINT8, ir.Shape(("batch", image.height, image.width, image.channels))
-    sample.dtype, sample.shape = ir.DataType.FLOAT, ir.Shape(("batch", *image.shape))
-    return {"images": images, "sample": sample}
+    images.dtype = ir.DataType.UINT8
+    return images
+
+
+def _values(writer: Writer, x: ir.Value, array: ArrayOutput) -> ir.Value:
+    """float32 (B, *axes, columns) in the units of the data."""
+    rank = len(array.axes)
+    last = writer.op("Transpose", x, perm=[0, *range(2, rank + 2), 1])
+    std, mean = (np.array([getattr(c, key) for c in array.columns], np.float32) for key in ("std", "mean"))
+    values = writer.op("Add", writer.op("Mul", last, writer.constant(std)), writer.constant(mean))
+    values.dtype = ir.DataType.FLOAT
+    return values

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fewstep.artifact.manifest import ImageSpec
+from fewstep.artifact.signature import Output
 from fewstep.exporter.graph.evaluation import At, Network
 from fewstep.exporter.graph.layouts import Decoder, Sampler, guided_output, guided_where, scaled
 from fewstep.exporter.graph.precision import LayerPrecision
@@ -20,7 +20,7 @@ __all__ = ["loop"]
 def loop(
     network: Network,
     plan: Plan,
-    image: ImageSpec,
+    output: Output,
     *,
     decoder: Decoder | None = None,
     batched_guidance: bool = False,
@@ -40,7 +40,7 @@ def loop(
     ends = graph.root.outputs(
         "Loop", len(start), graph.root.constant(plan.rows), graph.root.constant(np.array(True)), *start, body=written
     )
-    return graph.model(Symbol(graph.root, ends[len(body.states) - 1]), image, decoder)
+    return graph.model(Symbol(graph.root, ends[len(body.states) - 1]), output, decoder)
 
 
 class _Body:
@@ -73,14 +73,14 @@ class _Body:
 
     def _output(self, x: Symbol, timestep: ir.Value) -> Symbol:
         """F of this row, guided where the row is."""
-        at, evaluations, weights = At("row", self.i, timestep), self.graph.evaluations, self.plan.guidance
-        if (weights == 1).all():
+        at, evaluations, scales = At("row", self.i, timestep), self.graph.evaluations, self.plan.guidance
+        if (scales == 1).all():
             return guided_output(evaluations, self.writer, x, 1.0, at, batched_guidance=False)
-        weight = Symbol(self.writer, self.writer.op("Gather", self.table(weights.astype(np.float32)), self.i, axis=0))
-        if (weights != 1).all():
-            return guided_output(evaluations, self.writer, x, weight, at, batched_guidance=self.batched_guidance)
-        on = self.writer.op("Gather", self.table(weights != 1), self.i, axis=0)
-        return guided_where(evaluations, self.writer, x, weight, on, at)
+        scale = Symbol(self.writer, self.writer.op("Gather", self.table(scales.astype(np.float32)), self.i, axis=0))
+        if (scales != 1).all():
+            return guided_output(evaluations, self.writer, x, scale, at, batched_guidance=self.batched_guidance)
+        on = self.writer.op("Gather", self.table(scales != 1), self.i, axis=0)
+        return guided_where(evaluations, self.writer, x, scale, on, at)
 
     def _state(self, estimates: Sequence[Symbol]) -> Symbol:
         """x_{k+1}, its terms in the order of `advance`."""

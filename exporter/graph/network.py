@@ -56,7 +56,7 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
     """One evaluation of a denoiser's network with its casts around it. Good for every network of its architecture, and kept for
     the next ones, for tracing is most of what an export of a small network takes.
     """
-    key = (denoiser.architecture, DTYPES[precision], manifest.state_shape, repr(manifest.condition.inputs()))
+    key = (denoiser.architecture, DTYPES[precision], manifest.state.shape, repr(manifest.signature.tensors(guided=False)))
     if key not in _traces:
         if len(_traces) == KEPT:
             del _traces[next(iter(_traces))]
@@ -65,8 +65,8 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
 
 
 def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
-    inputs = {"x": torch.zeros(2, *manifest.state_shape), "timestep": torch.tensor(1.0)}
-    for spec in manifest.condition.inputs():
+    inputs = {"x": torch.zeros(2, *manifest.state.shape), "timestep": torch.tensor(1.0)}
+    for spec in manifest.signature.tensors(guided=False):
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
     module = _Evaluation(on_meta(denoiser))
     nn.Module.to(module.denoiser.net, DTYPES[precision])
@@ -76,11 +76,11 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:
     """A traced architecture with a denoiser's weights."""
     named = weights(_Evaluation(denoiser))
-    return Network(traced, named, denoiser.scales, manifest.state_shape, manifest.condition)
+    return Network(traced, named, denoiser.scales, manifest.state.shape, manifest.signature)
 
 
 def trace_decoder(decoder: TorchDecoder, manifest: Manifest, precision: Precision) -> Decoder:
     """A decoder, traced, with its weights."""
     module = _Decoding(copy.deepcopy(decoder)).to(device="meta", dtype=DTYPES[precision])
-    traced = trace("decoder", module, {"latent": torch.zeros(2, *manifest.state_shape)})
+    traced = trace("decoder", module, {"latent": torch.zeros(2, *manifest.state.shape)})
     return Decoder(traced, weights(_Decoding(decoder)))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import Input
 from fewstep.backends.sessions import open_session
 from fewstep.exporter.graph.traced import BATCH, OPSET, Traced
 
@@ -31,25 +31,29 @@ MAX_TABLE_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...) with a line for each and "none"."""
+    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...), a line for each, for "none" the last."""
 
     rows: Mapping[ir.Value, npt.NDArray[np.generic]]
     labels: Mapping[ir.Value, npt.NDArray[np.generic]]
 
 
-def fold(traced: Traced, weights: Mapping[str, Tensor], condition: Condition, timesteps: Sequence[float]) -> Folded:
-    """The values of a traced network that depend on nothing but the timestep, or on it and a label, for each timestep."""
+def fold(traced: Traced, weights: Mapping[str, Tensor], tabled: Input | None, timesteps: Sequence[float]) -> Folded:
+    """The values of a traced network that depend on nothing but the timestep, or on it and a label, for each timestep.
+
+    tabled: the input with so few values that tables by it can be made, see Signature.
+    """
     alone = frozenset((TIMESTEP, BATCH))
     chosen = _frontier(traced, alone)
-    if condition.kind == "labels":
-        with_labels = _frontier(traced, alone | {"labels"})
-        tabled = [v for v in with_labels if "labels" in traced.depends[v]]
-        count = len(timesteps) * (condition.classes + 1) * sum(_numbers(v) for v in tabled)
-        itemsize = np.dtype(tabled[0].dtype.numpy()).itemsize if tabled and tabled[0].dtype else 0
+    label = tabled.name if tabled else None
+    if tabled and tabled.values:
+        with_labels = _frontier(traced, alone | {tabled.name})
+        found = [v for v in with_labels if label in traced.depends[v]]
+        count = len(timesteps) * tabled.values * sum(_numbers(v) for v in found)
+        itemsize = np.dtype(found[0].dtype.numpy()).itemsize if found and found[0].dtype else 0
         if count * itemsize <= MAX_TABLE_SHARE * traced.bytes(weights):
             chosen = with_labels
-    values = _evaluate(traced, weights, condition, chosen, timesteps)
-    labelled = {v for v in chosen if "labels" in traced.depends[v]}
+    values = _evaluate(traced, weights, tabled, chosen, timesteps)
+    labelled = {v for v in chosen if label in traced.depends[v]}
     return Folded(
         rows={v: array for v, array in values.items() if v not in labelled},
         labels={v: array for v, array in values.items() if v in labelled},
@@ -75,17 +79,18 @@ def _numbers(value: ir.Value) -> int:
 
 
 def _evaluate(
-    traced: Traced, weights: Mapping[str, Tensor], condition: Condition, outputs: Sequence[ir.Value], timesteps: Sequence[float]
+    traced: Traced, weights: Mapping[str, Tensor], tabled: Input | None, outputs: Sequence[ir.Value], timesteps: Sequence[float]
 ) -> dict[ir.Value, npt.NDArray[np.generic]]:
     """Run the part of a network that leads to `outputs`, in fp32 whatever its precision, for every label at once."""
     if not outputs:
         return {}
-    batch = condition.classes + 1 if condition.kind == "labels" else 1
+    batch = tabled.values if tabled and tabled.values else 1
+    label = tabled.name if tabled else None
     session = open_session(_model(traced, weights, outputs), "of what is folded")
     feeds: dict[str, npt.NDArray[np.generic]] = {}
     for given in session.get_inputs():
-        if given.name == "labels":
-            feeds["labels"] = np.arange(batch)
+        if given.name == label:
+            feeds[label] = np.arange(batch)
         elif given.name != TIMESTEP:
             feeds[given.name] = np.zeros((batch, *given.shape[1:]), np.float32)
     names = [str(v.name) for v in outputs]
@@ -94,7 +99,7 @@ def _evaluate(
     for i, value in enumerate(outputs):
         assert value.dtype is not None
         stacked = np.stack([row[i] for row in rows]).astype(value.dtype.numpy())
-        values[value] = stacked if "labels" in traced.depends[value] else stacked[:, :1]
+        values[value] = stacked if label in traced.depends[value] else stacked[:, :1]
     return values
 
 

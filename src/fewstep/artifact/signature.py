@@ -282,6 +282,12 @@ class Signature(Strict):
         """Whether every input has something that means "none", for guidance to go away from."""
         return bool(self.inputs) and all(each.guidable for each in self.inputs)
 
+    @property
+    def tabled(self) -> Input | None:
+        """The one input of finitely many values, for which tables can be made; None where there is none, or several."""
+        finite = [each for each in self.inputs if each.values is not None]
+        return finite[0] if len(finite) == 1 else None
+
     def tensors(self, *, guided: bool) -> tuple[TensorSpec, ...]:
         """What graphs take of it; guided ones also what means "none", where that comes with every call."""
         given = tuple(each.tensor for each in self.inputs)
