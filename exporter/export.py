@@ -121,10 +121,10 @@ class _Exporter:
 
     @cached_property
     def torch_decoder(self) -> TorchDecoder | None:
-        return load_decoder(self.bundle) if self.bundle.manifest.latent else None
+        return load_decoder(self.bundle) if self.bundle.manifest.decoder else None
 
     def denoiser(self, plan: str) -> Denoiser:
-        name = self.bundle.manifest.plans[plan].network
+        name = self.bundle.manifest.plans[plan].denoiser
         if name not in self.denoisers:
             self.denoisers[name] = load_network(self.bundle, name)
         return self.denoisers[name]
@@ -149,28 +149,28 @@ class _Exporter:
             self.report(f"{plan_name}.{precision}: {layout} ({reason})")
         # In a Loop or a step, rows that may go without guidance take two passes, one of them in an If.
         straight = layout == "unrolled" or (layout == "loop" and bool((plan.guidance != 1).all()))
-        batched_guidance = plan.guided and straight and self._batched_guidance(entry.network, network, plan)
+        batched_guidance = plan.guided and straight and self._batched_guidance(entry.denoiser, network, plan)
         layers = LayerPrecision(frozenset(excluded))
         if precision in EIGHT_BITS:
             kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
             layers = LayerPrecision(frozenset(excluded), kind, ranges, for_cpu=precision == "int8")
-        image, decoder = self.bundle.manifest.image, self._decoder(precision)
+        output, decoder = self.bundle.manifest.output, self._decoder(precision)
         if decoder is not None and precision in EIGHT_BITS:
             excluded = [*excluded, *layer_names(decoder.traced, decoder.weights)]
-        name = plan_name if layout != "step" else entry.network
+        name = plan_name if layout != "step" else entry.denoiser
         name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":
-            model, end = step(network, layers=layers), postprocess(network.state, image, decoder)
+            model, end = step(network, layers=layers), postprocess(network.state, output, decoder)
         else:
             build = unroll if layout == "unrolled" else loop
-            model, end = build(network, plan, image, decoder=decoder, batched_guidance=batched_guidance, layers=layers), None
+            model, end = build(network, plan, output, decoder=decoder, batched_guidance=batched_guidance, layers=layers), None
         limits = _limits(precision, ranges)
         for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
             draft.remove(old)
         graph = GraphEntry(
             file=f"graphs/{name}.onnx",
             postprocess=f"graphs/{name}.postprocess.onnx" if end else None,
-            network=entry.network,
+            denoiser=entry.denoiser,
             plan=None if layout == "step" else plan_name,
             precision=precision,
             layout=layout,
@@ -181,7 +181,7 @@ class _Exporter:
             min_psnr_db=limits.min_psnr_db,
         )
         for written in (model, end) if end else (model,):
-            describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.condition)
+            describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.signature)
         graph.data = self._save(draft, graph.file, model)
         if end and graph.postprocess:
             self._save(draft, graph.postprocess, end)

@@ -11,8 +11,9 @@ import hashlib
 
 import fewstep
 from fewstep.artifact.card import license
-from fewstep.artifact.digests import decoder_digest, made_of, network_digest
+from fewstep.artifact.digests import component_digest, made_of
 from fewstep.artifact.manifest import GraphEntry, Manifest, PlanEntry
+from fewstep.artifact.signature import ImageOutput
 
 __all__ = ["FREE", "HASHES", "MADE_OF", "PREFIX", "facts"]
 
@@ -24,34 +25,34 @@ HASHES = frozenset({MADE_OF, *(f"{PREFIX}{part}_sha256" for part in ("plan", "ne
 
 def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
     """The facts of a graph as its bundle has them, by key. A network or decoder that was shipped without files has no hash."""
-    image, condition = manifest.image, manifest.condition
-    network, latent = manifest.networks[graph.network], manifest.latent
+    output, signature = manifest.output, manifest.signature
+    known = {name for name, entry in manifest.components.items() if entry.directory or entry.digest}
     found = {
         "version": fewstep.__version__,
         "bundle": manifest.name,
-        "network": graph.network,
+        "network": graph.denoiser,
         "precision": graph.precision,
         "layout": graph.layout,
         "batched_guidance": str(graph.batched_guidance).lower(),
-        "image": "x".join(map(str, image.shape)),
-        "low": f"{image.low:g}",
-        "high": f"{image.high:g}",
-        "condition": condition.kind,
-        "license": license(manifest, graph.network),
+        "output": output.kind,
+        "shape": "x".join(map(str, output.shape)),
+        "license": license(manifest, graph.denoiser),
     }
-    if condition.kind == "labels":
-        found |= {"classes": str(condition.classes), "names": "\n".join(condition.names)}
+    if isinstance(output, ImageOutput):
+        found |= {"low": f"{output.low:g}", "high": f"{output.high:g}"}
+    for each in signature.inputs:
+        found |= each.facts
     if graph.plan is not None:
         plan = manifest.plans[graph.plan]
         found |= {"plan": graph.plan, "solver": plan.solver, "calls": str(plan.plan().nfe), "plan_sha256": _numbers(plan)}
-    if network.directory or network.digest:
-        found["network_sha256"] = network_digest(manifest, graph.network)
-        found["made_of"] = made_of(manifest, graph.network, graph.plan)
-    if latent and (latent.directory or latent.digest):
-        found["decoder_sha256"] = str(decoder_digest(manifest))
+    if graph.denoiser in known:
+        found["network_sha256"] = component_digest(manifest, graph.denoiser)
+        found["made_of"] = made_of(manifest, graph.denoiser, graph.plan)
+    for name in known - manifest.denoisers.keys():
+        found[f"{name}_sha256"] = component_digest(manifest, name)
     return {PREFIX + key: value for key, value in found.items() if value}
 
 
 def _numbers(plan: PlanEntry) -> str:
     """One hash for a plan's numbers, whatever its solver is called."""
-    return hashlib.sha256(plan.model_dump_json(exclude={"solver", "network"}).encode()).hexdigest()
+    return hashlib.sha256(plan.model_dump_json(exclude={"solver", "denoiser"}).encode()).hexdigest()

@@ -10,27 +10,26 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 import fewstep
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import Signature
 from fewstep.exporter.facts import PREFIX
 
 __all__ = ["describe"]
 
 
-def describe(model: ir.Model, facts: Mapping[str, str], condition: Condition) -> None:
+def describe(model: ir.Model, facts: Mapping[str, str], signature: Signature) -> None:
     """Write the facts and, of every input and output, what its numbers are, into a model whose graph is called by its kind."""
-    image = f"images in [{facts[PREFIX + 'low']}, {facts[PREFIX + 'high']}]"
+    output = signature.output
     meanings = {
         "noise": "unit normal, of a seed",
-        "labels": f"0 to {condition.classes - 1} for a class, {condition.classes} for none",
         "x": "a state of the sampler",
         "scales": "skip, out, in and timestep of a noise level",
-        "weight": "of guidance; 1 is none",
-        "denoised": f"the estimate, {image}",
-        "images": "0 to 255",
-        "sample": f"{image}, before clipping and rounding",
+        "guidance_scale": "1 is none",
+        "denoised": "the estimate of the last state",
+        output.tensor.name: output.meaning,
+        "sample": "the same as the network has it, before rounding and units",
     }
-    meanings |= {spec.name: "of a prompt, as its encoder makes it" for spec in condition.inputs() if spec.dtype != "int64"}
-    meanings |= {spec.name: "the same of the prompt that means none" for spec in condition.null_inputs()}
+    meanings |= {each.name: each.meaning for each in signature.inputs}
+    meanings |= {each.null_tensor.name: "the same for what means none" for each in signature.inputs if each.null_tensor}
     values = {"inputs": model.graph.inputs, "outputs": model.graph.outputs}
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.doc_string = meanings[str(value.name)]
@@ -47,8 +46,7 @@ def _sentences(facts: Mapping[str, str]) -> str:
     has = {key.removeprefix(PREFIX): value for key, value in facts.items()}
     calls = f"{has.get('calls')} call{'s' if has.get('calls') != '1' else ''}"
     what = f"the plan {has['plan']} ({has['solver']}), {calls}" if "plan" in has else "one step of any plan"
-    of = {"labels": f" of {has.get('classes')} classes", "embeddings": " of prompts", "none": ""}[has["condition"]]
-    made = f"Makes {has['image']} images{of} with the network {has['network']} of {has['bundle']}: {what}, {has['precision']}."
+    made = f"Makes {has['output']}s {has['shape']} with the network {has['network']} of {has['bundle']}: {what}, {has['precision']}."
     return f"{made} License: {has['license']}. Written by fewstep {has['version']}."
 
 

@@ -25,7 +25,7 @@ def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
     """The licenses that a network made from these is under besides its own, by the network that each is of."""
     found: dict[str, str] = {}
     for name in networks:
-        about = manifest.provenance.networks.get(name, {})
+        about = manifest.records.components.get(name)
         found |= about.get("inherited_licenses", {})
         if about.get("license"):
             found[name] = about["license"]
@@ -55,11 +55,11 @@ def card(manifest: Manifest) -> str:
         "|---|---|---|---|---|",
     ]
     for name, network in manifest.networks.items():
-        about = manifest.provenance.networks.get(name, {})
+        about = manifest.records.components.get(name)
         cells = [name, network.parametrisation.kind, _source(about), _data(about), license(manifest, name)]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
     for name in manifest.networks:
-        if said := proven(manifest.provenance.networks.get(name, {})):
+        if said := proven(manifest.records.components.get(name)):
             lines += ["", _plain(f"{name}: {said}.")]
     lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", NOTE, ""]
     return "\n".join(lines)

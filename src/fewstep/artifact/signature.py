@@ -90,6 +90,16 @@ class LabelInput(Strict):
         """How many different values there are, "none" among them; None for numbers without end."""
         return self.classes + 1
 
+    @property
+    def meaning(self) -> str:
+        """What the numbers of its tensor are, in words."""
+        return f"0 to {self.classes - 1} for a class" + (f", {self.classes} for none" if self.null else "")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a graph's metadata say of it."""
+        return {self.name: f"{self.classes} classes", "names": "\n".join(self.names)}
+
     def checked(self, given: Any, batch: int) -> Array:
         """Classes, by name or number, as their numbers (B,). None draws without a class.
 
@@ -149,6 +159,16 @@ class ArrayInput(Strict):
     def values(self) -> int | None:
         """How many different values there are, "none" among them; None for numbers without end."""
         return None
+
+    @property
+    def meaning(self) -> str:
+        """What the numbers of its tensor are, in words."""
+        return f"{self.name.replace('_', ' ')}, finite"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a graph's metadata say of it."""
+        return {self.name: "x".join(map(str, self.shape))}
 
     def checked(self, given: Any, batch: int) -> Array:
         """Numbers (B, *shape) float32. None is what means "none", where that is fixed.
@@ -220,6 +240,11 @@ class ImageOutput(Strict):
         """What a graph gives."""
         return TensorSpec("images", (self.height, self.width, self.channels), "uint8")
 
+    @property
+    def meaning(self) -> str:
+        """What the numbers of its tensor are, in words."""
+        return "0 to 255"
+
 
 class Axis(Strict):
     """An axis of an array: what it counts, how far, and in which unit, "" where it has none."""
@@ -259,6 +284,11 @@ class ArrayOutput(Strict):
     def tensor(self) -> TensorSpec:
         """What a graph gives."""
         return TensorSpec("values", (*self.shape[1:], self.shape[0]), "float32")
+
+    @property
+    def meaning(self) -> str:
+        """What the numbers of its tensor are, in words."""
+        return "in the units of " + ", ".join(f"{c.name} ({c.unit})" if c.unit else c.name for c in self.columns)
 
 
 Output = Annotated[ImageOutput | ArrayOutput, Field(discriminator="kind")]
