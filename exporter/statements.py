@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.digests import made_of
-from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, Layout, Precision
+from fewstep.artifact.manifest import GraphEntry, Layout, Precision
 from fewstep.artifact.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
 from fewstep.backends.sessions import ERRORS
 from fewstep.exporter.facts import FREE, HASHES, MADE_OF, facts
@@ -160,43 +160,42 @@ def _precision(types: set[int]) -> str:
 
 def refuse_other_origin(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
     """Raise ValueError where a graph was made with something else than the manifest has now; older ones do not say."""
-    made = made_of(bundle.manifest, graph.network, graph.plan)
+    made = made_of(bundle.manifest, graph.denoiser, graph.plan)
     if stated.metadata.get(MADE_OF, made) != made:
         raise ValueError(
-            f"the graph {name!r} was made with another network, plan, decoder or image than the manifest has now; export it "
+            f"the graph {name!r} was made with another network, plan, decoder or signature than the manifest has now; export it "
             f"again with: fewstep export {bundle.root.name}"
         )
 
 
-def refuse_other_images(name: str, image: ImageSpec, made: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Raise ValueError where a graph's images are not its samples in the manifest's range, by more than a level."""
-    levels = (made["sample"].astype(np.float64) - image.low) * (255 / (image.high - image.low))
-    expected = np.clip(np.round(levels), 0, 255).transpose(0, 2, 3, 1)
+def refuse_other_output(name: str, output: Output, made: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise ValueError where a graph's output is not what the manifest makes of its sample, by more than rounding."""
+    expected, most = output.of_sample(made["sample"]), output.rounding
     if not np.isfinite(expected).all():
         return  # which the limits tell
-    off = np.abs(made["images"] - expected).max()
-    if off > 1:
+    off = float(np.abs(made[output.tensor.name] - expected).max())
+    if off > most * max(1.0, float(np.abs(expected).max()) if output.kind == "array" else 1.0):
         raise ValueError(
-            f"the graph {name!r} makes images of another range than the manifest's, {image.low:g} to {image.high:g}: "
-            f"they are off by up to {off:.0f} of 255 levels; export it again"
+            f"the graph {name!r} makes {output.tensor.name} of another range than the manifest's: they are off by up to {off:.3g}; "
+            "export it again"
         )
 
 
 def refuse_other_labels(
-    name: str, condition: Condition, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
+    name: str, each: LabelInput, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
 ) -> None:
     """Raise ValueError unless a graph takes the labels of its classes, one more where that means "none", and no other.
 
     ONNX Runtime on the CPU refuses an index beyond a table.
     """
-    first = {key: array if key in ("scales", "weight") else array[:1] for key, array in feeds.items()}
-    classes, last = condition.classes, condition.classes - (not condition.null)
+    first = {key: array if key in ("scales", "guidance_scale") else array[:1] for key, array in feeds.items()}
+    last = each.classes - (not each.null)
     for label, wanted in ((last, True), (last + 1, False)):
         try:
-            session.run([output], first | {"labels": np.full(1, label, np.int64)})
+            session.run([output], first | {each.name: np.full(1, label, np.int64)})
             taken = True
         except ERRORS:
             taken = False
         if taken is not wanted:
-            known = f"more than {classes}" if taken else f"fewer than {classes}"
-            raise ValueError(f"the graph {name!r} knows {known} classes, the manifest says {classes}; export it again")
+            known = f"more than {each.classes}" if taken else f"fewer than {each.classes}"
+            raise ValueError(f"the graph {name!r} knows {known} classes, the manifest says {each.classes}; export it again")

@@ -17,20 +17,20 @@ Tensors = Mapping[str, Tensor]
 
 def check_whole(name: str, program: Program, manifest: Manifest, plan: Plan) -> None:
     """A program that holds a whole plan. Raises ValueError where it is not for this bundle."""
-    inputs = {"noise": _each("float32", plan.draws, *manifest.state_shape)} | _condition(manifest, nulls=plan.guided)
+    inputs = {"noise": _each("float32", plan.draws, *manifest.state.shape)} | _given(manifest, guided=plan.guided)
     _match(name, "takes", program.inputs, inputs, needed=inputs)
-    _match(name, "makes", program.outputs, _images(manifest), needed=_images(manifest))
+    _match(name, "makes", program.outputs, _made(manifest), needed=_made(manifest))
 
 
 def check_steps(name: str, step: Program, postprocess: Program, manifest: Manifest, plan: Plan) -> None:
     """The two programs of the step layout. Raises ValueError where they are not for this bundle."""
-    x = {"x": _each("float32", *manifest.state_shape)}
-    numbers = {"scales": Tensor(np.dtype("float32"), (4,)), "weight": Tensor(np.dtype("float32"), ())}
-    needed = [*x, *_condition(manifest, nulls=plan.guided)]
-    _match(name, "takes", step.inputs, x | numbers | _condition(manifest, nulls=True), needed=needed)
+    x = {"x": _each("float32", *manifest.state.shape)}
+    numbers = {"scales": Tensor(np.dtype("float32"), (4,)), "guidance_scale": Tensor(np.dtype("float32"), ())}
+    needed = [*x, *_given(manifest, guided=plan.guided)]
+    _match(name, "takes", step.inputs, x | numbers | _given(manifest, guided=True), needed=needed)
     _match(name, "makes", step.outputs, {"denoised": x["x"]}, needed=["denoised"])
     _match(f"the second graph of {name}", "takes", postprocess.inputs, x, needed=x)
-    _match(f"the second graph of {name}", "makes", postprocess.outputs, _images(manifest), needed=_images(manifest))
+    _match(f"the second graph of {name}", "makes", postprocess.outputs, _made(manifest), needed=_made(manifest))
 
 
 def _each(dtype: str, *shape: int) -> Tensor:
@@ -38,14 +38,13 @@ def _each(dtype: str, *shape: int) -> Tensor:
     return Tensor(np.dtype(dtype), (None, *shape))
 
 
-def _condition(manifest: Manifest, *, nulls: bool) -> dict[str, Tensor]:
-    specs = (*manifest.condition.inputs(), *(manifest.condition.null_inputs() if nulls else ()))
-    return {spec.name: _each(spec.dtype, *spec.shape) for spec in specs}
+def _given(manifest: Manifest, *, guided: bool) -> dict[str, Tensor]:
+    return {spec.name: _each(spec.dtype, *spec.shape) for spec in manifest.signature.tensors(guided=guided)}
 
 
-def _images(manifest: Manifest) -> dict[str, Tensor]:
-    image = manifest.image
-    return {"images": _each("uint8", image.height, image.width, image.channels), "sample": _each("float32", *image.shape)}
+def _made(manifest: Manifest) -> dict[str, Tensor]:
+    tensor = manifest.output.tensor
+    return {tensor.name: _each(tensor.dtype, *tensor.shape), "sample": _each("float32", *manifest.output.shape)}
 
 
 def _match(name: str, verb: str, found: Tensors, allowed: Tensors, *, needed: Iterable[str]) -> None:

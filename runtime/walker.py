@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.artifact.signature import NEGATIVE
 from fewstep.backends.base import Array, Binding, ExactBinding, Program, Tensor, buffers, first_rows
 from fewstep.sampling.parametrisation import Scales
 from fewstep.sampling.plan import Plan, trajectory
@@ -24,6 +25,7 @@ class Preview(NamedTuple):
     images: Callable[[], npt.NDArray[np.uint8]]
 
 
+NUMBERS = {"x", "scales", "guidance_scale"}
 OnStep: TypeAlias = Callable[[Preview], bool | None]  # False stops
 
 
@@ -38,9 +40,9 @@ class Walker:
         self.plan, self.scales, self.step, self.postprocess = plan, scales, step, postprocess
         self.concurrent, self.exact = step.concurrent, step.exact
         state = step.inputs["x"]
-        condition = {name: t for name, t in step.inputs.items() if name not in ("x", "scales", "weight")}
+        condition = {name: t for name, t in step.inputs.items() if name not in NUMBERS}
         if not plan.guided:
-            condition = {name: t for name, t in condition.items() if not name.startswith("null_")}
+            condition = {name: t for name, t in condition.items() if name.removeprefix(NEGATIVE) not in condition or name.removeprefix(NEGATIVE) == name}
         self.inputs = {"noise": Tensor(state.dtype, (None, plan.draws, *state.shape[1:])), **condition}
         self.outputs = postprocess.outputs
 
@@ -74,9 +76,9 @@ class Walk:
     def run(self, on_step: OnStep | None = None) -> None:
         """Compute images from noise and condition; on_step sees every row. Raises CancelledError where it returns False."""
         plan, given = self._walker.plan, self._step.inputs
-        for name in given.keys() - {"x", "scales", "weight"}:
+        for name in given.keys() - NUMBERS:
             # A step graph takes what guidance needs even where this plan has none.
-            given[name][...] = self.inputs[name if name in self.inputs else name.removeprefix("null_")]
+            given[name][...] = self.inputs[name if name in self.inputs else name.removeprefix(NEGATIVE)]
         noise = self.inputs["noise"]
         x = plan.begin(noise[:, 0])
         for made in trajectory(self._denoise, x, plan, list(noise[:, 1:].swapaxes(0, 1))):
@@ -90,10 +92,10 @@ class Walk:
         step, postprocess = (cast("ExactBinding", binding).narrowed(batch) for binding in (self._step, self._finish))
         return Walk(self._walker, first_rows(self._walker.inputs, self.inputs, batch), step, postprocess)
 
-    def _denoise(self, x: Array, sigma: float, weight: float = 1.0, timestep: float | None = None) -> Array:
+    def _denoise(self, x: Array, sigma: float, scale: float = 1.0, timestep: float | None = None) -> Array:
         given = self._step.inputs
         given["x"][...] = x
-        for name, value in (("scales", self._walker.scales(sigma).told(timestep)), ("weight", weight)):
+        for name, value in (("scales", self._walker.scales(sigma).told(timestep)), ("guidance_scale", scale)):
             if name in given:
                 given[name][...] = value
         self._step.run()

@@ -16,6 +16,7 @@ from fewstep.artifact.classes import Classes, check_class_names
 from fewstep.system.strict import Strict
 
 __all__ = [
+    "NEGATIVE",
     "ArrayInput",
     "ArrayOutput",
     "Axis",
@@ -245,6 +246,16 @@ class ImageOutput(Strict):
         """What the numbers of its tensor are, in words."""
         return "0 to 255"
 
+    @property
+    def rounding(self) -> float:
+        """How far an output may be from `of_sample`."""
+        return 1.0
+
+    def of_sample(self, sample: Array) -> Array:
+        """Samples (B, C, H, W) as outputs, before the last cast."""
+        levels = (sample.astype(np.float64) - self.low) * (255 / (self.high - self.low))
+        return np.clip(np.round(levels), 0, 255).transpose(0, 2, 3, 1)
+
 
 class Axis(Strict):
     """An axis of an array: what it counts, how far, and in which unit, "" where it has none."""
@@ -288,7 +299,18 @@ class ArrayOutput(Strict):
     @property
     def meaning(self) -> str:
         """What the numbers of its tensor are, in words."""
-        return "in the units of " + ", ".join(f"{c.name} ({c.unit})" if c.unit else c.name for c in self.columns)
+        return "in units: " + ", ".join(f"{c.name} ({c.unit})" if c.unit else c.name for c in self.columns)
+
+    @property
+    def rounding(self) -> float:
+        """How far an output may be from `of_sample`, over its largest number."""
+        return 1e-5
+
+    def of_sample(self, sample: Array) -> Array:
+        """Samples (B, columns, *axes) as outputs."""
+        std, mean = (np.array([getattr(column, key) for column in self.columns]) for key in ("std", "mean"))
+        values: Array = np.moveaxis(sample, 1, -1) * std + mean
+        return values
 
 
 Output = Annotated[ImageOutput | ArrayOutput, Field(discriminator="kind")]
