@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, TypedDict, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.classes import Classes, Labels
 from fewstep.artifact.manifest import Precision
 from fewstep.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
@@ -29,19 +28,18 @@ OnNan = Literal["raise", "fp32", "ignore"]
 
 @dataclass(slots=True, eq=False)
 class Inputs:
-    """What images are made of: a seed for each, and the condition's tensors by name, (B, ...)."""
+    """What a batch is made of: a seed for each sample, and the tensors of the signature by name, (B, ...)."""
 
     seeds: Sequence[int]
-    condition: Mapping[str, Array]
+    tensors: Mapping[str, Array]
 
     @staticmethod
     def joined(parts: Sequence[Inputs]) -> Inputs:
         """Several batches as one, in their order."""
         if len(parts) == 1:
             return parts[0]
-        names = parts[0].condition
-        condition = {name: np.concatenate([part.condition[name] for part in parts]) for name in names}
-        return Inputs([seed for part in parts for seed in part.seeds], condition)
+        tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return Inputs([seed for part in parts for seed in part.seeds], tensors)
 
 
 class Choices(TypedDict, total=False):
@@ -58,9 +56,9 @@ class Choices(TypedDict, total=False):
 
 
 class Generator:
-    """Makes images with one plan of a bundle. `backend` names where it runs, `reason` why there and not faster.
+    """Makes samples with one plan of a bundle. `backend` names where it runs, `reason` why there and not faster.
 
-    An image depends on its own seed and condition only, not on the batch it is made in (in fp16, kernels that round by batch
+    A sample depends on its own seed and inputs only, not on the batch it is made in (in fp16, kernels that round by batch
     size may move single pixels by one level). Calls are safe from many threads: weights are shared, buffers are not. On a GPU
     calls take turns.
     """
@@ -101,8 +99,7 @@ class Generator:
             raise ValueError(
                 f"{chosen.engine or chosen.graph} takes none of the batch sizes {list(buckets)}; build it for them"
             )
-        self.image, self.condition = bundle.manifest.image, bundle.manifest.condition
-        self.classes = Classes(self.condition.classes, self.condition.names)
+        self.signature = bundle.manifest.signature
         self.plan = bundle.plan(plan)
         self.graph, self.precision = chosen.graph, chosen.precision
         self.backend, self._why = chosen.backend, chosen.reason
@@ -111,7 +108,6 @@ class Generator:
         # Opened now: when a number stops being finite, the bundle on disk may be another.
         rescue = on_nan == "fp32" and chosen.precision != "fp32"
         self._fp32 = Generator(bundle, plan=plan, precision="fp32", threads=threads, buckets=buckets) if rescue else None
-        self._embeddings = self._embedding_shapes()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **choices: Unpack[Choices]) -> Generator:
@@ -121,84 +117,74 @@ class Generator:
         """
         return cls(Bundle.load(path), **choices)
 
-    def __call__(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        on_step: OnStep | None = None,
-    ) -> npt.NDArray[np.uint8]:
-        """Images uint8 (B, H, W, C), one per seed. See `generate_into`."""
-        inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
-        images = np.empty((len(inputs.seeds), *self.image_shape), np.uint8)
-        self._make(inputs, images, on_step)
-        return images
+    def __call__(self, *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any) -> npt.NDArray[Any]:
+        """What the bundle's signature gives, (B, ...), one per seed. See `generate_into`."""
+        made = self.prepare(seeds=seeds, **inputs)
+        out = self._empty(len(made.seeds))
+        self._make(made, out, on_step)
+        return out
 
     def generate_into(
-        self,
-        out: npt.NDArray[np.uint8],
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        on_step: OnStep | None = None,
+        self, out: npt.NDArray[Any], *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any
     ) -> None:
-        """Write images into out, uint8 (B, H, W, C), one per seed; any array of the host that speaks DLPack will do.
+        """Write samples into out: any array of the host that speaks DLPack, of the signature's output with a batch.
 
-        labels (B,), names or numbers, for a bundle with classes; None draws without a class. embeddings: for a bundle
-        conditioned on them, its tensors by name, (B, ...) float32; the names are in the errors. on_step: in the step layout,
-        sees every row and may stop by returning False; then CancelledError is raised.
+        Args:
+            out: images uint8 (B, H, W, C), or values float32 (B, *axes, columns).
+            seeds: one for each sample.
+            on_step: in the step layout, sees every row and may stop by returning False; then CancelledError is raised.
+            inputs: by the names of the signature, (B, ...); labels are names or numbers. What is left out means "none",
+                where something does.
 
-        Raises ValueError for an empty batch, a label there is not, conditions and seeds of unequal length, or an out of
-        another shape or on a GPU; NotFiniteError where a sample is not finite (see on_nan of the class); RunError where the
-        backend fails.
+        Raises:
+            ValueError: for an empty batch, inputs there are not, or of another kind or length, or an out of another shape or
+                on a GPU.
+            NotFiniteError: where a sample is not finite (see on_nan of the class).
+            RunError: where the backend fails.
         """
-        inputs = self.prepare(labels, seeds=seeds, embeddings=embeddings)
-        shape = (len(inputs.seeds), *self.image_shape)
+        made = self.prepare(seeds=seeds, **inputs)
+        tensor = self.signature.output.tensor
+        shape = (len(made.seeds), *tensor.shape)
         if not isinstance(out, np.ndarray):
             try:
                 out = np.from_dlpack(out)
             except (BufferError, RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"out is an array in the host's memory that speaks DLPack ({error})") from None
-        if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
-            raise ValueError(f"out is a writable uint8 array of shape {shape}, got {out.dtype} {out.shape}")
-        self._make(inputs, out, on_step)
+        if out.shape != shape or out.dtype != np.dtype(tensor.dtype) or not out.flags.writeable:
+            raise ValueError(f"out is a writable {tensor.dtype} array of shape {shape}, got {out.dtype} {out.shape}")
+        self._make(made, out, on_step)
 
-    def prepare(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    ) -> Inputs:
+    def prepare(self, *, seeds: Sequence[int], **inputs: Any) -> Inputs:
         """Checked inputs of a batch. Raises ValueError as `generate_into` does."""
         seeds = checked_seeds(seeds)
-        return Inputs(seeds, self._labels(labels, len(seeds)) | self._checked(embeddings or {}, len(seeds)))
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return Inputs(seeds, self.signature.checked(given, len(seeds), guided=self.plan.guided))
 
-    def make(self, inputs: Inputs) -> npt.NDArray[np.uint8]:
-        """Images uint8 (B, H, W, C) of checked inputs. Raises NotFiniteError as `generate_into` does."""
-        images = np.empty((len(inputs.seeds), *self.image_shape), np.uint8)
-        self._make(inputs, images, None)
-        return images
+    def make(self, inputs: Inputs) -> npt.NDArray[Any]:
+        """What checked inputs become. Raises NotFiniteError as `generate_into` does."""
+        out = self._empty(len(inputs.seeds))
+        self._make(inputs, out, None)
+        return out
 
-    def _make(self, inputs: Inputs, out: npt.NDArray[np.uint8], on_step: OnStep | None) -> None:
+    def _empty(self, batch: int) -> npt.NDArray[Any]:
+        tensor = self.signature.output.tensor
+        return np.empty((batch, *tensor.shape), np.dtype(tensor.dtype))
+
+    def _make(self, inputs: Inputs, out: npt.NDArray[Any], on_step: OnStep | None) -> None:
         batch = len(inputs.seeds)
         for begin, end, bucket in parts(batch, self.buckets, exact=self._pool.program.exact):
             count = end - begin
             with self._pool.borrow(bucket) as binding:
                 given = binding.inputs
                 noise_into(given["noise"][:count], inputs.seeds[begin:end])
-                for name, values in inputs.condition.items():
+                for name, values in inputs.tensors.items():
                     given[name][:count] = values[begin:end]
                 self._run(binding, count, on_step)
-                out[begin:end] = binding.outputs["images"][:count]
+                out[begin:end] = binding.outputs[self.signature.output.tensor.name][:count]
 
     def example(self, batch: int) -> Inputs:
-        """Inputs to measure with: seeds and labels that count up, embeddings of zeros."""
-        labels = [i % self.condition.classes for i in range(batch)] if self.condition.kind == "labels" else None
-        zeros = {name: np.zeros((batch, *shape), np.float32) for name, shape in self._embeddings.items()}
-        return self.prepare(labels, seeds=range(batch), embeddings=zeros)
+        """Inputs to measure with: seeds and labels that count up, arrays at random."""
+        return self.prepare(seeds=range(batch), **self.signature.example(batch, guided=self.plan.guided))
 
     def warm_up(self) -> dict[int, float]:
         """Run every bucket, and measure how many threads are best for it; the seconds of each first call, by batch size."""
@@ -221,11 +207,6 @@ class Generator:
     def reason(self) -> str:
         """Why this backend and not a faster one, and how many threads it runs with on a CPU."""
         return "; ".join(filter(None, (self._why, self._pool.program.about)))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        return self.image.height, self.image.width, self.image.channels
 
     def _run(self, binding: Binding, count: int, on_step: OnStep | None) -> None:
         if on_step is None:
@@ -254,49 +235,9 @@ class Generator:
             for name, array in other.inputs.items():
                 array[:count] = binding.inputs[name][:count]
             self._fp32._run(other, count, None)
-            binding.outputs["images"][:count] = other.outputs["images"][:count]
+            name = self.signature.output.tensor.name
+            binding.outputs[name][:count] = other.outputs[name][:count]
         self.rescued += 1
-
-    def _embedding_shapes(self) -> dict[str, tuple[int, ...]]:
-        specs = self.condition.inputs() if self.condition.kind == "embeddings" else ()
-        specs += self.condition.null_inputs() if self.plan.guided else ()
-        return {spec.name: spec.shape for spec in specs}
-
-    def _checked(self, given: Mapping[str, npt.NDArray[np.float32]], batch: int) -> dict[str, Array]:
-        if not given and not self._embeddings:
-            return {}
-        if given.keys() != self._embeddings.keys():
-            if not self._embeddings:
-                raise ValueError(f"this bundle takes no embeddings, got {', '.join(sorted(given))}; leave them out")
-            wanted, got = (", ".join(sorted(names)) or "none" for names in (self._embeddings, given))
-            raise ValueError(
-                f"this bundle takes embeddings of prompts ({wanted}), got {got}; give Generator's embeddings={{name: array}} "
-                "or tensors of these names to /v2, for prompts in words are not encoded here"
-            )
-        arrays = {name: np.asarray(value, np.float32) for name, value in given.items()}
-        for name, shape in self._embeddings.items():
-            if arrays[name].shape != (batch, *shape):
-                raise ValueError(f"{name} has shape {(batch, *shape)} for {batch} seeds, got {arrays[name].shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} has numbers that are not finite; no image can be made from them")
-        return dict(arrays)
-
-    def _labels(self, labels: Labels | None, batch: int) -> dict[str, Array]:
-        if self.condition.kind != "labels":
-            if labels is not None:
-                raise ValueError("this bundle was trained without classes; leave labels out")
-            return {}
-        if labels is None and not self.condition.null:
-            raise ValueError(f"this bundle knows no image without a class; give labels, 0 to {self.condition.classes - 1}")
-        if labels is None:
-            return {"labels": np.full(batch, self.condition.classes)}
-        values = np.asarray(labels)
-        if values.shape != (batch,) or values.dtype.kind not in "iuU":
-            raise ValueError(
-                f"labels are names or whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}"
-            )
-        given = labels.tolist() if isinstance(labels, np.ndarray) else labels  # an array makes text of numbers beside names
-        return {"labels": np.array([self.classes.number(label) for label in given])}
 
 
 def _plan(bundle: Bundle, plan: str | None, graph: str | None) -> str:
