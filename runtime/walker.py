@@ -42,7 +42,11 @@ class Walker:
         state = step.inputs["x"]
         condition = {name: t for name, t in step.inputs.items() if name not in NUMBERS}
         if not plan.guided:
-            condition = {name: t for name, t in condition.items() if name.removeprefix(NEGATIVE) not in condition or name.removeprefix(NEGATIVE) == name}
+            condition = {
+                name: t
+                for name, t in condition.items()
+                if name.removeprefix(NEGATIVE) not in condition or name.removeprefix(NEGATIVE) == name
+            }
         self.inputs = {"noise": Tensor(state.dtype, (None, plan.draws, *state.shape[1:])), **condition}
         self.outputs = postprocess.outputs
 

@@ -8,7 +8,18 @@ from pydantic import Field, JsonValue
 
 from fewstep.system.strict import Strict
 
-__all__ = ["Adopted", "Distilled", "Fitted", "Imported", "Look", "NetworkRecord", "PlanRecord", "Records", "Searched", "Trained"]
+__all__ = [
+    "Adopted",
+    "Distilled",
+    "Fitted",
+    "Imported",
+    "Look",
+    "NetworkRecord",
+    "PlanRecord",
+    "Records",
+    "Searched",
+    "Trained",
+]
 
 Settings = dict[str, JsonValue]
 

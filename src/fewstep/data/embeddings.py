@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.artifact.spec import Condition
+from fewstep.artifact.signature import NEGATIVE, ArrayInput, Input
 
-__all__ = ["checked_embeddings", "condition_of", "read_embeddings"]
+__all__ = ["checked_arrays", "inputs_of", "read_embeddings"]
 
 
 def read_embeddings(path: Path) -> dict[str, Tensor]:
@@ -23,41 +23,39 @@ def read_embeddings(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from None
 
 
-def condition_of(embeddings: Mapping[str, Tensor]) -> Condition:
-    """What images are made from where prompts have these embeddings. Raises ValueError where they are none of a network's."""
-    shapes = {name: tuple(values.shape) for name, values in embeddings.items()}
-    texts, pooled = shapes.get("embeddings", ()), shapes.get("pooled", (0, 0))
-    if len(texts) != 3 or len(pooled) != 2:
-        raise ValueError(f"prompts are embeddings (N, tokens, width) and, maybe, pooled (N, width), got {shapes}")
-    condition = Condition(kind="embeddings", tokens=texts[1], width=texts[2], pooled=pooled[1])
-    checked_embeddings(condition, embeddings)
-    return condition
+def inputs_of(arrays: Mapping[str, Tensor]) -> tuple[ArrayInput, ...]:
+    """What samples are made from where these arrays are given, (N, ...) by name; negative_NAME is what means "none" for NAME.
+
+    Raises ValueError where a negative one has nothing it is of, or other shapes.
+    """
+    names = [name for name in arrays if not name.startswith(NEGATIVE)]
+    inputs = tuple(
+        ArrayInput(name=name, shape=tuple(arrays[name].shape[1:]), null="given" if NEGATIVE + name in arrays else None)
+        for name in names
+    )
+    checked_arrays(inputs, arrays)
+    return inputs
 
 
-def checked_embeddings(condition: Condition, embeddings: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Embeddings by the names of the condition, (N, ...), and those that mean "none", null_..., (1, ...), as they are.
-
-    {} for other kinds of conditions.
+def checked_arrays(inputs: Sequence[Input], arrays: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Arrays by the names of inputs, (N, ...), and those that mean "none", negative_NAME, (1, ...), as they are.
 
     Raises ValueError where there are none and some are needed, or they have other names or shapes.
     """
-    if condition.kind != "embeddings":
-        if embeddings:
-            raise ValueError("this bundle makes images from no embeddings; leave them out")
-        return {}
-    given = dict(embeddings or {})
-    wanted = {spec.name: spec.shape for spec in (*condition.inputs(), *condition.null_inputs())}
+    wanted = {each.name: each.shape for each in inputs if isinstance(each, ArrayInput)}
+    wanted |= {each.null_tensor.name: each.null_tensor.shape for each in inputs if each.null_tensor}
+    given = dict(arrays or {})
     if given.keys() != wanted.keys():
+        if not wanted:
+            raise ValueError(f"this bundle takes no arrays, got {', '.join(sorted(given))}; leave them out")
         raise ValueError(
-            f"images of this bundle are made from embeddings, which cannot be drawn at random; give the tensors "
+            f"samples of this bundle are made from arrays, which cannot be drawn at random; give the tensors "
             f"{', '.join(sorted(wanted))}, got {', '.join(sorted(given)) or 'none'}"
         )
     for name, shape in wanted.items():
         if tuple(given[name].shape[1:]) != shape or not len(given[name]):
-            raise ValueError(
-                f"the embeddings {name} have shape (N, {', '.join(map(str, shape))}), got {tuple(given[name].shape)}"
-            )
-    counts = {len(given[spec.name]) for spec in condition.inputs()}
+            raise ValueError(f"the array {name} has shape (N, {', '.join(map(str, shape))}), got {tuple(given[name].shape)}")
+    counts = {len(given[each.name]) for each in inputs if isinstance(each, ArrayInput)}
     if len(counts) > 1:
-        raise ValueError(f"every prompt has its embeddings and its pooled vector, got {sorted(counts)} of them")
+        raise ValueError(f"every sample has a row of every array, got {sorted(counts)} of them")
     return given

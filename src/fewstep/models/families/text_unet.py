@@ -25,9 +25,7 @@ def _call(net: Any, x: Tensor, timestep: Tensor, inputs: Tensors, constants: Ten
         pooled = inputs["pooled_prompt_embeds"].float()
         added = {"text_embeds": pooled, "time_ids": constants["time_ids"].expand(x.shape[0], -1)}
     scale = constants["guidance"].to(x.dtype) if "guidance" in constants else None
-    out: Tensor = net(
-        x, timestep, inputs["prompt_embeds"], timestep_cond=scale, added_cond_kwargs=added, return_dict=False
-    )[0]
+    out: Tensor = net(x, timestep, inputs["prompt_embeds"], timestep_cond=scale, added_cond_kwargs=added, return_dict=False)[0]
     return out
 
 

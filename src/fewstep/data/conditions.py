@@ -1,0 +1,85 @@
+"""What samples are made from, in torch: labels, and arrays of which some were given. Needs torch.
+
+Training, distilling, fitting and judging draw from one table: a label is any class, arrays are rows of what was given, the same
+row of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.artifact.signature import ArrayInput, Input, LabelInput
+from fewstep.data.embeddings import checked_arrays
+
+__all__ = ["Conditions", "Given"]
+
+Given = tuple[Tensor, ...]  # the tensors of the inputs, each (B, ...), in the order of the signature
+
+
+class Conditions:
+    """Inputs of a signature on a device. Arrays stay where they are; a batch of them is moved.
+
+    Args:
+        inputs: of the signature.
+        arrays: by the names of array inputs, (N, ...), and of what means "none" for those that bring it, (1, ...).
+        device: where batches go.
+
+    Raises:
+        ValueError: where arrays are missing, or have other names or shapes.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Input], arrays: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.inputs, self.device = tuple(inputs), torch.device(device)
+        self.arrays = checked_arrays(inputs, arrays)
+
+    @property
+    def count(self) -> int:
+        """How many there are: rows of arrays, or classes where there are labels alone; 0 for nothing."""
+        rows = [len(self.arrays[each.name]) for each in self.inputs if isinstance(each, ArrayInput)]
+        classes = [each.classes for each in self.inputs if isinstance(each, LabelInput)]
+        return (rows or classes or [0])[0]
+
+    def of(self, numbers: Tensor) -> Given:
+        """Those of samples that are numbered (B,): by their class, and by the row of their arrays."""
+        return tuple(
+            self._rows(each.name, numbers) if each.name in self.arrays else numbers.to(self.device) for each in self.inputs
+        )
+
+    def random(self, integers: Callable[[int], Tensor]) -> Given:
+        """Any, each as likely as the others. integers: draws (B,) whole numbers below its argument."""
+        return self.of(integers(self.count)) if self.inputs else ()
+
+    def in_turn(self, count: int) -> Given:
+        """Every one in turn."""
+        return self.of(torch.arange(count) % self.count) if self.inputs else ()
+
+    def null(self, given: Given) -> Given:
+        """What means "none", as often as there are samples; () where nothing does."""
+        if not all(each.guidable for each in self.inputs):
+            return ()
+        return tuple(self._none(each, value) for each, value in zip(self.inputs, given, strict=True))
+
+    def dropped(self, given: Given, share: float, uniform: Callable[[], Tensor]) -> Given:
+        """Given ones, of which about that share means "none". uniform: draws (B,) numbers in 0 .. 1."""
+        null = self.null(given)
+        if not null:
+            return given
+        drop = uniform() < share
+        return tuple(
+            torch.where(drop.reshape(-1, *(1,) * (value.ndim - 1)), none, value)
+            for value, none in zip(given, null, strict=True)
+        )
+
+    def _none(self, each: Input, value: Tensor) -> Tensor:
+        if each.null_tensor:
+            return self._rows(each.null_tensor.name, torch.zeros(1, dtype=torch.int64)).expand_as(value)
+        assert each.null_constant is not None, "guidable inputs have one or the other"
+        return torch.from_numpy(each.null_constant).to(value).expand_as(value)
+
+    def _rows(self, name: str, index: Tensor) -> Tensor:
+        return self.arrays[name][index.cpu()].to(self.device, torch.float32)
