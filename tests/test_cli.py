@@ -116,9 +116,11 @@ def test_check_exits_with_one_when_a_graph_is_out_of_its_limit(digits: Bundle) -
 
 def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle, tmp_path: Path) -> None:
     asked = ["--solver", "ddim", "--steps", 3, "--guidance", 2, "--lo", 0.3, "--hi", 10, "--precision", "fp32"]
-    for _ in range(2):  # again, it is there already
-        done = fewstep("export", "digits.bundle", *asked, "--json", cwd=tmp_path)
     name = "ddim3_w2_0.3-10"
+    for how in ("--batched-guidance", "--two-passes"):  # again, it is there already
+        done = fewstep("export", "digits.bundle", *asked, how, "--json", cwd=tmp_path)
+        graph = Bundle.load(digits.root).manifest.graphs[f"{name}.fp32"]
+        assert graph.batched_guidance == (how == "--batched-guidance")
     assert list(json.loads(done.stdout)["graphs"]) == [f"{name}.fp32"]
     assert Bundle.load(digits.root).plan(name).nfe == 4
     results = json.loads(fewstep("check", "digits.bundle", "--json", cwd=tmp_path).stdout)["graphs"]

@@ -168,7 +168,9 @@ def test_a_task_by_itself_leaves_what_the_others_found(rehearsed: Path, tmp_path
     path = tmp_path / "correctness.json"
     path.write_bytes((rehearsed / path.name).read_bytes())
     before = result(tmp_path, "correctness")
-    assert run("--rehearse", "--minutes", "2", "--parts", "correctness.chosen", "--out", tmp_path).returncode == 0
+    (tmp_path / "made").mkdir()
+    task = ("--rehearse", "--minutes", "2", "--parts", "correctness.chosen", "--bundles", tmp_path / "made", "--out", tmp_path)
+    assert run(*task).returncode == 0
     after = result(tmp_path, "correctness")
     assert after["status"] == "done"
     same = set(before["tasks"]) - {"chosen"}
@@ -186,6 +188,15 @@ def test_tasks_need_their_own_bundles_alone() -> None:
     assert needed(chosen("latency.large.sd15,training.resume", REAL), REAL) == ["sd15"]
     assert needed(chosen("latency", REAL), REAL) == ["sdxl_size", "sd15", "digits"]
     assert needed(chosen("training,correctness.classes", REAL), REAL) == [*REAL.classes, "equal_cpu"]
+
+
+def test_bundles_that_are_there_or_being_made_are_not_made_again(tmp_path: Path) -> None:
+    for name in ("unet.bundle", "new-digits.bundle"):
+        (tmp_path / name).mkdir()
+    kit = Kit(tmp_path, {"bundles": str(tmp_path)}, REHEARSAL, 1.0)
+    kit.ahead = ["unet", "digits"]
+    kit.make_ahead()
+    assert (kit.running, kit.ahead) == ([], [])
 
 
 def test_there_are_no_other_parts_nor_files(tmp_path: Path) -> None:

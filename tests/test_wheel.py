@@ -14,7 +14,14 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for module in ("plan", "trainer/sid", "calibration/iia", "exporter/graph/layouts", "runtime/generator"):
+    for module in (
+        "sampling/plan",
+        "artifact/bundle",
+        "trainer/sid",
+        "calibration/iia",
+        "exporter/graph/layouts",
+        "runtime/generator",
+    ):
         assert f"fewstep/{module}.py" in names
     data = {"py.typed", "style.css", "exporter/edge/page/index.html", "runtime/server/page/playground.js"}
     assert {f"fewstep/{name}" for name in data} <= set(names)
