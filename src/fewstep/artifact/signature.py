@@ -101,6 +101,16 @@ class LabelInput(Strict):
         """What a graph's metadata say of it."""
         return {self.name: f"{self.classes} classes", "names": "\n".join(self.names)}
 
+    @property
+    def about(self) -> str:
+        """What a person reads of it first."""
+        named = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
+        return f"{self.classes} classes" + (f" ({named})" if named else "")
+
+    def called(self, values: Array) -> list[str]:
+        """The names of some values; none where they have no names."""
+        return [self.names[i] for i in values.tolist()] if self.names else []
+
     def checked(self, given: Any, batch: int) -> Array:
         """Classes, by name or number, as their numbers (B,). None draws without a class.
 
@@ -170,6 +180,15 @@ class ArrayInput(Strict):
     def facts(self) -> dict[str, str]:
         """What a graph's metadata say of it."""
         return {self.name: "x".join(map(str, self.shape))}
+
+    @property
+    def about(self) -> str:
+        """What a person reads of it first."""
+        return f"{self.name} {'x'.join(map(str, self.shape))}".rstrip()
+
+    def called(self, values: Array) -> list[str]:  # noqa: ARG002
+        """The names of some values; none where they have no names."""
+        return []
 
     def checked(self, given: Any, batch: int) -> Array:
         """Numbers (B, *shape) float32. None is what means "none", where that is fixed.
@@ -247,6 +266,15 @@ class ImageOutput(Strict):
         return "0 to 255"
 
     @property
+    def about(self) -> str:
+        """What a person reads of it first."""
+        return f"{self.height}x{self.width}, {self.channels} channels"
+
+    def as_image(self, what: str) -> ImageOutput:  # noqa: ARG002
+        """Itself, for `what` that takes images alone. Raises ValueError for an output of another kind."""
+        return self
+
+    @property
     def rounding(self) -> float:
         """How far an output may be from `of_sample`."""
         return 1.0
@@ -299,7 +327,17 @@ class ArrayOutput(Strict):
     @property
     def meaning(self) -> str:
         """What the numbers of its tensor are, in words."""
-        return "in units: " + ", ".join(f"{c.name} ({c.unit})" if c.unit else c.name for c in self.columns)
+        return "in units: " + ", ".join(map(_with_unit, self.columns))
+
+    @property
+    def about(self) -> str:
+        """What a person reads of it first."""
+        axes = " x ".join(f"{axis.size} {_with_unit(axis)}" for axis in self.axes)
+        return f"{axes}, columns {', '.join(map(_with_unit, self.columns))}"
+
+    def as_image(self, what: str) -> ImageOutput:
+        """Itself, for `what` that takes images alone. Raises ValueError for an output of another kind."""
+        raise ValueError(f"{what} takes images, and this bundle gives arrays; name a bundle of images")
 
     @property
     def rounding(self) -> float:
@@ -311,6 +349,10 @@ class ArrayOutput(Strict):
         std, mean = (np.array([getattr(column, key) for column in self.columns]) for key in ("std", "mean"))
         values: Array = np.moveaxis(sample, 1, -1) * std + mean
         return values
+
+
+def _with_unit(of: Axis | Column) -> str:
+    return f"{of.name} ({of.unit})" if of.unit else of.name
 
 
 Output = Annotated[ImageOutput | ArrayOutput, Field(discriminator="kind")]
@@ -333,6 +375,11 @@ class Signature(Strict):
     def guidable(self) -> bool:
         """Whether every input has something that means "none", for guidance to go away from."""
         return bool(self.inputs) and all(each.guidable for each in self.inputs)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every input has finitely many values, so that samples can be made without anyone's data."""
+        return all(each.values is not None for each in self.inputs)
 
     @property
     def tabled(self) -> Input | None:
