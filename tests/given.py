@@ -70,8 +70,9 @@ def prompts(path: Path) -> None:
     from safetensors.torch import save_file
     from small import TEXT
 
-    shape = TEXT.tokens, TEXT.width
-    save_file({"embeddings": torch.randn(10, *shape), "null_embeddings": torch.zeros(1, *shape)}, path)
+    (embeds,) = (each.tensor for each in TEXT)
+    negative = torch.zeros(1, *embeds.shape)
+    save_file({embeds.name: torch.randn(10, *embeds.shape), f"negative_{embeds.name}": negative}, path)
 
 
 def autoencoder(path: Path) -> None:

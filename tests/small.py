@@ -1,27 +1,33 @@
-"""Small random networks of every class, with a bundle's image and condition that they fit."""
+"""Small random networks of every class, with the output and inputs of a bundle that they fit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ArrayInput, ImageOutput, Input, LabelInput, Signature
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 
-IMAGE = ImageSpec(channels=4, height=8, width=8)
+IMAGE = ImageOutput(channels=4, height=8, width=8)
 STABLE = Betas(kind="scaled_linear", start=0.00085, end=0.012)
-LABELS, TEXT = Condition(kind="labels", classes=3), Condition(kind="embeddings", tokens=5, width=12)
-POOLED = TEXT.model_copy(update={"pooled": 6})
+LABELS, TEXT = (LabelInput(classes=3),), (ArrayInput(name="prompt_embeds", shape=(5, 12), null="given"),)
+POOLED = (*TEXT, ArrayInput(name="pooled_prompt_embeds", shape=(6,), null="given"))
 NAMES = ("unet", "plain", "dit", "text", "sdxl", "sd3")
 
 
 class Small(NamedTuple):
     denoiser: Denoiser
-    condition: Condition
+    inputs: tuple[Input, ...]
+
+    @property
+    def signature(self) -> Signature:
+        """With IMAGE as its output."""
+        return Signature(inputs=self.inputs, output=IMAGE)
 
 
 def small(name: str, seed: int = 0) -> Small:
@@ -31,23 +37,22 @@ def small(name: str, seed: int = 0) -> Small:
     for parameter in made.denoiser.parameters():
         if parameter.ndim == 1 or not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    return Small(made.denoiser.eval(), made.condition)
+    return Small(made.denoiser.eval(), made.inputs)
 
 
-def given(condition: Condition, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random tensors for a condition."""
+def given(inputs: Sequence[Input], batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random tensors for inputs, (B, ...) in their order."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        torch.randint(condition.classes, (batch,), generator=generator)
-        if spec.dtype == "int64"
-        else torch.randn(batch, *spec.shape, generator=generator)
-        for spec in condition.inputs()
+        torch.randn(batch, *each.tensor.shape, generator=generator)
+        if each.values is None
+        else torch.randint(each.values - 1, (batch,), generator=generator)
+        for each in inputs
     )
 
 
 def _make(name: str) -> Small:
     if name in ("unet", "plain"):
-        condition = LABELS if name == "unet" else Condition(kind="none")
         net = UNet2DModel(
             sample_size=8,
             in_channels=4,
@@ -60,7 +65,9 @@ def _make(name: str) -> Small:
             attention_head_dim=8,
             num_class_embeds=4 if name == "unet" else None,
         )
-        return Small(Denoiser(net, parametrisation=Edm(sigma_data=0.5) if name == "unet" else Eps()), condition)
+        if name == "plain":
+            return Small(Denoiser(net, parametrisation=Eps()), ())
+        return Small(Denoiser(net, parametrisation=Edm(sigma_data=0.5)), LABELS)
     if name == "dit":
         net = DiTTransformer2DModel(
             num_attention_heads=2,
@@ -100,4 +107,5 @@ def _make(name: str) -> Small:
     )
     if name == "text":
         return Small(Denoiser(net, parametrisation=Velocity(betas=STABLE)), TEXT)
-    return Small(Denoiser(net, parametrisation=Eps(betas=STABLE), time_ids=[64, 64, 0, 0, 64, 64]), POOLED)
+    constants = {"time_ids": [64.0, 64.0, 0.0, 0.0, 64.0, 64.0]}
+    return Small(Denoiser(net, parametrisation=Eps(betas=STABLE), constants=constants), POOLED)

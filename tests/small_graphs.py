@@ -11,7 +11,9 @@ from onnx import TensorProto as Type
 from onnx import helper, numpy_helper
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, Precision
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import GraphEntry, Precision
+from fewstep.artifact.signature import ImageOutput, Signature
 from fewstep.sampling.parametrisation import Edm
 
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
@@ -154,14 +156,15 @@ def bundle_of(
     path: Path, graph: onnx.ModelProto, precision: Precision, *, postprocess: onnx.ModelProto | None = None, **more: Any
 ) -> Bundle:
     """A bundle with one graph, "small", in the step layout. more: fields of its GraphEntry; data: keep weights there."""
-    with Draft.create(path, image=ImageSpec(channels=4, height=8, width=8), condition=Condition(kind="none")) as draft:
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
+    with Draft.create(path, Signature(output=ImageOutput(channels=4, height=8, width=8))) as draft:
+        net = DenoiserEntry(kind="UNet2DModel", directory=None, parametrisation=Edm(sigma_data=0.5))
+        draft.manifest.components["net"] = net
         file, data = draft.new("graphs/small.onnx"), more.get("data")
         onnx.save(graph, file, save_as_external_data=bool(data), location=data and Path(data).name, size_threshold=0)
         if postprocess:
             onnx.save(postprocess, draft.new("graphs/small.postprocess.onnx"))
         entry = {"opset": 20, "limit": 1.0, "postprocess": "graphs/small.postprocess.onnx" if postprocess else None} | more
         draft.manifest.graphs["small"] = GraphEntry(
-            file="graphs/small.onnx", network="net", plan=None, precision=precision, layout="step", **entry
+            file="graphs/small.onnx", denoiser="net", plan=None, precision=precision, layout="step", **entry
         )
     return Bundle.load(path)
