@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import NetworkEntry, PlanEntry
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import Manifest, PlanEntry
+from fewstep.artifact.records import Adopted, PlanRecord
 from fewstep.sampling.guidance import Guidance
 
 __all__ = ["adopt", "mismatch"]
@@ -19,28 +21,28 @@ def adopt(
     plan: str,
     *,
     name: str,
-    network: str = "teacher",
+    denoiser: str = "teacher",
     guidance: Guidance | None = None,
 ) -> Bundle:
-    """Take over a plan of another bundle (or of the same one) for a network of this one, under the name `name`.
+    """Take over a plan of another bundle (or of the same one) for a denoiser of this one, under the name `name`.
 
-    guidance: instead of the plan's own. A plan says nothing of the size of images, so any network of the same coordinates will
+    guidance: instead of the plan's own. A plan says nothing of the size of states, so any network of the same coordinates will
     do; how well is another matter, see `mismatch`.
 
     Raises ValueError for a plan or network there is not, or one in other coordinates.
     """
     entry: PlanEntry = source.pick("plan", plan, source.manifest.plans)
-    wanted: NetworkEntry = bundle.pick("network", network, bundle.manifest.networks)
-    found = source.manifest.networks[entry.network].parametrisation
+    wanted: DenoiserEntry = bundle.pick("network", denoiser, bundle.manifest.denoisers)
+    found = source.manifest.denoisers[entry.denoiser].parametrisation
     levels = np.array(entry.sigmas) / np.maximum(entry.alphas, 1e-300)
     if found.kind != wanted.parametrisation.kind:
         raise ValueError(
-            f"the plan {plan!r} is in {found.kind} coordinates, the network {network!r} in {wanted.parametrisation.kind} ones; "
-            "fit one for it with: fewstep calibrate"
+            f"the plan {plan!r} is in {found.kind} coordinates, the network {denoiser!r} in {wanted.parametrisation.kind} "
+            "ones; fit one for it with: fewstep calibrate"
         )
     if found != wanted.parametrisation and entry.timesteps:
         raise ValueError(
-            f"the plan {plan!r} tells its network timesteps of its own, which mean other levels to {network!r}; "
+            f"the plan {plan!r} tells its network timesteps of its own, which mean other levels to {denoiser!r}; "
             "write one for it with: fewstep export --scheduler"
         )
     table = entry.plan()
@@ -51,28 +53,39 @@ def adopt(
                 f"no step of {plan!r} starts at a noise level above {guidance.lo:g} and up to {guidance.hi:g}, so none would "
                 f"be guided; its steps start at {', '.join(f'{level:.3g}' for level in levels[:-1])}"
             )
-    about = dict(source.manifest.provenance.plans.get(plan, {}))
-    about |= {"adopted": {"bundle": source.manifest.name, "plan": plan, "guidance": guidance.settings() if guidance else None}}
+    settings = guidance.settings() if guidance else None
+    adopted = Adopted(bundle=source.manifest.name, plan=plan, guidance=settings and dict(settings))
     with bundle.edit() as draft:
-        draft.manifest.plans[name] = PlanEntry.of(table, network=network, solver=entry.solver)
-        draft.manifest.provenance.plans[name] = about
+        draft.manifest.plans[name] = PlanEntry.of(table, denoiser=denoiser, solver=entry.solver)
+        draft.manifest.records.plans[name] = _with(source.manifest.records.plans.get(plan), adopted)
     return Bundle.load(bundle.root)
+
+
+def _with(record: PlanRecord | None, adopted: Adopted) -> PlanRecord:
+    """A plan's record where it was taken over; its own is kept."""
+    if record is None or isinstance(record, Adopted):
+        return adopted
+    return record.model_copy(update={"adopted": adopted})
 
 
 def mismatch(bundle: Bundle, plan: str) -> str | None:
     """What a fitted plan is used with and was not fitted for, as a sentence; None where all is as it was fitted."""
     entry: PlanEntry = bundle.pick("plan", plan, bundle.manifest.plans)
-    about = bundle.manifest.provenance.plans.get(plan)
-    if not isinstance(about, dict) or "network_sha256" not in about:
+    record = bundle.manifest.records.plans.get(plan)
+    if record is None or isinstance(record, Adopted):
         return None
-    network = bundle.manifest.networks[entry.network]
     against = []
-    known = network.directory or network.digest
-    if known and about["network_sha256"] != bundle.network_digest(entry.network):
-        decoder = " and the decoder" if bundle.manifest.latent else ""
-        against.append(f"with other weights than those of {entry.network!r}{decoder} now")
-    if about.get("adopted", {}).get("guidance"):
+    if _known(bundle.manifest, entry.denoiser) and record.network_sha256 != bundle.model_digest(entry.denoiser):
+        decoder = " and the decoder" if bundle.manifest.decoder else ""
+        against.append(f"with other weights than those of {entry.denoiser!r}{decoder} now")
+    if record.adopted and record.adopted.guidance:
         against.append("with another guidance")
     if not against:
         return None
     return f"the plan {plan!r} was fitted {' and '.join(against)}; compare it with one fitted here before you ship it"
+
+
+def _known(manifest: Manifest, denoiser: str) -> bool:
+    """Whether what makes a denoiser's samples can be told from another: by its files, or by the digests that stand for them."""
+    makers = {name for name in manifest.components if name == denoiser or name not in manifest.denoisers}
+    return all(manifest.components[name].directory or manifest.components[name].digest for name in makers)

@@ -7,6 +7,7 @@ from typing import Any
 from fewstep.artifact.bundle import CARD, Draft
 from fewstep.artifact.draft import digest
 from fewstep.artifact.manifest import Manifest
+from fewstep.artifact.records import Distilled, Imported, NetworkRecord, Trained
 
 __all__ = ["inherited", "license", "proven", "write_card"]
 
@@ -25,51 +26,52 @@ def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
     """The licenses that a network made from these is under besides its own, by the network that each is of."""
     found: dict[str, str] = {}
     for name in networks:
-        about = manifest.records.components.get(name)
-        found |= about.get("inherited_licenses", {})
-        if about.get("license"):
-            found[name] = about["license"]
+        record = manifest.records.components.get(name)
+        if isinstance(record, Distilled):
+            found |= record.inherited_licenses
+        if record and record.license:
+            found[name] = record.license
     return found
 
 
 def license(manifest: Manifest, network: str) -> str:
     """What a network is licensed under, and the ones it was made from, in words."""
-    about = manifest.provenance.networks.get(network, {})
-    own = [about["license"]] if about.get("license") else []
-    others = [f"{name}: {words}" for name, words in about.get("inherited_licenses", {}).items() if words not in own]
+    record = manifest.records.components.get(network)
+    own = [record.license] if record and record.license else []
+    inherits = record.inherited_licenses if isinstance(record, Distilled) else {}
+    others = [f"{name}: {words}" for name, words in inherits.items() if words not in own]
     return "; ".join([*own, *others]) or "not stated"
 
 
 def card(manifest: Manifest) -> str:
     """The card as Markdown."""
-    image, condition = manifest.image, manifest.condition
-    named = f" ({', '.join(f'{i} {_plain(name)}' for i, name in enumerate(condition.names))})" if condition.names else ""
-    classes = f"{condition.classes} classes{named}"
-    of = {"labels": classes, "embeddings": f"{condition.tokens} tokens of text", "none": "none"}
+    output, inputs = manifest.output, manifest.signature.inputs
+    made, told = output.tensor.name, "; ".join(each.about for each in inputs) or "none"
     lines = [
         f"# {manifest.name}",
         "",
-        f"Images: {image.height}x{image.width}, {image.channels} channels. Condition: {of[condition.kind]}.",
+        _plain(f"{made.capitalize()}: {output.about}. Condition: {told}."),
         "",
-        "| network | estimates | made from | images read | license |",
+        f"| network | estimates | made from | {made} read | license |",
         "|---|---|---|---|---|",
     ]
-    for name, network in manifest.networks.items():
-        about = manifest.records.components.get(name)
-        cells = [name, network.parametrisation.kind, _source(about), _data(about), license(manifest, name)]
+    records = manifest.records.components
+    for name, entry in manifest.denoisers.items():
+        record = records.get(name)
+        cells = [name, entry.parametrisation.kind, _source(record), _data(record, made), license(manifest, name)]
         lines.append(f"| {' | '.join(map(_plain, cells))} |")
-    for name in manifest.networks:
-        if said := proven(manifest.records.components.get(name)):
+    for name in manifest.denoisers:
+        if said := proven(records.get(name)):
             lines += ["", _plain(f"{name}: {said}.")]
-    lines += ["", "Settings, seeds and hashes: `provenance` in bundle.json.", "", NOTE, ""]
+    lines += ["", "Settings, seeds and hashes: `records` in bundle.json.", "", NOTE, ""]
     return "\n".join(lines)
 
 
-def proven(about: dict[str, Any]) -> str:
+def proven(record: NetworkRecord | None) -> str:
     """What the proof of an imported network compared, as a sentence; "" for another."""
-    proof = about.get("proof")
-    if not isinstance(proof, dict):
+    if not isinstance(record, Imported) or not record.proof:
         return ""
+    proof = record.proof
     strict, sensitive = ([case for case in proof["cases"] if (case["own"] is None) == alike] for alike in (True, False))
     share = max(case["max_error"] / case["scale"] for case in strict)
     parts = [
@@ -90,25 +92,29 @@ def _steps(case: dict[str, Any]) -> str:
     return f"{case['steps']} steps{'' if case['guidance'] == 1 else ' guided by ' + format(case['guidance'], 'g')}"
 
 
-def _source(about: dict[str, Any]) -> str:
+def _source(record: NetworkRecord | None) -> str:
     """Where a network is from."""
-    if "imported" in about:
-        return f"the checkpoint {about['imported']}"
-    if "teacher" in about:
-        begun = f", begun as {about['start']}" if about.get("start", about["teacher"]) != about["teacher"] else ""
-        return f"the network {about['teacher']} ({str(about.get('teacher_sha256'))[:12]}), distilled{begun}"
-    return "training from nothing" if "data" in about else "not stated"
+    match record:
+        case Imported():
+            return f"the checkpoint {record.source}"
+        case Distilled():
+            begun = f", begun as {record.start}" if record.start != record.teacher else ""
+            return f"the network {record.teacher} ({record.teacher_sha256[:12]}), distilled{begun}"
+        case Trained():
+            return "training from nothing"
+    return "not stated"
 
 
-def _data(about: dict[str, Any]) -> str:
-    """What images were read. Those of a teacher are in its own row."""
-    if "imported" in about:
+def _data(record: NetworkRecord | None, made: str) -> str:
+    """What samples were read. Those of a teacher are in its own row. made: what they are called."""
+    if isinstance(record, Imported):
         return "not stated by the checkpoint"
-    read = [f"{about['images']} of {about['data']}"] if about.get("data") else []
-    if validated := about.get("validated_on") or ("images not stated" if about.get("validated") else ""):
-        read.append(f"some of {validated}, to choose the weights")
-    read += [f"some of {about['plan_data']}, to fit the plan it began as"] if about.get("plan_data") else []
-    return "; ".join(read) or ("none" if "teacher" in about else "not stated")
+    read = [f"{record.samples} of {record.data}"] if record and record.data else []
+    if isinstance(record, Distilled):
+        if validated := record.validated_on or (f"{made} not stated" if record.validated else ""):
+            read.append(f"some of {validated}, to choose the weights")
+        read += [f"some of {record.plan_data}, to fit the plan it began as"] if record.plan_data else []
+    return "; ".join(read) or ("none" if isinstance(record, Distilled) else "not stated")
 
 
 def _plain(text: str) -> str:

@@ -85,7 +85,10 @@ class Draft:
     @classmethod
     @contextmanager
     def create(cls, path: str | os.PathLike[str], signature: Signature, *, state: State | None = None) -> Iterator[Draft]:
-        """A new bundle at path. state: what its samplers walk on, where that is not the output itself. Raises FileExistsError or ValueError as `check_new` does."""
+        """A new bundle at path. state: what its samplers walk on, where that is not the output itself.
+
+        Raises FileExistsError or ValueError as `check_new` does.
+        """
         root = Path(os.path.realpath(path))
         recover(root)
         check_new(root)

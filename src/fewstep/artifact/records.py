@@ -88,8 +88,9 @@ class Imported(Strict):
 
 
 class Adopted(Strict):
-    """Where a plan was taken over from, and the guidance that took the place of its own."""
+    """Where a plan was taken over from, and the guidance that took the place of its own. A record itself where it had none."""
 
+    kind: Literal["adopted"] = "adopted"
     bundle: str
     plan: str
     guidance: Settings | None = None
@@ -131,7 +132,7 @@ class Searched(Strict):
 
 
 NetworkRecord = Annotated[Trained | Distilled | Imported, Field(discriminator="kind")]
-PlanRecord = Annotated[Fitted | Searched, Field(discriminator="kind")]
+PlanRecord = Annotated[Fitted | Searched | Adopted, Field(discriminator="kind")]
 
 
 class Records(Strict):

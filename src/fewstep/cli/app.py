@@ -17,9 +17,10 @@ from pydantic import ValidationError
 import fewstep
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.draft import reason
-from fewstep.artifact.manifest import Precision, check_name
+from fewstep.artifact.manifest import check_name
+from fewstep.artifact.spec import Precision
 from fewstep.artifact.staging import check_place
-from fewstep.data import Images
+from fewstep.data import Samples
 from fewstep.sampling import solvers
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan
@@ -32,6 +33,7 @@ __all__ = [
     "SOLVERS",
     "BundlePath",
     "Embeddings",
+    "Inputs",
     "Json",
     "MixedPrecision",
     "Replace",
@@ -68,6 +70,14 @@ Embeddings = Annotated[
         show_default=False,
     ),
 ]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="What samples are made from, where that is not classes alone: arrays (N, ...) by the names of the bundle's inputs, "
+        "and negative_NAME (1, ...), as .npz or .safetensors.",
+        show_default=False,
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as digits.bundle.", show_default=False)]
 MixedPrecision = Annotated[
     str,
@@ -97,7 +107,7 @@ def free_name(bundle: Bundle, name: str | None, usual: str, *, replace: bool) ->
     """
     name = usual if name is None else name
     check_name(name)
-    if not replace and (name in bundle.manifest.plans or name in bundle.manifest.networks):
+    if not replace and (name in bundle.manifest.plans or name in bundle.manifest.components):
         raise ValueError(f"{bundle.root.name} has {name!r} already; choose another --name, or --replace it")
     return name
 
@@ -109,9 +119,9 @@ def guidance_of(scale: float | None, lo: float, hi: float) -> Guidance | None:
     return None if scale is None else Guidance(scale, lo, hi)
 
 
-def telling(images: Images | None) -> Track:
-    """A track that first says what was found and what becomes of the images, where some are read: as work begins."""
-    return noted(track, images.notes if images else (), say)
+def telling(samples: Samples | None) -> Track:
+    """A track that first says what was found and what becomes of the samples, where some are read: as work begins."""
+    return noted(track, samples.notes if samples else (), say)
 
 
 def finish(result: dict[str, Any], as_json: bool, then: str | None = None) -> None:
