@@ -6,6 +6,7 @@ Whoever checks, batches, drops, draws or serves inputs loops over a signature; n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -40,7 +41,8 @@ Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_SIZE)], ...], Field(ma
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Unit = Annotated[str, Field(max_length=32)]
 NEGATIVE = "negative_"
-RESERVED = {"noise", "seeds", "x", "scales", "guidance_scale", "denoised", "sample", "images", "values", "plan"}
+RESERVED = {"noise", "seeds", "x", "scales", "guidance_scale", "denoised", "sample", "images", "values"}  # of graphs
+RESERVED |= {"plan", "on_step", "out", "timeout_s", "model", "samples", "seed", "format", "scale"}  # of calls and requests
 Array = npt.NDArray[Any]
 
 
@@ -87,8 +89,13 @@ class LabelInput(Strict):
         return self.null
 
     @property
+    def choices(self) -> int | None:
+        """How many different values can be given; None for numbers without end."""
+        return self.classes
+
+    @property
     def values(self) -> int | None:
-        """How many different values there are, "none" among them; None for numbers without end."""
+        """The same, with "none" among them."""
         return self.classes + 1
 
     @property
@@ -121,18 +128,27 @@ class LabelInput(Strict):
             if not self.null:
                 raise ValueError(f"this bundle knows no image without a class; give {self.name}, 0 to {self.classes - 1}")
             return np.full(batch, self.classes)
-        values = np.asarray(given)
+        try:
+            values = np.asarray(given)
+        except ValueError:  # lists of several lengths
+            values = np.asarray(given, object)
         if values.shape != (batch,) or values.dtype.kind not in "iuU":
             raise ValueError(
                 f"{self.name} are names or whole numbers, one per seed ({batch}), got {values.dtype} of shape {values.shape}"
             )
-        classes = Classes(self.classes, self.names)
+        classes = _classes(self.classes, self.names)
         listed = given.tolist() if isinstance(given, np.ndarray) else given  # an array makes text of numbers beside names
         return np.array([classes.number(label) for label in listed])
 
     def example(self, batch: int) -> Array:
         """Every class in turn, (B,)."""
         return np.arange(batch) % self.classes
+
+
+@lru_cache(maxsize=64)
+def _classes(count: int, names: tuple[str, ...]) -> Classes:
+    """The same for equal ones: of many names a table takes longer to make than a small image."""
+    return Classes(count, names)
 
 
 class ArrayInput(Strict):
@@ -167,14 +183,19 @@ class ArrayInput(Strict):
         return self.null is not None
 
     @property
+    def choices(self) -> int | None:
+        """How many different values can be given; None for numbers without end."""
+        return None
+
+    @property
     def values(self) -> int | None:
-        """How many different values there are, "none" among them; None for numbers without end."""
+        """The same, with "none" among them."""
         return None
 
     @property
     def meaning(self) -> str:
         """What the numbers of its tensor are, in words."""
-        return f"{self.name.replace('_', ' ')}, finite"
+        return f"{self.name.replace('_', ' ')}, finite" + (", zeros for none" if self.null == "zeros" else "")
 
     @property
     def facts(self) -> dict[str, str]:
@@ -211,8 +232,8 @@ def checked_numbers(name: str, given: Any, shape: tuple[int, ...]) -> Array:
     """An array of finite float32. Raises ValueError for another shape or type."""
     try:
         values = np.asarray(given, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} holds numbers only ({error})") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} holds numbers only ({str(error)[:200]})") from None
     if values.shape != shape:
         raise ValueError(f"{name} has shape {shape} for {shape[0]} seeds, got {values.shape}")
     if not np.isfinite(values).all():
@@ -273,6 +294,16 @@ class ImageOutput(Strict):
     def as_image(self, what: str) -> ImageOutput:  # noqa: ARG002
         """Itself, for `what` that takes images alone. Raises ValueError for an output of another kind."""
         return self
+
+    @property
+    def pictures(self) -> bool:
+        """Whether a sample is a picture, as PNG can hold it."""
+        return self.channels <= 4
+
+    @property
+    def heads(self) -> tuple[list[str], list[str]]:
+        """What a table of a sample's numbers says above them: of every axis, and of the last one's numbers."""
+        return ["row", "column"], [f"channel {i}" for i in range(self.channels)]
 
     @property
     def rounding(self) -> float:
@@ -340,6 +371,16 @@ class ArrayOutput(Strict):
         raise ValueError(f"{what} takes images, and this bundle gives arrays; name a bundle of images")
 
     @property
+    def pictures(self) -> bool:
+        """Whether a sample is a picture, as PNG can hold it."""
+        return False
+
+    @property
+    def heads(self) -> tuple[list[str], list[str]]:
+        """What a table of a sample's numbers says above them: of every axis, and of the last one's numbers."""
+        return [_with_unit(axis) for axis in self.axes], [_with_unit(column) for column in self.columns]
+
+    @property
     def rounding(self) -> float:
         """How far an output may be from `of_sample`, over its largest number."""
         return 1e-5
@@ -368,7 +409,8 @@ class Signature(Strict):
     def _names_differ(self) -> Self:
         names = [spec.name for spec in self.tensors(guided=True)]
         if twice := sorted({name for name in names if names.count(name) > 1 or name in RESERVED}):
-            raise ValueError(f"every input has a name that no other tensor of a graph has, got {twice[0]!r}; choose another")
+            what = "every input has a name that no other tensor of a graph, and no field of a request, has"
+            raise ValueError(f"{what}, got {twice[0]!r}; choose another")
         return self
 
     @property
@@ -380,6 +422,11 @@ class Signature(Strict):
     def finite(self) -> bool:
         """Whether every input has finitely many values, so that samples can be made without anyone's data."""
         return all(each.values is not None for each in self.inputs)
+
+    @property
+    def labels(self) -> LabelInput | None:
+        """The classes that samples are made from; None where they are made from other things, or from nothing."""
+        return next((each for each in self.inputs if isinstance(each, LabelInput)), None)
 
     @property
     def tabled(self) -> Input | None:
@@ -401,7 +448,7 @@ class Signature(Strict):
         wanted = {spec.name for spec in self.tensors(guided=guided)}
         if unknown := sorted(given.keys() - wanted):
             takes = f"takes {', '.join(sorted(wanted))}" if wanted else "takes no inputs"
-            raise ValueError(f"this bundle {takes}, got {unknown[0]}; leave that out")
+            raise ValueError(f"this bundle {takes}, got {unknown[0][:80]}; leave that out")
         found: dict[str, Array] = {}
         for each in self.inputs:
             found[each.name] = each.checked(given.get(each.name), batch)
