@@ -73,7 +73,7 @@ Embeddings = Annotated[
 Inputs = Annotated[
     Path | None,
     typer.Option(
-        help="What samples are made from, where that is not classes alone: arrays (N, ...) by the names of the bundle's inputs, "
+        help="What samples are made from, where that is not classes alone: arrays (N, ...) by the names of the bundle's inputs "
         "and negative_NAME (1, ...), as .npz or .safetensors.",
         show_default=False,
     ),

@@ -13,7 +13,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import (
     SOLVERS,
     BundlePath,
-    Embeddings,
+    Inputs,
     Json,
     MixedPrecision,
     app,
@@ -65,18 +65,18 @@ def compare(
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, max=60.0, help="How long each batch size is timed at least.")] = 1.0,
     precision: MixedPrecision = "auto",
-    embeddings: Embeddings = None,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
-    from fewstep.data.embeddings import read_embeddings
     from fewstep.evaluation import compare as judging
+    from fewstep.system.arrays import read_arrays
 
-    given = {name: values.float().numpy() for name, values in read_embeddings(embeddings).items()} if embeddings else None
+    given = read_arrays(inputs) if inputs else None
     config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, precision), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
-    found = judging.compare(loaded, config, plan or (), embeddings=given, note=say, track=track)
+    found = judging.compare(loaded, config, plan or (), arrays=given, note=say, track=track)
     show_comparison(found)
     for warning in found.doubts():
         say(f"warning: {warning}")
@@ -251,10 +251,10 @@ def tau(
 @app.command(rich_help_panel="Decide what ships")
 def consistency(
     bundle: BundlePath,
-    other: Annotated[Path, typer.Argument(help="A bundle of the same images from another run.", show_default=False)],
+    other: Annotated[Path, typer.Argument(help="A bundle of the same samples from another run.", show_default=False)],
     plan: Annotated[str, typer.Option(help="A plan that both have.")] = "heun18",
     samples: Annotated[int, typer.Option(min=2, help="Noise and condition pairs.")] = 100,
-    embeddings: Embeddings = None,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """How alike two runs' images of the same noise are, beside those of unrelated noise."""
@@ -262,13 +262,13 @@ def consistency(
 
     from fewstep.calibration.consistency import consistency
     from fewstep.calibration.teacher import Teacher
-    from fewstep.data.embeddings import read_embeddings
+    from fewstep.system.arrays import read_arrays
 
     loaded = Bundle.load(bundle), Bundle.load(other)
     plans = loaded[0].plan(plan), loaded[1].plan(plan)
-    first, second = (Teacher(b, b.manifest.plans[plan].network) for b in loaded)
-    inputs = first.draw(samples, seed=0, embeddings=read_embeddings(embeddings) if embeddings else None)
-    found = consistency((first, second), plans, inputs, track=track)
+    first, second = (Teacher(b, b.manifest.plans[plan].denoiser) for b in loaded)
+    drawn = first.draw(samples, seed=0, arrays=read_arrays(inputs) if inputs else None)
+    found = consistency((first, second), plans, drawn, track=track)
     rows = [
         ("equal noise", f"{found.cosine:.3f}", f"{found.mse:.4f}"),
         ("unrelated noise", f"{found.unrelated_cosine:.3f}", f"{found.unrelated_mse:.4f}"),

@@ -11,7 +11,8 @@ import typer
 
 from fewstep.artifact.adopt import mismatch
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import EngineFlag, Layout, Precision
+from fewstep.artifact.manifest import EngineFlag, Layout
+from fewstep.artifact.spec import Precision
 from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, whole_numbers
 from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
 from fewstep.sampling.guidance import Guidance
@@ -56,7 +57,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write plans as ONNX graphs: network, sampler and guidance in one file that ends in uint8 images.
+    """Write plans as ONNX graphs: network, sampler and guidance in one file that ends in uint8 images or arrays in their units.
 
     int8 is for CPUs, int8-fp16 and fp8 for GPUs; all three collect the plan's ranges first where `quantize` did not.
     """
@@ -96,7 +97,7 @@ def export(
         show(f"{bundle / graph.file}  {size(sum(exported.manifest.files[path].bytes for path in graph.paths))}")
     files = {key: graph.file for key, graph in new.items()}
     then = f"fewstep generate {bundle} --plan {plans[-1]} --precision {wanted[0]} --out grid.png"
-    if loaded.manifest.condition.kind == "embeddings" or wanted[0] == "bf16":
+    if not loaded.manifest.signature.finite or wanted[0] == "bf16":
         then = f"fewstep check {bundle}"  # what generate cannot make here
     finish({"bundle": str(bundle), "graphs": files}, as_json, then)
 

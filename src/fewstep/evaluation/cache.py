@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,7 +19,13 @@ from fewstep import __version__
 from fewstep.system.caches import default_folder
 from fewstep.system.places import check_folder
 
-__all__ = ["Cache", "default_folder", "tensors_digest"]
+__all__ = ["Cache", "arrays_digest", "default_folder", "tensors_digest"]
+
+
+def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """One hash for arrays by name."""
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    return hashlib.sha256(safetensors.numpy.save(ordered)).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -104,7 +104,7 @@ def _color(judged: Judged, comparison: Comparison) -> str:
 def interval_map(grid: Floats, trials: Sequence[Mapping[str, Any]]) -> str:
     """The best value found for each interval of guided steps: from the first one, down, to the last one, across.
 
-    grid (n + 1,): noise levels. trials: first, last, value, nfe, weight.
+    grid (n + 1,): noise levels. trials: first, last, value, nfe, scale.
     """
     count = len(grid) - 1
     best = np.full((count, count), np.nan)

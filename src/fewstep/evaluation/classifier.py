@@ -71,7 +71,8 @@ def classifier(
 
     Raises ValueError for images without classes.
     """
-    if images.condition.kind != "labels":
+    known = images.signature.labels
+    if known is None:
         raise ValueError(f"{images.source} has no classes, so no classifier can be trained on it; use one folder per class")
     settings = asdict(config) | {"source": images.source, "images": digest(images.sha256, images.index, images.labels)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -79,7 +80,7 @@ def classifier(
     keep_to_own_cores()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = Classifier(images.image.channels, images.condition.classes)
+        model = Classifier(images.image.channels, known.classes)
         if path.is_file():
             with readable(str(path), "remove it, and it is trained again"), safe_open(path, "pt") as file:
                 model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)

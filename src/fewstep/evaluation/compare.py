@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import mean, stdev
@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.data import images_like
-from fewstep.evaluation.cache import Cache, default_folder
+from fewstep.data.conditions import Conditions
+from fewstep.data.inputs import Arrays, checked_arrays
+from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
 from fewstep.evaluation.comparison import FILE, Comparison, Judged, digest, read
 from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
@@ -26,7 +29,6 @@ from fewstep.system.progress import Track, noted, silent, unsaid
 __all__ = ["CompareConfig", "compare", "make"]
 
 BATCH = 100
-Embeddings = Mapping[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def compare(
     config: CompareConfig,
     plans: Sequence[str] = (),
     *,
-    embeddings: Embeddings | None = None,
+    arrays: Arrays | None = None,
     note: Callable[[str], None] = unsaid,
     track: Track = silent,
 ) -> Comparison:
@@ -64,10 +66,13 @@ def compare(
 
     What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
     some are named, those that were judged alike before stay. The reference of pairs is the plan with the most network calls, or
-    that of the comparison which is added to. embeddings: of prompts, taken in turn. note: called with lines about the images.
+    that of the comparison which is added to. arrays: what samples are made from, by the names of inputs, row by row in turn.
+    note: called with lines about the images.
 
-    Raises ValueError where no plan has a graph, or the images are not of the bundle's kind.
+    Raises ValueError where no plan has a graph, arrays are missing, or the images are not of the bundle's kind.
     """
+    bundle.manifest.output.as_image("judging by real images")
+    arrays = checked_arrays(bundle.manifest.signature.inputs, arrays)
     names = list(plans) or [name for name in bundle.manifest.plans if graphs_of(bundle, name)]
     if not names:
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
@@ -76,7 +81,8 @@ def compare(
     held_out = images_like(bundle, config.data, "held-out").every(config.thin)
     track = noted(track, held_out.notes, note)
     judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
-    before = _before(bundle, config, judge) if plans else None
+    inputs_sha256 = arrays_digest(arrays) if arrays else None
+    before = _before(bundle, config, judge, inputs_sha256) if plans else None
     first = before.reference if before else names[0]
     generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
     digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
@@ -85,12 +91,13 @@ def compare(
         "machine": described() | {"date": None},
         "reference_sha256": digests[first],
     }
-    settings |= {"judge_sha256": judge.digest()}
+    settings |= {"judge_sha256": judge.digest(), "inputs_sha256": inputs_sha256}
 
     @cache
     def reference(seed: int) -> npt.NDArray[np.uint8]:
-        return make(generators[first], judge.labels, seed * judge.n, embeddings, track=track)
+        return make(generators[first], judge.labels, seed * judge.n, arrays, track=track)
 
+    asked = judge.labels if bundle.manifest.signature.labels and not arrays else None
     judged = dict(before.plans) if before else {}
     for name in names:
         generator = generators[name]
@@ -99,10 +106,9 @@ def compare(
         if (measured := kept.read()) is None:
             scores: dict[str, list[float]] = {}
             for seed in range(config.seeds):
-                images = make(generator, judge.labels, seed * judge.n, embeddings, track=track)
-                for key, value in (
-                    judge.score(images, judge.labels).numbers() | asdict(judge.pair(images, reference(seed)))
-                ).items():
+                images = make(generator, judge.labels, seed * judge.n, arrays, track=track)
+                found = judge.score(images, asked).numbers() | asdict(judge.pair(images, reference(seed)))
+                for key, value in found.items():
                     scores.setdefault(key, []).append(value)
             measured = {"scores": {key: {"mean": mean(values), "std": stdev(values)} for key, values in scores.items()}}
             kept.write(measured := measured | _timed(generator, config.seconds, track))
@@ -116,6 +122,7 @@ def compare(
         thin=config.thin,
         reference=first,
         trained_in=judge.model.trained_in,
+        inputs_sha256=inputs_sha256,
         machine=described(),
         real=judge.floor(train, seed=0).numbers(),
         plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
@@ -125,14 +132,14 @@ def compare(
     return result
 
 
-def _before(bundle: Bundle, config: CompareConfig, judge: Judge) -> Comparison | None:
+def _before(bundle: Bundle, config: CompareConfig, judge: Judge, inputs_sha256: str | None) -> Comparison | None:
     """The comparison in the bundle, where it was made alike on this machine and its reference is as it was."""
     try:
         found = read(bundle)
     except ValueError:  # there is none, or none that holds
         return None
     here = described() | {"date": None}
-    if found.trained_in != judge.model.trained_in:
+    if (found.trained_in, found.inputs_sha256) != (judge.model.trained_in, inputs_sha256):
         return None
     alike = (found.data, found.features, found.seeds, found.thin) == (config.data, config.features, config.seeds, config.thin)
     return found if alike and found.machine | {"date": None} == here and found.reference in found.plans else None
@@ -142,20 +149,29 @@ def make(
     generator: Generator,
     labels: npt.NDArray[np.int64],
     first: int,
-    embeddings: Embeddings | None = None,
+    arrays: Arrays | None = None,
     *,
     track: Track = silent,
 ) -> npt.NDArray[np.uint8]:
-    """Images (n, C, H, W) uint8 of the seeds first .. first + n - 1, for n labels, where the bundle has some."""
+    """Images (n, C, H, W) uint8 of the seeds first .. first + n - 1, for n labels or, with arrays, for their rows."""
+    conditions = Conditions(generator.signature.inputs, arrays)
+    numbers = np.arange(len(labels)) % conditions.count if arrays else labels
     starts, chunks = range(0, len(labels), BATCH), []
-    names = [*generator.condition.inputs(), *(generator.condition.null_inputs() if generator.plan.guided else ())]
     for i in track(range(len(starts)), f"make {generator.graph}"):
-        some = labels[starts[i] : starts[i] + BATCH]
-        index = np.arange(starts[i], starts[i] + len(some))
-        given = {spec.name: embeddings[spec.name][index % len(embeddings[spec.name])] for spec in names} if embeddings else None
-        wanted = some if generator.condition.kind == "labels" else None
-        chunks.append(generator(wanted, seeds=range(first + starts[i], first + starts[i] + len(some)), embeddings=given))
+        some = numbers[starts[i] : starts[i] + BATCH]
+        seeds = range(first + starts[i], first + starts[i] + len(some))
+        chunks.append(generator(seeds=seeds, **_tensors(generator, conditions, some)))
     return np.ascontiguousarray(np.concatenate(chunks).transpose(0, 3, 1, 2))
+
+
+def _tensors(generator: Generator, conditions: Conditions, numbers: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """What a generator takes of conditions that are numbered (B,), by name."""
+    given = conditions.of(torch.from_numpy(numbers))
+    found = {each.name: value.numpy() for each, value in zip(conditions.inputs, given, strict=True)}
+    if generator.plan.guided:
+        nulls = zip(conditions.inputs, conditions.null(given), strict=True)
+        found |= {each.null_tensor.name: value.numpy() for each, value in nulls if each.null_tensor}
+    return found
 
 
 def _timed(generator: Generator, seconds: float, track: Track) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Comparison(Strict):
     thin: PositiveInt
     reference: str
     trained_in: str | None = Field(None, description="precision that the network whose features judge was trained in, if here")
+    inputs_sha256: str | None = Field(None, description="of the arrays that samples were made from, if any")
     machine: dict[str, Any]
     real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
     plans: dict[str, Judged] = Field(min_length=1)
@@ -130,9 +131,9 @@ class Comparison(Strict):
         return found
 
     @property
-    def judge(self) -> tuple[str, str, int, str | None]:
+    def judge(self) -> tuple[str | int | None, ...]:
         """Two comparisons with the same compare with each other."""
-        return self.data, self.features, self.images, self.trained_in
+        return self.data, self.features, self.images, self.trained_in, self.inputs_sha256
 
 
 @dataclass(frozen=True)

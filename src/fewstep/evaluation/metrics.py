@@ -45,7 +45,7 @@ class Score:
 
     frechet, kernel: distances, lower is better (Heusel et al. 2017; Binkowski et al. 2018, times 1000). precision, recall:
     share of images near a real one and the reverse (Kynkaanniemi et al. 2019). density, coverage: the same with less weight on
-    outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where the network knows no classes.
+    outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where none was, or none is known.
     pixels: how far brightness, contrast and so on are off, by name, see fewstep.evaluation.pixels.departures.
     """
 
@@ -95,12 +95,12 @@ class Judge:
         with torch.no_grad():
             return torch.cat([self.model(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)])
 
-    def score(self, images: Bytes, labels: Labels) -> Score:
-        """Score images (n, C, H, W) uint8 that were asked for as labels (n,).
+    def score(self, images: Bytes, labels: Labels | None) -> Score:
+        """Score images (n, C, H, W) uint8 that were asked for as labels (n,), None where no classes were asked for.
 
         Raises ValueError when n is not the number of held-out images.
         """
-        if len(images) != self.n or len(labels) != self.n:
+        if len(images) != self.n or (labels is not None and len(labels) != self.n):
             raise ValueError(f"the distance compares equal numbers of images, {self.n} held-out ones, got {len(images)}")
         made = self.features(images)
         pixels = torch.cat([statistics(torch.tensor(images[i : i + CHUNK])) for i in range(0, self.n, CHUNK)])
@@ -141,8 +141,8 @@ class Judge:
         index = np.concatenate([members[label][: np.count_nonzero(self.labels == label)] for label in members])
         return self.score(*train[index])
 
-    def _accuracy(self, made: Tensor, labels: Labels) -> float | None:
-        if self.model.head is None:
+    def _accuracy(self, made: Tensor, labels: Labels | None) -> float | None:
+        if self.model.head is None or labels is None:
             return None
         with torch.no_grad():
             return float((self.model.head(made).argmax(1).numpy() == labels).mean())

@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Fitted, Searched
 from fewstep.calibration.methods import METHODS
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like
+from fewstep.data.conditions import Conditions
 from fewstep.evaluation import charts
 from fewstep.evaluation.comparison import FARTHEST, Comparison, Judged, farthest, read
 from fewstep.runtime import Generator
@@ -46,6 +48,7 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     Raises ValueError where the bundle's samplers were not compared, or no file can be written at out.
     """
     check_file(out, ".html")
+    bundle.manifest.output.as_image("a report")
     comparison = read(bundle)
     names = sorted(comparison.plans, key=lambda name: -comparison.plans[name].nfe)
     parts = [_sampler(bundle, comparison, names[i]) for i in track(range(len(names)), "draw samplers")]
@@ -96,13 +99,14 @@ def _real(bundle: Bundle, comparison: Comparison) -> str:
 def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
     judged = comparison.plans[name]
     generator = Generator(bundle, plan=name, graph=judged.graph)
-    classes = generator.condition.classes
-    labels = [i % classes for i in range(SHOWN)] if generator.condition.kind == "labels" else None
-    if generator.condition.kind == "embeddings":
-        return ""  # a comparison keeps no prompts
-    images = generator(labels, seeds=range(SHOWN))
+    signature = generator.signature
+    if not signature.finite:
+        return ""  # a comparison keeps no arrays
+    given = signature.example(SHOWN, guided=generator.plan.guided)  # the classes in turn
+    images = generator(seeds=range(SHOWN), **given)
+    called = [name for each in signature.inputs for name in each.called(given[each.name])]
     facts = f"{judged.nfe} calls, Frechet distance {judged.frechet}, {judged.p50_ms:.1f} ms"
-    shown = f": {', '.join(map(generator.classes.called, labels))}" if labels and generator.condition.names else ""
+    shown = f": {', '.join(called)}" if called else ""
     caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}{escape(shown)}"
     return _figure(_image(images, f"{name}: {SHOWN} images{shown}"), caption)
 
@@ -152,15 +156,15 @@ def _score(judged: Judged, key: str, digits: int) -> str:
 
 def _trajectories(bundle: Bundle, names: Sequence[str], track: Track) -> Iterator[str]:
     """What the network takes the image for, row by row, from one noise."""
-    if bundle.manifest.condition.kind == "embeddings":
+    if not bundle.manifest.signature.finite:
         return
     teachers: dict[str, Teacher] = {}
     for i in track(range(len(names)), "walk samplers"):
         name = names[i]
-        network, plan = bundle.manifest.plans[name].network, bundle.plan(name)
-        if bundle.manifest.networks[network].directory is None:
+        denoiser, plan = bundle.manifest.plans[name].denoiser, bundle.plan(name)
+        if bundle.manifest.components[denoiser].directory is None:
             continue  # shipped without weights
-        teacher = teachers.setdefault(network, Teacher(bundle, network))
+        teacher = teachers.setdefault(denoiser, Teacher(bundle, denoiser))
         rows = np.unique(np.linspace(0, plan.rows - 1, min(plan.rows, SHOWN)).round().astype(int))
         with np.errstate(divide="ignore"):
             levels = plan.sigmas[rows] / plan.alphas[rows]
@@ -170,11 +174,11 @@ def _trajectories(bundle: Bundle, names: Sequence[str], track: Track) -> Iterato
 
 def _estimates(teacher: Teacher, plan: Plan) -> Pictures:
     """D_0 .. D_{n-1}, (n, H, W, C), of the seed 0 and the first class."""
-    drawn = torch.tensor(noise([0], (plan.draws, *teacher.manifest.state_shape)))
-    classes = teacher.manifest.condition.classes
-    labels, nulls = ((torch.tensor([label]),) if classes else () for label in (0, classes))
+    drawn = torch.tensor(noise([0], (plan.draws, *teacher.manifest.state.shape)))
+    conditions = Conditions(teacher.manifest.signature.inputs)
+    given = conditions.in_turn(1)
     with torch.no_grad():
-        denoise = guided(teacher.denoiser, labels, nulls)
+        denoise = guided(teacher.denoiser, given, conditions.null(given))
         walk = trajectory(denoise, plan.begin(drawn[:, 0]), plan, list(drawn[:, 1:].unbind(1)))
         return teacher.rounded(torch.cat([step.denoised for step in walk])).transpose(0, 2, 3, 1)
 
@@ -183,12 +187,13 @@ def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
     """Fitted plans beside the solvers they were fitted from."""
     for name in names:
         entry = bundle.manifest.plans[name]
-        about = bundle.manifest.provenance.plans.get(name, {})
-        if not {"fitted", "losses"} & about.keys():
+        record = bundle.manifest.records.plans.get(name)
+        if not isinstance(record, Fitted):
             continue
-        method = METHODS.get(about.get("method", ""))
-        grid = bundle.manifest.networks[entry.network].parametrisation.grid(about["steps"])
-        plain = (method.solver if method else dpmpp_2m)(grid, Guidance.of(about["guidance"]))
+        settings: dict[str, Any] = record.settings
+        method = METHODS.get(settings.get("method", ""))
+        grid = bundle.manifest.denoisers[entry.denoiser].parametrisation.grid(settings["steps"])
+        plain = (method.solver if method else dpmpp_2m)(grid, Guidance.of(settings["guidance"]))
         plans = {"usual": plain, name: entry.plan()}
         caption = f"<b>{escape(name)}</b> {escape(entry.solver)}; the usual grid and weights beside it"
         yield _figure(charts.levels(plans) + charts.coefficients(plans), caption)
@@ -196,16 +201,16 @@ def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
 
 def _intervals(bundle: Bundle) -> Iterator[str]:
     for name, entry in bundle.manifest.plans.items():
-        about = bundle.manifest.provenance.plans.get(name, {})
-        if "trials" in about:
+        record = bundle.manifest.records.plans.get(name)
+        if isinstance(record, Searched):
             plan = entry.plan()
-            plain = sum(value >= SAME for value in about["similarity"])
+            plain = sum(value >= SAME for value in record.similarity)
             caption = (
-                f"<b>{escape(name)}</b> {escape(entry.solver)}, the best of {len(about['trials'])} guidances; with and "
+                f"<b>{escape(name)}</b> {escape(entry.solver)}, the best of {len(record.trials)} guidances; with and "
                 f"without the condition, estimates are the same (cosine {SAME} or more) at {plain} of {plan.rows} evaluations"
             )
-            levels = np.array([np.inf if level is None else level for level in about["levels"]])
-            yield _figure(charts.interval_map(levels, about["trials"]), caption)
+            levels = np.array([np.inf if level is None else level for level in record.levels])
+            yield _figure(charts.interval_map(levels, record.trials), caption)
 
 
 def _figure(content: str, caption: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Trained
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
 from fewstep.evaluation.comparison import Spread
@@ -64,7 +65,7 @@ def search_tau(
             bundle = Bundle.load(path)
             _refuse_others(bundle, replace(settings, tau=tau, seed=seed), images)
             # All alike, also where the search goes on on a machine that is quicker at another precision.
-            settings = replace(settings, precision=bundle.manifest.provenance.networks["teacher"]["precision"])
+            settings = replace(settings, precision=_record(bundle).mixed_precision)
             teacher = Teacher(bundle)
             inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
             plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
@@ -73,11 +74,19 @@ def search_tau(
     return found
 
 
+def _record(bundle: Bundle) -> Trained:
+    record = bundle.manifest.records.components.get("teacher")
+    if not isinstance(record, Trained):
+        raise ValueError(f"{bundle.root} has no teacher that was trained by a search; give --out another directory")
+    return record
+
+
 def _refuse_others(bundle: Bundle, config: TeacherConfig, images: Images) -> None:
     wanted = asdict(config) | {"data_sha256": images.sha256}
     if config.precision == "auto":  # the first run says what that came to
         del wanted["precision"]
-    about = bundle.manifest.provenance.networks["teacher"]
+    record = _record(bundle)
+    about = record.settings | {"data_sha256": record.data_sha256}
     for key, value in json.loads(json.dumps(wanted)).items():
         if key not in FREE and about[key] != value:
             raise ValueError(
