@@ -106,7 +106,7 @@ class LabelInput(Strict):
     @property
     def facts(self) -> dict[str, str]:
         """What a graph's metadata say of it."""
-        return {self.name: f"{self.classes} classes", "names": "\n".join(self.names)}
+        return {self.name: f"{self.classes} classes", f"{self.name}.names": "\n".join(self.names)}
 
     @property
     def about(self) -> str:
@@ -306,8 +306,21 @@ class ImageOutput(Strict):
         return ["row", "column"], [f"channel {i}" for i in range(self.channels)]
 
     @property
-    def rounding(self) -> float:
-        """How far an output may be from `of_sample`."""
+    def facts(self) -> dict[str, str]:
+        """What a graph's metadata say of it."""
+        return {"low": f"{self.low:g}", "high": f"{self.high:g}"}
+
+    @property
+    def span(self) -> float:
+        """From the least number of a sample to the largest, where `scale` is 1."""
+        return self.high - self.low
+
+    def scale(self, sample: Array) -> float:
+        """What differences from a sample are counted in: image values, and more where it leaves their range."""
+        return max(1.0, float(np.abs(sample).max()))
+
+    def rounding(self, values: Array) -> float:  # noqa: ARG002
+        """How far an output may be from these, which `of_sample` gave."""
         return 1.0
 
     def of_sample(self, sample: Array) -> Array:
@@ -381,9 +394,24 @@ class ArrayOutput(Strict):
         return [_with_unit(axis) for axis in self.axes], [_with_unit(column) for column in self.columns]
 
     @property
-    def rounding(self) -> float:
-        """How far an output may be from `of_sample`, over its largest number."""
-        return 1e-5
+    def facts(self) -> dict[str, str]:
+        """What a graph's metadata say of it."""
+        axes, columns = self.heads
+        free = "\n".join(f"{column.mean:.9g} {column.std:.9g}" for column in self.columns)
+        return {"axes": "\n".join(axes), "columns": "\n".join(columns), "mean_std": free}
+
+    @property
+    def span(self) -> float:
+        """From the least number of a sample to the largest, where `scale` is 1."""
+        return 2.0
+
+    def scale(self, sample: Array) -> float:
+        """What differences from a sample are counted in: its largest number."""
+        return float(np.abs(sample).max()) or 1.0
+
+    def rounding(self, values: Array) -> float:
+        """How far an output may be from these, which `of_sample` gave."""
+        return 1e-5 * float(np.abs(values).max())
 
     def of_sample(self, sample: Array) -> Array:
         """Samples (B, columns, *axes) as outputs."""
