@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition as Monitor
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.classes import Labels
+from fewstep.backends.base import Array
 from fewstep.runtime.generator import Generator, Inputs
 
 __all__ = ["Batcher", "ClosedError", "DeadlineError", "FullError"]
 
-Images = npt.NDArray[np.uint8]
 MAX_WAIT_MS = 60_000.0
 MARGIN_S = 0.01  # a batch begins this long before the deadline of one that would wait for others beyond it
 
@@ -44,16 +44,16 @@ class ClosedError(RuntimeError):
 class _Request:
     inputs: Inputs
     deadline: float
-    future: Future[Images] = field(default_factory=Future)
+    future: Future[Array] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
-    """First come, first served: a batch is what waited when the last one ended, up to max_batch images.
+    """First come, first served: a batch is what waited when the last one ended, up to max_batch samples.
 
-    max_request: images in one request; one of more than max_batch has a batch of its own. wait_ms: how long a request may wait
-    for others to join it while nothing else runs, up to its deadline and a minute at most; 0 starts at once. max_waiting:
-    images in the queue beyond which requests are refused. Calls are safe from many threads, and from asyncio.
+    max_request: samples in one request; one of more than max_batch has a batch of its own. wait_ms: how long a request may
+    wait for others to join it while nothing else runs, up to its deadline and a minute at most; 0 starts at once. max_waiting:
+    samples in the queue beyond which requests are refused. Calls are safe from many threads, and from asyncio.
     """
 
     def __init__(
@@ -74,42 +74,31 @@ class Batcher:
                 f"got {self.max_batch}, {wait_ms}, {max_waiting} and {self.max_request}"
             )
         self.wait_s, self.max_waiting = wait_ms / 1e3, max_waiting
-        self.waiting = 0  # images in the queue
-        self.seconds_per_image = 0.0  # a running mean
+        self.waiting = 0  # samples in the queue
+        self.seconds_per_sample = 0.0  # a running mean
         self._queue: deque[_Request] = deque()
         self._monitor, self._closed = Monitor(), False
         self._thread = Thread(target=self._work, name="fewstep-batcher", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        timeout_s: float = float("inf"),
-    ) -> Future[Images]:
-        """Queue a request of at most max_request images. Cancelling the future before its batch begins takes it out.
+    def submit(self, /, *, seeds: Sequence[int], timeout_s: float = float("inf"), **inputs: Any) -> Future[Array]:
+        """Queue a request of at most max_request samples. Cancelling the future before its batch begins takes it out.
+
+        inputs: by the names of the signature, as `Generator.generate_into` takes them.
 
         The future raises DeadlineError when timeout_s pass before its batch begins.
         Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
         """
-        return self.queue(self.prepare(labels, seeds=seeds, embeddings=embeddings), timeout_s)
+        return self.queue(self.prepare(seeds=seeds, **inputs), timeout_s)
 
-    def prepare(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int] | npt.NDArray[np.uint64],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-    ) -> Inputs:
+    def prepare(self, /, *, seeds: Sequence[int] | npt.NDArray[np.uint64], **inputs: Any) -> Inputs:
         """Checked inputs of a request, for `queue`; the longer half of `submit`. Raises ValueError for bad input."""
         if len(seeds) > self.max_request:  # before anything looks at each
-            raise ValueError(f"a request has at most {self.max_request} images, got {len(seeds)}")
+            raise ValueError(f"a request has at most {self.max_request} samples, got {len(seeds)}")
         listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
-        return self.generator.prepare(labels, seeds=listed, embeddings=embeddings)
+        return self.generator.prepare(seeds=listed, **inputs)
 
-    def queue(self, inputs: Inputs, timeout_s: float = float("inf")) -> Future[Images]:
+    def queue(self, inputs: Inputs, timeout_s: float = float("inf")) -> Future[Array]:
         """Queue checked inputs. See `submit`."""
         if not isinstance(timeout_s, float | int) or timeout_s != timeout_s:
             raise ValueError(f"timeout_s is a number of seconds, got {timeout_s!r}")
@@ -117,25 +106,18 @@ class Batcher:
         with self._monitor:
             if self._closed:
                 raise ClosedError("this batcher is closed")
-            wait_s = self.waiting * self.seconds_per_image
+            wait_s = self.waiting * self.seconds_per_sample
             if self.waiting + count > self.max_waiting or wait_s > max(timeout_s, 0):  # it would not be served in time
-                raise FullError(f"{self.waiting} images are waiting, which is all the queue takes", max(0.1, wait_s))
+                raise FullError(f"{self.waiting} samples are waiting, which is all the queue takes", max(0.1, wait_s))
             self._queue.append(request)
             self.waiting += count
             self._monitor.notify()
         request.future.add_done_callback(lambda future: self._drop(request) if future.cancelled() else None)
         return request.future
 
-    async def generate(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        timeout_s: float = float("inf"),
-    ) -> Images:
-        """The images of a request, for asyncio; cancelling the task takes the request out."""
-        return await asyncio.wrap_future(self.submit(labels, seeds=seeds, embeddings=embeddings, timeout_s=timeout_s))
+    async def generate(self, /, *, seeds: Sequence[int], timeout_s: float = float("inf"), **inputs: Any) -> Array:
+        """What a request becomes, for asyncio; cancelling the task takes the request out."""
+        return await asyncio.wrap_future(self.submit(seeds=seeds, timeout_s=timeout_s, **inputs))
 
     def close(self) -> None:
         """Take no more requests, finish those that wait, and end the thread."""
@@ -156,7 +138,7 @@ class Batcher:
                 begin = time.perf_counter()
                 self._make(batch)
                 seconds = (time.perf_counter() - begin) / sum(len(r.inputs.seeds) for r in batch)
-                self.seconds_per_image = 0.9 * self.seconds_per_image + 0.1 * seconds if self.seconds_per_image else seconds
+                self.seconds_per_sample = 0.9 * self.seconds_per_sample + 0.1 * seconds if self.seconds_per_sample else seconds
         finally:  # whatever ends this thread, nobody waits for it in vain
             with self._monitor:
                 self._closed = True
@@ -209,7 +191,7 @@ class Batcher:
 
     def _make(self, batch: Sequence[_Request]) -> None:
         try:
-            images = self.generator.make(Inputs.joined([r.inputs for r in batch]))
+            made = self.generator.make(Inputs.joined([r.inputs for r in batch]))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
@@ -220,4 +202,4 @@ class Batcher:
         end = 0
         for request in batch:
             begin, end = end, end + len(request.inputs.seeds)
-            request.future.set_result(images[begin:end])
+            request.future.set_result(made[begin:end])

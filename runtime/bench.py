@@ -19,9 +19,9 @@ __all__ = ["measure", "save_plot"]
 
 
 def measure(generator: Generator, *, seconds: float, track: Track = silent) -> list[dict[str, Any]]:
-    """A row for every bucket: ms of the first call and p50, p90, p99 of the later ones, images per second, peak memory.
+    """A row for every bucket: ms of the first call and p50, p90, p99 of the later ones, samples per second, peak memory.
 
-    Every bucket runs for `seconds`, at least 10 times. Embeddings are zeros.
+    Every bucket runs for `seconds`, at least 10 times, with the signature's example as its inputs.
     """
     first, rows = generator.warm_up(), []
     for i in track(range(len(generator.buckets)), "bench"):
@@ -66,7 +66,7 @@ def save_plot(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) ->
         batches, p50, p99 = ([row[key] for row in rows] for key in ("batch", "p50_ms", "p99_ms"))
         (line,) = axes.plot(batches, p50, marker="o", label=title)
         axes.fill_between(batches, p50, p99, alpha=0.2, color=line.get_color())
-    axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="ms a call, median to p99")
+    axes.set(xscale="log", yscale="log", xlabel="samples in a batch", ylabel="ms a call, median to p99")
     sizes = sorted({row["batch"] for rows in results.values() for row in rows})
     axes.set_xticks(sizes, labels=[str(size) for size in sizes])
     axes.xaxis.minorticks_off()

@@ -17,7 +17,7 @@ __all__ = ["NotFiniteError", "where_it_ended"]
 
 
 class NotFiniteError(ArithmeticError):
-    """A sample has NaN or infinity in it; no image was made."""
+    """A sample has NaN or infinity in it; nothing was made of it."""
 
 
 def where_it_ended(bundle: Bundle, graph: GraphEntry, inputs: Mapping[str, Array]) -> str:

@@ -34,7 +34,7 @@ def check_steps(name: str, step: Program, postprocess: Program, manifest: Manife
 
 
 def _each(dtype: str, *shape: int) -> Tensor:
-    """One array for each image of a batch."""
+    """One array for each sample of a batch."""
     return Tensor(np.dtype(dtype), (None, *shape))
 
 

@@ -1,4 +1,4 @@
-"""Generator: a bundle's graph or engine, ready to make images."""
+"""Generator: a bundle's graph or engine, ready to make samples."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Generator:
         """
         return cls(Bundle.load(path), **choices)
 
-    def __call__(self, *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any) -> npt.NDArray[Any]:
+    def __call__(self, /, *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any) -> npt.NDArray[Any]:
         """What the bundle's signature gives, (B, ...), one per seed. See `generate_into`."""
         made = self.prepare(seeds=seeds, **inputs)
         out = self._empty(len(made.seeds))
@@ -125,7 +125,7 @@ class Generator:
         return out
 
     def generate_into(
-        self, out: npt.NDArray[Any], *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any
+        self, out: npt.NDArray[Any], /, *, seeds: Sequence[int], on_step: OnStep | None = None, **inputs: Any
     ) -> None:
         """Write samples into out: any array of the host that speaks DLPack, of the signature's output with a batch.
 
@@ -154,7 +154,7 @@ class Generator:
             raise ValueError(f"out is a writable {tensor.dtype} array of shape {shape}, got {out.dtype} {out.shape}")
         self._make(made, out, on_step)
 
-    def prepare(self, *, seeds: Sequence[int], **inputs: Any) -> Inputs:
+    def prepare(self, /, *, seeds: Sequence[int], **inputs: Any) -> Inputs:
         """Checked inputs of a batch. Raises ValueError as `generate_into` does."""
         seeds = checked_seeds(seeds)
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -218,12 +218,12 @@ class Generator:
                 f"{self.graph} holds the whole plan in one graph; for previews export it with --layout step and open that "
                 "graph by name, graph=..."
             )
-        sample = binding.outputs["sample"][:count]
-        if self.on_nan != "ignore" and not isfinite(np.add.reduce(sample, axis=None)):  # needs no second array
+        made = (array[:count] for array in binding.outputs.values() if array.dtype.kind == "f")
+        if self.on_nan != "ignore" and not all(map(_finite, made)):
             self._rescue(binding, count)
 
     def _rescue(self, binding: Binding, count: int) -> None:
-        """The batch once more in fp32, into the binding's images, where that was asked for."""
+        """The batch once more in fp32, into the binding's output, where that was asked for."""
         if self._fp32 is None:
             entry = self.bundle.manifest.graphs[self.graph]
             inputs = {name: array[:count] for name, array in binding.inputs.items()}
@@ -238,6 +238,12 @@ class Generator:
             name = self.signature.output.tensor.name
             binding.outputs[name][:count] = other.outputs[name][:count]
         self.rescued += 1
+
+
+def _finite(numbers: Array) -> bool:
+    """Whether all are. Their sum needs no second array; where it is too large, each is looked at."""
+    with np.errstate(over="ignore"):
+        return isfinite(np.add.reduce(numbers, axis=None)) or bool(np.isfinite(numbers).all())
 
 
 def _plan(bundle: Bundle, plan: str | None, graph: str | None) -> str:

@@ -34,9 +34,9 @@ _STREAM = _Stream()
 def checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
     """Seeds as they are. Raises ValueError for none at all, or one that is not a whole number 0 .. 2**64 - 1."""
     if not isinstance(seeds, (Sequence, np.ndarray)) or isinstance(seeds, str):
-        raise ValueError(f"seeds are a list of whole numbers, one per image, got {type(seeds).__name__}")
+        raise ValueError(f"seeds are a list of whole numbers, one per sample, got {type(seeds).__name__}")
     if len(seeds) == 0:
-        raise ValueError("a batch needs at least 1 image, got 0 seeds")
+        raise ValueError("a batch needs at least 1 sample, got 0 seeds")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
             raise ValueError(f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}")

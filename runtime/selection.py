@@ -82,14 +82,15 @@ def candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
     graphs = graphs_of(bundle, wanted.plan)
     if wanted.graph is not None:
         entry: GraphEntry = bundle.pick("graph", wanted.graph, bundle.manifest.graphs)
-        network = bundle.manifest.plans[wanted.plan].network
+        denoiser = bundle.manifest.plans[wanted.plan].denoiser
         if entry.plan not in (None, wanted.plan):
             raise ValueError(
                 f"the graph {wanted.graph!r} holds the plan {entry.plan!r}, not {wanted.plan!r}; choose a graph of that plan"
             )
-        if entry.network != network:
+        if entry.denoiser != denoiser:
             raise ValueError(
-                f"the plan {wanted.plan!r} belongs to the network {network!r}, the graph {wanted.graph!r} to {entry.network!r}"
+                f"the plan {wanted.plan!r} belongs to the network {denoiser!r}, "
+                f"the graph {wanted.graph!r} to {entry.denoiser!r}"
             )
         graphs = {entry.precision: wanted.graph}
     if not graphs or (wanted.precision and wanted.precision not in graphs):
@@ -152,15 +153,16 @@ def _program(bundle: Bundle, plan: str, graph: str, paths: Sequence[str], load: 
         check_whole(repr(graph), first, manifest, table)
         return first
     check_steps(repr(graph), first, rest[0], manifest, table)
-    return Walker(table, manifest.networks[manifest.graphs[graph].network].parametrisation.scales, first, rest[0])
+    scales = manifest.denoisers[manifest.graphs[graph].denoiser].parametrisation.scales
+    return Walker(table, scales, first, rest[0], manifest.output.tensor.name)
 
 
 def graphs_of(bundle: Bundle, plan: str) -> dict[Precision, str]:
     """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network."""
-    network, found = bundle.manifest.plans[plan].network, {}
+    denoiser, found = bundle.manifest.plans[plan].denoiser, {}
     for layout in ("step", "loop", "unrolled"):
         for name, graph in bundle.manifest.graphs.items():
-            if graph.layout == layout and (graph.plan == plan or (graph.plan is None and graph.network == network)):
+            if graph.layout == layout and (graph.plan == plan or (graph.plan is None and graph.denoiser == denoiser)):
                 found[graph.precision] = name
     return found
 

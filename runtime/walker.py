@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from fewstep.artifact.signature import NEGATIVE
 from fewstep.backends.base import Array, Binding, ExactBinding, Program, Tensor, buffers, first_rows
 from fewstep.sampling.parametrisation import Scales
@@ -18,11 +15,11 @@ __all__ = ["CancelledError", "OnStep", "Preview", "Walk", "Walker"]
 
 
 class Preview(NamedTuple):
-    """After row `row` of `rows`. images() makes of the estimate so far what it would look like, uint8 (B, H, W, C)."""
+    """After row `row` of `rows`. output() makes of the estimate so far what a call would give, images or values."""
 
     row: int
     rows: int
-    images: Callable[[], npt.NDArray[np.uint8]]
+    output: Callable[[], Array]
 
 
 NUMBERS = {"x", "scales", "guidance_scale"}
@@ -34,10 +31,10 @@ class CancelledError(Exception):
 
 
 class Walker:
-    """A plan over the two programs of the step layout, as one program that takes noise and gives images."""
+    """A plan over the two programs of the step layout, as one program that takes noise. output: what it gives, by name."""
 
-    def __init__(self, plan: Plan, scales: Callable[[float], Scales], step: Program, postprocess: Program) -> None:
-        self.plan, self.scales, self.step, self.postprocess = plan, scales, step, postprocess
+    def __init__(self, plan: Plan, scales: Callable[[float], Scales], step: Program, postprocess: Program, output: str) -> None:
+        self.plan, self.scales, self.step, self.postprocess, self.output = plan, scales, step, postprocess, output
         self.concurrent, self.exact = step.concurrent, step.exact
         state = step.inputs["x"]
         condition = {name: t for name, t in step.inputs.items() if name not in NUMBERS}
@@ -78,7 +75,7 @@ class Walk:
         self.inputs, self.outputs = inputs, postprocess.outputs
 
     def run(self, on_step: OnStep | None = None) -> None:
-        """Compute images from noise and condition; on_step sees every row. Raises CancelledError where it returns False."""
+        """Compute samples from noise and inputs; on_step sees every row. Raises CancelledError where it returns False."""
         plan, given = self._walker.plan, self._step.inputs
         for name in given.keys() - NUMBERS:
             # A step graph takes what guidance needs even where this plan has none.
@@ -87,9 +84,9 @@ class Walk:
         x = plan.begin(noise[:, 0])
         for made in trajectory(self._denoise, x, plan, list(noise[:, 1:].swapaxes(0, 1))):
             x = made.x
-            if on_step and on_step(Preview(made.row, plan.rows, partial(self._images, made.denoised))) is False:
+            if on_step and on_step(Preview(made.row, plan.rows, partial(self._output, made.denoised))) is False:
                 raise CancelledError(f"stopped after row {made.row + 1} of {plan.rows}")
-        self._images(x)
+        self._output(x)
 
     def narrowed(self, batch: int) -> Walk:
         """See Binding.narrowed."""
@@ -105,8 +102,7 @@ class Walk:
         self._step.run()
         return self._step.outputs["denoised"].copy()  # later rows may need it
 
-    def _images(self, x: Array) -> npt.NDArray[np.uint8]:
+    def _output(self, x: Array) -> Array:
         self._finish.inputs["x"][...] = x
         self._finish.run()
-        images: npt.NDArray[np.uint8] = self._finish.outputs["images"].copy()
-        return images
+        return self._finish.outputs[self._walker.output].copy()

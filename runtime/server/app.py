@@ -12,14 +12,14 @@ from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import fewstep
+from fewstep.runtime.server.asked import GenerateRequest
 from fewstep.runtime.server.coding import accepted
 from fewstep.runtime.server.describe import Description, Metadata, State, describe, metadata, states
 from fewstep.runtime.server.errors import handle_errors
 from fewstep.runtime.server.guard import ANSWER, Guard
-from fewstep.runtime.server.pictures import GenerateRequest
 from fewstep.runtime.server.protocol import HEADER_LENGTH
 from fewstep.runtime.server.repository import LoadingError, Repository
-from fewstep.runtime.server.schema import ERRORS, INFER, METRICS, PICTURE, TENSORS
+from fewstep.runtime.server.schema import ERRORS, INFER, MADE, METRICS, TENSORS
 from fewstep.runtime.server.service import Policy, Service
 
 __all__ = ["Policy", "create_app"]
@@ -62,7 +62,7 @@ def create_app(repository: Repository, policy: Policy) -> FastAPI:
     _inference(app, service)
     if policy.admin:
         _admin(app, repository)
-    _pictures(app, service)
+    _samples(app, service)
     _page(app)
     return app
 
@@ -150,17 +150,17 @@ def _admin(app: FastAPI, repository: Repository) -> None:
         return {"version": str(repository.roll_back(name).number)}
 
 
-def _pictures(app: FastAPI, service: Service) -> None:
-    """Images for people and browsers."""
+def _samples(app: FastAPI, service: Service) -> None:
+    """Samples for people and browsers."""
     repository = service.repository
 
     @app.get("/models")
     async def models() -> list[Description]:
         return [describe(model) for model in repository.models.values() if model.current]
 
-    @app.post("/generate", response_class=Response, responses=PICTURE)
+    @app.post("/generate", response_class=Response, responses=MADE)
     async def generate(asked: GenerateRequest, request: Request) -> Response:
-        return await service.picture(asked, request.scope[ANSWER])
+        return await service.generate(asked, request.scope[ANSWER])
 
     @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
+from fewstep.artifact.signature import Output
 from fewstep.runtime.batcher import Batcher
+from fewstep.runtime.described import Described, described_inputs, described_output
 from fewstep.runtime.server.repository import Model, Repository, Version
 
 __all__ = ["Description", "Metadata", "State", "describe", "metadata", "states"]
 
-DATATYPES = {"int64": "INT64", "float32": "FP32"}
 
+class Tensor(BaseModel):
+    """A tensor of a request or answer. -1 is the number of samples.
 
-class TensorSpec(BaseModel):
-    """A tensor of a request or answer. -1 is the number of images; labels have the parameter `names`, where classes have."""
+    parameters: its `meaning`, whether it is `optional`, and the `names` of its values, where they have some.
+    """
 
     name: str
     datatype: str
     shape: list[int]
-    parameters: dict[str, list[str]] | None = None
+    parameters: dict[str, bool | str | list[str]]
 
 
 class Metadata(BaseModel):
@@ -27,8 +30,8 @@ class Metadata(BaseModel):
     name: str
     versions: list[str]
     platform: str = "fewstep"
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
 class State(BaseModel):
@@ -47,15 +50,37 @@ class IndexRequest(BaseModel):
 
 
 class PlanDescription(BaseModel):
-    """A sampler, and where it runs."""
+    """A sampler, where it runs, and the names of the inputs that it takes."""
 
     name: str
+    takes: list[str]
     solver: str
     calls: int
     backend: str
     precision: str
     reason: str
-    max_images: int
+    max_samples: int
+
+
+class Field(BaseModel):
+    """An input of the playground. shape: of one value; choices: how many different ones there are, where they have an end."""
+
+    name: str
+    shape: list[int]
+    meaning: str
+    optional: bool
+    choices: int | None
+    names: list[str]
+
+
+class Shown(BaseModel):
+    """What the playground shows: pictures, or tables with these heads, of every axis and of the last one's numbers."""
+
+    name: str
+    about: str
+    pictures: bool
+    axes: list[str]
+    columns: list[str]
 
 
 class Description(BaseModel):
@@ -63,29 +88,29 @@ class Description(BaseModel):
 
     name: str
     version: int
-    classes: int
-    names: list[str]
-    condition: str
-    width: int
-    height: int
+    inputs: list[Field]
+    output: Shown
     default: str
     plans: list[PlanDescription]
 
 
 def metadata(model: Model, version: Version) -> Metadata:
     """The protocol's model metadata of a version."""
-    manifest = version.bundle.manifest
-    condition, image = manifest.condition, manifest.image
-    specs = [*condition.inputs()]
-    if any(batcher.generator.plan.guided for batcher in version.batchers.values()):
-        specs += condition.null_inputs()
-    inputs = [TensorSpec(name="seeds", datatype="UINT64", shape=[-1])]
-    inputs += [TensorSpec(name=s.name, datatype=DATATYPES[s.dtype], shape=[-1, *s.shape]) for s in specs]
-    for spec in inputs:
-        if spec.name == "labels" and condition.names:
-            spec.parameters = {"names": list(condition.names)}
-    images = TensorSpec(name="images", datatype="UINT8", shape=[-1, image.height, image.width, image.channels])
-    return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[images])
+    inputs = [_tensor(each) for each in _inputs(version)]
+    output = _tensor(described_output(version.bundle.manifest.signature))
+    return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[output])
+
+
+def _inputs(version: Version) -> list[Described]:
+    """What its plans take, all together."""
+    guided = any(batcher.generator.plan.guided for batcher in version.batchers.values())
+    return described_inputs(version.bundle.manifest.signature, guided=guided)
+
+
+def _tensor(of: Described) -> Tensor:
+    about: dict[str, bool | str | list[str]] = {"meaning": of.meaning, "optional": of.optional}
+    named: dict[str, bool | str | list[str]] = {"names": list(of.names)} if of.names else {}
+    return Tensor(name=of.name, datatype=of.datatype, shape=[-1, *of.shape], parameters=about | named)
 
 
 def states(repository: Repository, body: bytes) -> list[State]:
@@ -110,27 +135,32 @@ def describe(model: Model) -> Description:
     """The playground's view of a model's current version."""
     version = model.version()
     manifest = version.bundle.manifest
+    _, *inputs = _inputs(version)  # without the seeds, which have a field of their own
+    plans = [_plan(name, manifest.plans[name].solver, batcher) for name, batcher in version.batchers.items()]
     return Description(
         name=model.name,
         version=version.number,
-        classes=manifest.condition.classes,
-        names=list(manifest.condition.names),
-        condition=manifest.condition.kind,
-        width=manifest.image.width,
-        height=manifest.image.height,
+        inputs=[Field.model_validate(each._asdict()) for each in inputs],
+        output=_shown(manifest.output),
         default=version.default,
-        plans=[_plan(name, manifest.plans[name].solver, batcher) for name, batcher in version.batchers.items()],
+        plans=plans,
     )
+
+
+def _shown(output: Output) -> Shown:
+    axes, columns = output.heads
+    return Shown(name=output.tensor.name, about=output.about, pictures=output.pictures, axes=axes, columns=columns)
 
 
 def _plan(name: str, solver: str, batcher: Batcher) -> PlanDescription:
     made = batcher.generator
     return PlanDescription(
         name=name,
+        takes=[tensor.name for tensor in made.signature.tensors(guided=made.plan.guided)],
         solver=solver,
         calls=made.plan.nfe,
         backend=made.backend,
         precision=made.precision,
         reason=made.reason,
-        max_images=batcher.max_request,
+        max_samples=batcher.max_request,
     )

@@ -26,7 +26,7 @@ class Metrics:
         self.requests = Counter(
             "fewstep_requests", "Requests by how they ended.", ["model", "plan", "outcome"], registry=self.registry
         )
-        self.images = Counter("fewstep_images", "Images made.", ["model", "plan"], registry=self.registry)
+        self.samples = Counter("fewstep_samples", "Samples made.", ["model", "plan"], registry=self.registry)
         self.seconds = Histogram(
             "fewstep_request_seconds",
             "From the request's arrival to its answer, of requests that were answered.",
@@ -58,7 +58,7 @@ class _Loaded(Collector):
         self.repository = repository
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("fewstep_waiting_images", "Images in the queue.", labels=["model", "version", "plan"])
+        waiting = GaugeMetricFamily("fewstep_waiting_samples", "Samples in the queue.", labels=["model", "version", "plan"])
         current = GaugeMetricFamily("fewstep_current_version", "The version that answers.", labels=["model"])
         for model in list(self.repository.models.values()):
             current.add_metric([model.name], model.current)

@@ -15,24 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fewstep.artifact.signature import MAX_INPUTS
+from fewstep.runtime.described import DATATYPES
 from fewstep.runtime.server.coding import Coding, deflated
 from fewstep.runtime.server.limits import Limits
+from fewstep.runtime.server.numbers import listed
 
-__all__ = ["DATATYPES", "HEADER_LENGTH", "InferRequest", "InputTensor", "Outputs", "answer", "parse"]
+__all__ = ["HEADER_LENGTH", "Datatype", "InferRequest", "InputTensor", "Outputs", "answer", "parse"]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "UINT8": np.dtype(np.uint8),
-    "UINT64": np.dtype("<u8"),
-    "INT64": np.dtype("<i8"),
-    "INT32": np.dtype("<i4"),
-    "FP32": np.dtype("<f4"),
-}
 Datatype = Literal["UINT8", "UINT64", "INT64", "INT32", "FP32"]
-Outputs: TypeAlias = Mapping[str, tuple[Datatype, npt.NDArray[Any]]]
+Outputs: TypeAlias = Mapping[str, tuple[str, npt.NDArray[Any]]]
 Size = Annotated[int, Field(ge=1, le=1 << 31)]
 MAX_TIMEOUT_US = 3_600_000_000
-JSON_PIECE = 1 << 15  # numbers
+MAX_TENSORS = 1 + 2 * MAX_INPUTS  # seeds, and what means "none" for each
 
 
 class _Message(BaseModel):
@@ -83,7 +79,7 @@ class InferRequest(_Message):
 
     id: Annotated[str, Field(max_length=200)] = ""
     parameters: RequestParameters = RequestParameters()
-    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=16)]
+    inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[list[OutputTensor], Field(max_length=16)] = []
 
     def wanted(self, outputs: Collection[str]) -> list[str]:
@@ -192,9 +188,7 @@ def answer(
             head.append(_json(entry | {"parameters": {"binary_data_size": array.nbytes}}))
             behind.append(np.ascontiguousarray(array).data.cast("B"))
         else:
-            flat = array.reshape(-1)  # in pieces, for nothing else runs in Python while one is written
-            numbers = [_json(flat[at : at + JSON_PIECE].tolist())[1:-1] for at in range(0, len(flat), JSON_PIECE)]
-            head += [_json(entry)[:-1] + b',"data":[', b",".join(numbers), b"]}"]
+            head += [_json(entry)[:-1] + b',"data":[', b",".join(listed(array)), b"]}"]
     head.append(b"]}")
     headers = {"Content-Type": "application/octet-stream" if behind else "application/json"}
     if behind:

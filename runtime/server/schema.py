@@ -1,4 +1,4 @@
-"""What /openapi.json says where FastAPI cannot see it: errors, pictures, and bodies with tensors behind their JSON."""
+"""What /openapi.json says where FastAPI cannot see it: errors, pictures, numbers, and bodies with tensors behind their JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from fewstep.runtime.server.protocol import Datatype, InferRequest
 
-__all__ = ["ERRORS", "INFER", "METRICS", "PICTURE", "TENSORS"]
+__all__ = ["ERRORS", "INFER", "MADE", "METRICS", "TENSORS"]
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -25,7 +25,7 @@ class Output(BaseModel):
     name: str
     datatype: Datatype
     shape: list[int]
-    data: list[int]
+    data: list[int | float]
 
 
 class InferAnswer(BaseModel):
@@ -60,5 +60,7 @@ ERRORS: Responses = {
 }
 INFER = {"requestBody": {"required": True, "content": {**_JSON, "application/octet-stream": _BYTES}}}
 TENSORS: Responses = {200: {"model": InferAnswer, "content": {"application/octet-stream": _BYTES}}}
-PICTURE: Responses = {200: {"content": dict.fromkeys(("image/png", "image/webp"), _BYTES)}}
+_LISTS = {"type": "object", "additionalProperties": {"type": "array"}}
+_FORMS: dict[str, Any] = {"application/json": {"schema": _LISTS}}
+MADE: Responses = {200: {"content": _FORMS | dict.fromkeys(("image/png", "image/webp", "application/x-npy"), _BYTES)}}
 METRICS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -1,4 +1,4 @@
-"""Requests to images: read, queued, made, written, each where it does not hold up the event loop."""
+"""Requests to samples: read, queued, made, written, each where it does not hold up the event loop."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from math import prod
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Response
 
+from fewstep.backends.base import Array
 from fewstep.runtime.batcher import Batcher
+from fewstep.runtime.described import described_output
 from fewstep.runtime.generator import Inputs
+from fewstep.runtime.server.asked import GenerateRequest, answer_bytes, written
 from fewstep.runtime.server.coding import Coding
 from fewstep.runtime.server.limits import Held, Limits
 from fewstep.runtime.server.metrics import Metrics
-from fewstep.runtime.server.pictures import GenerateRequest, check_size, encoded
+from fewstep.runtime.server.numbers import json_bytes
 from fewstep.runtime.server.protocol import InferRequest, Outputs, answer, parse
 from fewstep.runtime.server.repository import Repository
 from fewstep.runtime.server.workers import Workers
@@ -26,7 +28,6 @@ from fewstep.system.cores import usable_cores
 __all__ = ["Policy", "Service"]
 
 T = TypeVar("T")
-JSON_BYTES = 4  # of a number of an image
 WAITING = 32  # requests for each of the workers
 
 
@@ -43,7 +44,7 @@ class Policy(NamedTuple):
 
 
 class Service:
-    """Requests to images, counted. A request's deadline is for all of it: what would come too late is not worked for.
+    """Requests to samples, counted. A request's deadline is for all of it: what would come too late is not worked for.
 
     What takes long in Python has one thread, for more would only let the event loop wait longer; encoders and compression,
     which do not hold it up, have as many as there are cores.
@@ -66,54 +67,57 @@ class Service:
         begin, version = time.monotonic(), self.repository.model(name).version(number)
         small = len(body) <= self.limits.body_bytes
         asked, tensors = await self._read(lambda: parse(body, header_length, self.limits), small)
-        seeds, labels = tensors.pop("seeds", None), tensors.pop("labels", None)
+        seeds = tensors.pop("seeds", None)
         if seeds is None or seeds.ndim != 1:
-            raise ValueError("the input seeds is needed, UINT64 of shape [images]")
+            raise ValueError("the input seeds is needed, UINT64 of shape [samples]")
         plan, timeout_us = asked.parameters.plan or version.default, asked.parameters.timeout
         end = begin + (self.policy.timeout_s if timeout_us is None else timeout_us / 1e6)
         batcher = version.batcher(plan)
         size = self._size(asked, len(seeds), batcher)
         with self.metrics.request(name, plan):
-            inputs = await self._read(lambda: batcher.prepare(labels, seeds=seeds, embeddings=tensors), small)
+            inputs = await self._read(lambda: batcher.prepare(seeds=seeds, **tensors), small)
             held.add(size)
-            images = await self._images(name, plan, batcher, inputs, end)
-            outputs: Outputs = {"images": ("UINT8", images)}
+            made = await self._made(name, plan, batcher, inputs, end)
+            output = described_output(batcher.generator.signature)
+            outputs: Outputs = {output.name: (output.datatype, made)}
             content, headers = await self._written(
                 lambda: answer(asked, name, str(version.number), outputs, coding), end, size <= self.limits.body_bytes
             )
         return Response(content, headers=headers)
 
-    async def picture(self, asked: GenerateRequest, held: Held) -> Response:
+    async def generate(self, asked: GenerateRequest, held: Held) -> Response:
         """The answer to POST /generate. held: for the bytes of the answer."""
         begin = time.monotonic()
         model = self.repository.model(asked.model or next(iter(self.repository.models)))
         version = model.version()
-        size = check_size(asked, version.bundle.manifest.image)
         plan, end = asked.plan or version.default, begin + self.policy.timeout_s
         batcher = version.batcher(plan)
+        output = batcher.generator.signature.output
+        size = answer_bytes(asked, output, self.limits.answers_bytes)
         with self.metrics.request(model.name, plan):
-            inputs = batcher.prepare(asked.labels, seeds=asked.seeds())
+            inputs = await self._read(lambda: batcher.prepare(seeds=asked.seeds, **asked.inputs), asked.small)
             held.add(size)
-            images = await self._images(model.name, plan, batcher, inputs, end)
+            made = await self._made(model.name, plan, batcher, inputs, end)
             latency_ms = (time.monotonic() - begin) * 1e3
-            body = await self._written(lambda: encoded(images, asked), end, False)
+            body, kind = await self._written(lambda: written(made, asked, output), end, False)
         headers = {"X-Latency-Ms": f"{latency_ms:.2f}", "X-Model-Version": str(version.number)}
-        return Response(body, media_type=f"image/{asked.format}", headers=headers)
+        return Response(body, media_type=kind, headers=headers)
 
     def _size(self, asked: InferRequest, count: int, batcher: Batcher) -> int:
         """Bytes of an answer. Raises ValueError for what cannot be answered, before it is made."""
-        asked.wanted(("images",))
-        values, limit = count * prod(batcher.generator.image_shape), self.limits.answers_bytes
-        if asked.binary("images"):
-            return values
-        if values * JSON_BYTES > limit:
-            raise ValueError(f"{values} numbers are too many for an answer in JSON; ask for binary_data")
-        return values * JSON_BYTES
+        tensor = batcher.generator.signature.output.tensor
+        asked.wanted((tensor.name,))
+        if asked.binary(tensor.name):
+            return count * prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        size = json_bytes(tensor, count)
+        if size > self.limits.answers_bytes:
+            raise ValueError(f"{count * prod(tensor.shape)} numbers are too many for an answer in JSON; ask for binary_data")
+        return size
 
-    async def _images(self, model: str, plan: str, batcher: Batcher, inputs: Inputs, end: float) -> npt.NDArray[np.uint8]:
-        images = await asyncio.wrap_future(batcher.queue(inputs, end - time.monotonic()))
-        self.metrics.images.labels(model, plan).inc(len(images))
-        return images
+    async def _made(self, model: str, plan: str, batcher: Batcher, inputs: Inputs, end: float) -> Array:
+        made = await asyncio.wrap_future(batcher.queue(inputs, end - time.monotonic()))
+        self.metrics.samples.labels(model, plan).inc(len(made))
+        return made
 
     async def _read(self, work: Callable[[], T], small: bool) -> T:
         return work() if small else await self.reader(work)
