@@ -282,6 +282,11 @@ class ImageOutput(Strict):
         return TensorSpec("images", (self.height, self.width, self.channels), "uint8")
 
     @property
+    def unscaled(self) -> ImageOutput:
+        """What it is, whatever its numbers stand for."""
+        return self
+
+    @property
     def meaning(self) -> str:
         """What the numbers of its tensor are, in words."""
         return "0 to 255"
@@ -319,9 +324,9 @@ class ImageOutput(Strict):
         """What differences from a sample are counted in: image values, and more where it leaves their range."""
         return max(1.0, float(np.abs(sample).max()))
 
-    def rounding(self, values: Array) -> float:  # noqa: ARG002
-        """How far an output may be from these, which `of_sample` gave."""
-        return 1.0
+    def rounding(self, values: Array) -> Array:  # noqa: ARG002
+        """How far an output may be from these, which `of_sample` gave: by a level."""
+        return np.ones(1)
 
     def of_sample(self, sample: Array) -> Array:
         """Samples (B, C, H, W) as outputs, before the last cast."""
@@ -369,6 +374,12 @@ class ArrayOutput(Strict):
         return TensorSpec("values", (*self.shape[1:], self.shape[0]), "float32")
 
     @property
+    def unscaled(self) -> ArrayOutput:
+        """What it is, without mean and deviation, which are those of some data set."""
+        columns = tuple(Column(name=column.name, unit=column.unit) for column in self.columns)
+        return self.model_copy(update={"columns": columns})
+
+    @property
     def meaning(self) -> str:
         """What the numbers of its tensor are, in words."""
         return "in units: " + ", ".join(map(_with_unit, self.columns))
@@ -409,9 +420,11 @@ class ArrayOutput(Strict):
         """What differences from a sample are counted in: its largest number."""
         return float(np.abs(sample).max()) or 1.0
 
-    def rounding(self, values: Array) -> float:
-        """How far an output may be from these, which `of_sample` gave."""
-        return 1e-5 * float(np.abs(values).max())
+    def rounding(self, values: Array) -> Array:
+        """How far an output may be from these, which `of_sample` gave: by a little of each column's numbers, (columns,)."""
+        mean = np.array([abs(column.mean) for column in self.columns])
+        most: Array = 1e-5 * (np.abs(values).reshape(-1, len(mean)).max(0) + mean)
+        return most
 
     def of_sample(self, sample: Array) -> Array:
         """Samples (B, columns, *axes) as outputs."""
