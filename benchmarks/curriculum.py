@@ -65,16 +65,16 @@ def main(data: str, folder: Path) -> None:
     runs = Runs("curriculum", data=data, n=judge.n, updates=UPDATES, every=EVERY)
     blank = folder / "blank.bundle"  # for its shapes
     if not blank.exists():
-        train_teacher(blank, images, TeacherConfig(steps=1))
+        train_teacher(blank, images, TeacherConfig(iterations=1))
     look = Look(judge, Bundle.load(blank))
     for seed in SEEDS:
         for name, choice in ARMS.items():
             if runs.has(name, seed):
                 continue
             path = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.bundle"
-            config = TeacherConfig(steps=UPDATES, tau=1.0, seed=seed, validate_every=EVERY, **choice)
+            config = TeacherConfig(iterations=UPDATES, tau=1.0, seed=seed, validate_every=EVERY, **choice)
             bundle = Bundle.load(path) if path.exists() else train_teacher(path, images, config, validate=look)
-            curve = [point["value"] for point in bundle.manifest.provenance.networks["teacher"]["metrics"]]
+            curve = [look.value for look in bundle.manifest.records.components["teacher"].metrics]  # type: ignore[union-attr]
             runs.add(name, seed, {"frechet": curve[-1], "curve": curve})
         aims = {kind: mean(run["curve"][-1] for run in runs.scores[f"{kind}, constant rate"].values()) for kind in KINDS}
         runs.about["reached"] = {

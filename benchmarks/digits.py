@@ -42,7 +42,7 @@ def main(rebuilt: Path, demo: Path) -> None:
         "machine": described(),
         "seeds": SEEDS,
         "n": judge.n,
-        "updates": {"teacher": settings["teacher"]["steps"]}
+        "updates": {"teacher": settings["teacher"]["iterations"]}
         | {name: settings[name]["iterations"] for name in ("one_step", "two_steps")},
         "seconds_to_make": sum(made["stages"].values()),
         "demo": {"seconds": sum(short["stages"].values()), "frechet": _frechet(short)},
@@ -75,7 +75,7 @@ def measure(generator: Generator, judge: Judge, seed: int) -> dict[str, Any]:
     seconds = []
     for _ in range(15):
         begin = time.perf_counter()
-        generator([3], seeds=[0])
+        generator(labels=[3], seeds=[0])
         seconds.append(time.perf_counter() - begin)
     return {"nfe": generator.plan.nfe, **asdict(score), "latency_ms": median(seconds) * 1e3}
 

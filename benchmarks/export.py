@@ -20,7 +20,8 @@ import onnx_ir as ir
 import torch
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Condition, ImageSpec, Layout, PlanEntry
+from fewstep.artifact.manifest import Layout, PlanEntry
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.backends.sessions import open_session
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import Settings
@@ -41,7 +42,7 @@ def digits(source: Path, root: Path) -> dict[str, Any]:
     for steps in STEPS:
         with Bundle.load(root).edit() as draft:
             plan = ddim(karras(steps, 0.002, 80.0))
-            draft.manifest.plans[f"n{steps}"] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+            draft.manifest.plans[f"n{steps}"] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM")
         for layout in LAYOUTS:
             if layout == "step" and steps > 1:
                 continue  # the same graph for any plan
@@ -76,13 +77,13 @@ def one(root: Path, plan: str, layout: Layout) -> dict[str, Any]:
 
 def make_large(root: Path) -> None:
     torch.manual_seed(0)
-    condition = Condition(kind="labels", classes=10)
-    image = ImageSpec(channels=3, height=32, width=32)
-    denoiser = unet(image, condition, channels=(448, 896, 1344), layers=3, attention=True, patch=1)
-    with Draft.create(root, image=image, condition=condition) as draft:
+    signature = Signature(inputs=(LabelInput(classes=10),), output=ImageOutput(channels=3, height=32, width=32))
+    state = signature.output.state
+    denoiser = unet(state, signature.inputs, channels=(448, 896, 1344), layers=3, attention=True, patch=1)
+    with Draft.create(root, signature) as draft:
         save_network(draft, "teacher", denoiser)
         plan = ddim(karras(4, 0.002, 80.0))
-        draft.manifest.plans["n4"] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+        draft.manifest.plans["n4"] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM")
 
 
 def export_large(root: Path, precision: str, layout: str) -> None:

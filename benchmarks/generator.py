@@ -1,7 +1,7 @@
 """What the runtime adds to ONNX Runtime, and what others take: python benchmarks/generator.py demo/digits.bundle [PART ...]
 
 Parts: overhead, others, memory; all of them unless some are named. Writes benchmarks/results/generator.json. One graph on the
-CPU. Overhead: Generator(labels, seeds) against the bare run of the same session on the same bound buffers, and against
+CPU. Overhead: Generator(labels=..., seeds=...) against the bare run of the same session on the same bound buffers, and against
 that with the noise of the same seeds drawn into them first, call by call in turns, in several processes. Others: see
 latency.py. Memory: resident set over many calls.
 """
@@ -49,7 +49,7 @@ def pairs(pipe: Connection, root: Path, plan: str, batch: int) -> None:
 
     times = np.empty((PAIRS // batch + SETTLE, 3))
     for row in times:
-        for way, run in enumerate((bare.run, seeded, lambda: generator(labels, seeds=seeds))):
+        for way, run in enumerate((bare.run, seeded, lambda: generator(labels=labels, seeds=seeds))):
             begin = time.perf_counter()
             run()
             row[way] = (time.perf_counter() - begin) * 1e3
@@ -89,7 +89,7 @@ def resident(pipe: Connection, root: Path) -> None:
         if call % (CALLS // SAMPLES) == 0:
             found.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
         batch = 1 + call % 4
-        generator([0] * batch, seeds=range(call, call + batch))
+        generator(labels=[0] * batch, seeds=range(call, call + batch))
     pipe.send(found)
 
 
@@ -109,7 +109,7 @@ def others(root: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         for plan in PLANS:
             plain = Path(directory, f"{plan}.onnx")
-            write_plain(load_network(bundle, bundle.manifest.plans[plan].network), plain)
+            write_plain(load_network(bundle, bundle.manifest.plans[plan].denoiser), plain)
             found[plan] = ways = in_turns(build, {way: (way, bundle.root, plain, plan, 1) for way in OTHERS})
             for way, row in ways.items():
                 row["over_generator"] = row["median_ms"] / ways["Generator"]["median_ms"]

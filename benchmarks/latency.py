@@ -75,7 +75,7 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
         return None
     scheduler = EDMEulerScheduler(sigma_data=0.5)
     condition, null = torch.tensor(labels), torch.full((len(labels),), 10)
-    weight = float(plan.guidance[0])
+    scale = float(plan.guidance[0])
 
     def network(x: Any, t: Any, label: Any) -> Any:
         return denoiser.evaluate(x, 1000 * t.float(), label)  # the scheduler's t is ln(sigma) / 4
@@ -88,12 +88,12 @@ def in_diffusers(denoiser: Denoiser, plan: Plan, start: np.ndarray, labels: np.n
             x = plan.begin(torch.tensor(start[:, 0]))
             for t in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(x, t)
-                if weight == 1:
+                if scale == 1:
                     out = network(scaled, t, condition)
                 else:
                     both = network(torch.cat([scaled, scaled]), t, torch.cat([condition, null]))
                     given, none = both.chunk(2)
-                    out = none + weight * (given - none)
+                    out = none + scale * (given - none)
                 x = scheduler.step(out, t, x).prev_sample
             return to_images(x)
 
@@ -154,13 +154,13 @@ def bare(session: ort.InferenceSession, x: np.ndarray, labels: np.ndarray) -> Ru
 def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Run | None:
     """One way to run a plan; None where diffusers has no scheduler for it."""
     bundle = Bundle.load(root)
-    plan, network = bundle.plan(name), bundle.manifest.plans[name].network
+    plan, network = bundle.plan(name), bundle.manifest.plans[name].denoiser
     seeds, labels = list(range(batch)), np.arange(batch) % 10
     start = noise(seeds, (plan.draws, 1, 28, 28))
     graphs = {"baked": f"{name}.fp32", "baked, loop": f"{name}.loop.fp32", "step graph": f"{network}.step.fp32"}
     if way in ("Generator", "Generator, step graph"):
         generator = Generator(bundle, graph=graphs["step graph" if "step" in way else "baked"], plan=name, backend="cpu")
-        return lambda: generator(labels, seeds=seeds)
+        return lambda: generator(labels=labels, seeds=seeds)
     if way in graphs:
         session = ort.InferenceSession(
             bundle.file(bundle.manifest.graphs[graphs[way]].file), providers=["CPUExecutionProvider"]
@@ -170,7 +170,7 @@ def build(way: str, root: Path, plain: Path, name: str, batch: int) -> Run | Non
         return bare(ort.InferenceSession(plain, providers=["CPUExecutionProvider"]), start[:, 0], labels)
     if way == "Python loop over ONNX":
         session = ort.InferenceSession(plain, providers=["CPUExecutionProvider"])
-        return in_python(session, bundle.manifest.networks[network].parametrisation.scales, plan, start, labels)
+        return in_python(session, bundle.manifest.denoisers[network].parametrisation.scales, plan, start, labels)
     import torch
 
     from fewstep.models.denoiser import load_network
@@ -204,7 +204,7 @@ def main(source: Path) -> None:
         for name in PLANS:
             plan, entry = bundle.plan(name), bundle.manifest.plans[name]
             plain = Path(directory, f"{name}.plain.onnx")
-            write_plain(load_network(bundle, entry.network), plain)
+            write_plain(load_network(bundle, entry.denoiser), plain)
             for batch in BATCHES:
                 result["plans"][f"{name}, batch {batch}"] = _one(bundle, name, plan, plain, batch)
                 RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -35,11 +35,11 @@ OTHERS = {
     "EDM, plain": {"tau": 1.0},
     "EDM, skip 9, tau 0.99": {"skip": 9, "tau": 0.99},
     "eps, plain": {"kind": "eps", "tau": 1.0},
-    f"EDM, {LONGER} updates, plain": {"steps": LONGER, "tau": 1.0},
-    f"EDM, {LONGER} updates, skip 9, tau 0.99": {"steps": LONGER, "skip": 9, "tau": 0.99},
-    f"eps, {LONGER} updates, plain": {"steps": LONGER, "kind": "eps", "tau": 1.0},
-    f"eps, {LONGER} updates, skip 1, tau 0.99": {"steps": LONGER, "kind": "eps", "skip": 1, "tau": 0.99},
-    f"eps, {LONGER} updates, skip 9, tau 0.99": {"steps": LONGER, "kind": "eps", "skip": 9, "tau": 0.99},
+    f"EDM, {LONGER} updates, plain": {"iterations": LONGER, "tau": 1.0},
+    f"EDM, {LONGER} updates, skip 9, tau 0.99": {"iterations": LONGER, "skip": 9, "tau": 0.99},
+    f"eps, {LONGER} updates, plain": {"iterations": LONGER, "kind": "eps", "tau": 1.0},
+    f"eps, {LONGER} updates, skip 1, tau 0.99": {"iterations": LONGER, "kind": "eps", "skip": 1, "tau": 0.99},
+    f"eps, {LONGER} updates, skip 9, tau 0.99": {"iterations": LONGER, "kind": "eps", "skip": 9, "tau": 0.99},
 }
 
 
@@ -64,7 +64,7 @@ def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str
     path = folder / f"{name.replace(', ', '-').replace(' ', '')}-{seed}.bundle"
     if path.exists():
         return Bundle.load(path)
-    return train_teacher(path, images, TeacherConfig(**{"steps": UPDATES, "seed": seed, **choice}))
+    return train_teacher(path, images, TeacherConfig(**{"iterations": UPDATES, "seed": seed, **choice}))
 
 
 def main(data: str, folder: Path) -> None:

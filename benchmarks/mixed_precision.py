@@ -31,22 +31,22 @@ KINDS = {
 def worker() -> dict[str, Any]:
     import torch
 
-    from fewstep.artifact.manifest import Condition, ImageSpec
+    from fewstep.artifact.signature import ImageOutput, LabelInput
     from fewstep.models.denoiser import unet
     from fewstep.models.mixed_precision import autocast, times_fp32
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    image, condition = ImageSpec(channels=1, height=28, width=28), Condition(kind="labels", classes=10)
-    net = unet(image, condition, channels=(32, 64), layers=1, attention=False, patch=2)
-    inputs = torch.zeros(32, 1, 28, 28), torch.ones(32), torch.zeros(32, dtype=torch.int64)
+    state, inputs = ImageOutput(channels=1, height=28, width=28).state, (LabelInput(classes=10),)
+    net = unet(state, inputs, channels=(32, 64), layers=1, attention=False, patch=2)
+    given = torch.zeros(32, 1, 28, 28), torch.ones(32), torch.zeros(32, dtype=torch.int64)
 
     def update(precision: str) -> float:
         times = []
         for _ in range(6):
             begin = time.thread_time()
             with autocast(precision, cpu):
-                made = net(*inputs)
+                made = net(*given)
             made.float().square().mean().backward()
             times.append(time.thread_time() - begin)
         return min(times)

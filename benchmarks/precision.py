@@ -20,8 +20,8 @@ from digits import spread
 from turns import Run, in_turns
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Precision
 from fewstep.artifact.ranges import Ranges
+from fewstep.artifact.spec import Precision
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
 from fewstep.evaluation.features import feature_network
@@ -49,7 +49,7 @@ def with_shared_ranges(bundle: Bundle, plan: str) -> Bundle:
 
 def images(generator: Generator, judge: Judge, seed: int) -> np.ndarray:
     made = [
-        generator(judge.labels[i : i + 100], seeds=range(seed * judge.n + i, seed * judge.n + min(i + 100, judge.n)))
+        generator(labels=judge.labels[i : i + 100], seeds=range(seed * judge.n + i, seed * judge.n + min(i + 100, judge.n)))
         for i in range(0, judge.n, 100)
     ]
     return np.concatenate(made)
@@ -58,7 +58,7 @@ def images(generator: Generator, judge: Judge, seed: int) -> np.ndarray:
 def generate(root: Path, plan: str, precision: Precision, batch: int) -> Run:
     generator = Generator.open(root, plan=plan, precision=precision, backend="cpu")
     labels, seeds = np.arange(batch) % 10, range(batch)
-    return lambda: generator(labels, seeds=seeds)
+    return lambda: generator(labels=labels, seeds=seeds)
 
 
 def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:

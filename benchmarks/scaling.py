@@ -27,10 +27,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ArrayInput, ImageOutput, Input, LabelInput, Signature
 from fewstep.data import Images
 from fewstep.models.denoiser import unet
-from fewstep.models.networks import NETWORKS
+from fewstep.models.families import family_of
 from fewstep.system.machine import described
 from fewstep.system.progress import silent
 from fewstep.trainer.sid import distill
@@ -40,6 +40,7 @@ from fewstep.trainer.teacher import TeacherConfig, train_teacher
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 WIDTHS, BATCH, UPDATES = ((32, 64), (64, 128), (96, 192), (128, 256)), 16, 15
 # Bytes for a weight: fp32, its gradient, Adam's two moments, and copies (average; teacher, average, best).
+LONE: dict[str, Any] = {"mixed_precision": "no", "checkpoint_every": 10**6}
 TEACHER_BYTES, SID_BYTES = 4 + 4 + 8 + 4, 2 * (4 + 4 + 8) + 3 * 4
 
 SDXL: dict[str, Any] = {
@@ -88,27 +89,28 @@ SD3: dict[str, Any] = {
     "pooled_projection_dim": 2048,
     "pos_embed_max_size": 192,
 }
-LABELS = Condition(kind="labels", classes=1000)
-LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], Condition]] = {
+Shape, Inputs = tuple[int, ...], tuple[Input, ...]
+LABELS: Inputs = (LabelInput(classes=1000),)
+DIGITS = Signature(inputs=(LabelInput(classes=10),), output=ImageOutput(channels=1, height=28, width=28))
+
+
+def embeddings(tokens: int, width: int, pooled: int) -> Inputs:
+    """Of a prompt."""
+    return ArrayInput(name="prompt_embeds", shape=(tokens, width)), ArrayInput(name="pooled_prompt_embeds", shape=(pooled,))
+
+
+LARGE: dict[str, tuple[Callable[[], nn.Module], Shape, Inputs]] = {
     "ADM of EDM, 64x64": (lambda: UNet2DModel(**ADM), (3, 64, 64), LABELS),
     "DiT-XL/2, 256x256": (lambda: DiTTransformer2DModel(**DIT), (4, 32, 32), LABELS),
-    "SDXL, 1024x1024": (
-        lambda: UNet2DConditionModel(**SDXL),
-        (4, 128, 128),
-        Condition(kind="embeddings", tokens=77, width=2048, pooled=1280),
-    ),
-    "SD3 medium, 1024x1024": (
-        lambda: SD3Transformer2DModel(**SD3),
-        (16, 128, 128),
-        Condition(kind="embeddings", tokens=333, width=4096, pooled=2048),
-    ),
+    "SDXL, 1024x1024": (lambda: UNet2DConditionModel(**SDXL), (4, 128, 128), embeddings(77, 2048, 1280)),
+    "SD3 medium, 1024x1024": (lambda: SD3Transformer2DModel(**SD3), (16, 128, 128), embeddings(333, 4096, 2048)),
 }
 
 
-def counted(net: nn.Module, state: tuple[int, int, int], condition: Condition, *, dtype: torch.dtype) -> dict[str, float]:
+def counted(net: nn.Module, state: Shape, inputs: Inputs, *, dtype: torch.dtype) -> dict[str, float]:
     """Weights and, for one image more, operations of a forward pass and bytes that autograd keeps; net is on meta."""
     net.train()
-    (flops, kept), (flops2, kept2) = (_forward(net.to(dtype), state, condition, images) for images in (1, 2))
+    (flops, kept), (flops2, kept2) = (_forward(net.to(dtype), state, inputs, images) for images in (1, 2))
     return {"weights": float(sum(p.numel() for p in net.parameters())), "flops": flops2 - flops, "kept": kept2 - kept}
 
 
@@ -118,7 +120,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
     return made
 
 
-def _forward(net: nn.Module, state: tuple[int, int, int], condition: Condition, images: int) -> tuple[float, float]:
+def _forward(net: nn.Module, state: Shape, inputs: Inputs, images: int) -> tuple[float, float]:
+    family = family_of(type(net).__name__)
     dtype = next(net.parameters()).dtype
     own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     kept: dict[int, Tensor] = {}
@@ -128,12 +131,13 @@ def _forward(net: nn.Module, state: tuple[int, int, int], condition: Condition, 
         return tensor
 
     types = {"int64": torch.int64, "float32": dtype}
-    given = [torch.empty(images, *spec.shape, device="meta", dtype=types[spec.dtype]) for spec in condition.inputs()]
-    ids = torch.empty(6, device="meta", dtype=dtype) if condition.pooled and isinstance(net, UNet2DConditionModel) else None
+    tensors = [each.tensor for each in inputs]
+    given = {t.name: torch.empty(images, *t.shape, device="meta", dtype=types[t.dtype]) for t in tensors}
+    told = {"time_ids": torch.empty(6, device="meta")} if isinstance(net, UNet2DConditionModel) else {}
     x = torch.empty(images, *state, device="meta", dtype=dtype)
     attention = patch.object(functional, "scaled_dot_product_attention", flash)
     with attention, FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda tensor: tensor):
-        NETWORKS[type(net).__name__].call(net, x, torch.empty(1, device="meta"), given, ids)
+        family.call(net, x, torch.empty(1, device="meta"), given, told)
     return float(flops.get_total_flops()), float(sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own))
 
 
@@ -150,17 +154,15 @@ class Watch(Clock):
 
 def worker(run: str, channels: tuple[int, ...], out: Path) -> None:
     """Trains or distils a small network and writes its peak memory and seconds for an update."""
-    clock, condition = Watch(), Condition(kind="labels", classes=10)
+    clock = Watch()
     pixels, labels = np.random.default_rng(0).integers(0, 255, (64, 28, 28, 1), np.uint8), np.arange(64) % 10
-    images = Images("made up", ImageSpec(channels=1, height=28, width=28), condition, pixels, np.arange(64), labels)
+    images = Images("made up", DIGITS, pixels, np.arange(64), labels)
     before = _memory("VmRSS")
     steps = WARM + UPDATES + 1
-    teacher = TeacherConfig(
-        steps=1 if run == "distill" else steps, batch=BATCH, channels=channels, tau=1.0, precision="no", checkpoint_every=10**6
-    )
+    teacher = TeacherConfig(iterations=1 if run == "distill" else steps, batch=BATCH, channels=channels, tau=1.0, **LONE)
     bundle = train_teacher(out.with_suffix(".bundle"), images, teacher, track=clock.track if run == "train" else silent)
     if run == "distill":
-        config = SidConfig(iterations=steps, batch=BATCH, guidance=1.5, precision="no", checkpoint_every=10**6)
+        config = SidConfig(iterations=steps, batch=BATCH, guidance=1.5, **LONE)
         distill(bundle, "one", config, track=clock.track)
     found = {
         "peak": clock.peak - before,
@@ -204,13 +206,12 @@ def needed(run: str, count: dict[str, float], batch: int) -> dict[str, float]:
 
 
 def main() -> None:
-    image, digits = ImageSpec(channels=1, height=28, width=28), Condition(kind="labels", classes=10)
     small: list[dict[str, Any]] = []
     large: dict[str, dict[str, Any]] = {}
     for channels in WIDTHS:
         with torch.device("meta"):
-            net = unet(image, digits, channels=channels, layers=1, attention=False, patch=2).net
-        count = counted(net, (4, 14, 14), digits, dtype=torch.float32)
+            net = unet(DIGITS.output.state, DIGITS.inputs, channels=channels, layers=1, attention=False, patch=2).net
+        count = counted(net, (4, 14, 14), DIGITS.inputs, dtype=torch.float32)
         for run in RUNS:
             row = {"channels": channels, "run": run, **count, **needed(run, count, BATCH), **measured(run, channels)}
             small.append(row)
@@ -223,9 +224,9 @@ def main() -> None:
             "peak while saving by weights": line([row["weights"] for row in rows], [row["peak_saving"] for row in rows]),
             "seconds by flops": line([row["flops"] for row in rows], [row["seconds"] for row in rows]),
         }
-    for name, (make, state, condition) in LARGE.items():
+    for name, (make, state, inputs) in LARGE.items():
         with torch.device("meta"):
-            count = counted(make(), state, condition, dtype=torch.bfloat16)
+            count = counted(make(), state, inputs, dtype=torch.bfloat16)
         large[name] = {**count, **{run: needed(run, count, 1) for run in RUNS}}
         print(name, large[name], flush=True)
     result = {"machine": described(), "batch": BATCH, "small": small, "fits": fits, "large": large}

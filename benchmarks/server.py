@@ -79,7 +79,7 @@ def known(root: Path, count: int, timeout_s: float | None = None) -> list[tuple[
     for i in range(DISTINCT):
         seeds = list(range(i * count, (i + 1) * count))
         labels = [seed % 10 for seed in seeds]
-        found.append((request(seeds, labels, timeout_s), generator(labels, seeds=seeds).tobytes()))
+        found.append((request(seeds, labels, timeout_s), generator(labels=labels, seeds=seeds).tobytes()))
     return found
 
 

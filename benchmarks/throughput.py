@@ -38,8 +38,8 @@ WAYS = {"train": 1, "plain": 1, "train, 2 processes": 2}
 def config(size: str) -> TeacherConfig:
     channels, batch, steps = SIZES[size]
     precision = precision_here("auto", torch.device("cpu"), "every way").precision
-    lone = {"tau": 1.0, "checkpoint_every": 10**6, "precision": precision}
-    return TeacherConfig(steps=WARM + steps + 1, batch=batch, channels=channels, **lone)
+    lone = {"tau": 1.0, "checkpoint_every": 10**6, "mixed_precision": precision}
+    return TeacherConfig(iterations=WARM + steps + 1, batch=batch, channels=channels, **lone)
 
 
 class Clock:
@@ -55,17 +55,18 @@ class Clock:
 
 def plain(images: Images, choice: TeacherConfig, clock: Clock) -> None:
     """What one would write by hand, for this one network and loss."""
-    net = unet(images.image, images.condition, channels=choice.channels, layers=1, attention=False, patch=2)
+    classes = 1 + int(images.labels.max())
+    net = unet(images.state, images.signature.inputs, channels=choice.channels, layers=1, attention=False, patch=2)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.Adam(net.parameters(), lr=choice.lr, betas=(0.9, 0.99), fused=True)
     rng = np.random.default_rng(0)
-    for _ in clock.track(range(choice.steps), "plain"):
+    for _ in clock.track(range(choice.iterations), "plain"):
         pixels, labels = images[rng.integers(len(images), size=choice.batch)]
         x0, condition = torch.from_numpy(pixels).float() / 127.5 - 1, torch.from_numpy(labels)
-        condition = torch.where(torch.rand(choice.batch) < choice.drop_label, images.condition.classes, condition)
+        condition = torch.where(torch.rand(choice.batch) < choice.drop_label, classes, condition)
         sigma = (choice.noise_mean + choice.noise_std * torch.randn(choice.batch)).exp()
         x = x0 + sigma.reshape(-1, 1, 1, 1) * torch.randn_like(x0)
-        with autocast(choice.precision, torch.device("cpu")):
+        with autocast(choice.mixed_precision, torch.device("cpu")):
             denoised = net(x, sigma, condition)
         weight = (sigma**2 + choice.sigma_data**2) / (sigma * choice.sigma_data) ** 2
         loss = (weight * (denoised.float() - x0).square().mean((1, 2, 3))).mean()
@@ -84,7 +85,7 @@ def worker(way: str, size: str, out: Path) -> None:
     else:
         train_teacher(out.with_suffix(".bundle"), images, choice, track=clock.track)
     if int(os.environ.get("RANK", "0")) == 0:
-        out.write_text(str((choice.steps - WARM - 1) * choice.batch / (clock.end - clock.begin)), "utf-8")
+        out.write_text(str((choice.iterations - WARM - 1) * choice.batch / (clock.end - clock.begin)), "utf-8")
 
 
 def measured(way: str, size: str) -> float:

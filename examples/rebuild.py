@@ -32,7 +32,7 @@ def longer() -> DemoConfig:
     """The demo's settings, but for how long everything learns; no engines."""
     return replace(
         full(),
-        teacher=TeacherConfig(steps=6000),
+        teacher=TeacherConfig(iterations=6000),
         one_step=SidConfig(),
         two_steps=SidConfig(steps=2),
         fitting=ClassifierConfig(seed=FITTING),
@@ -50,10 +50,10 @@ def prune(path: Path) -> None:
                 for file in graph.paths:
                     draft.remove(file)
                 del draft.manifest.graphs[name]
-        draft.remove(f"networks/{DROP}")
+        draft.remove(f"components/{DROP}")
         draft.remove(FILE)
         draft.manifest.default = "sid1"
-        draft.manifest.networks[DROP].directory = None
+        draft.manifest.components[DROP].directory = None
         write_golden(draft.new(GOLDEN), bundle.references(*KEEP))
     Bundle.load(path).verify()
 

@@ -12,12 +12,14 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
-from small import IMAGE, NAMES, small
+from small import NAMES, small
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Layout, NetworkEntry, PlanEntry
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import Layout, PlanEntry
 from fewstep.exporter.export import _Exporter, export_graphs
 from fewstep.models.denoiser import save_network
 from fewstep.sampling.guidance import Guidance
@@ -61,23 +63,23 @@ def small_bundle(name: str, path: Path, scale: Scale) -> None:
     """A tiny random network with a plan of several steps and, where it can be guided, one that is."""
     made = small(name)
     grid = made.denoiser.parametrisation.grid(SMALL_STEPS)
-    guidable = made.condition.kind != "none" and made.condition.null
+    guidable = made.signature.guidable
     plans = {"plain": dpmpp_2m(grid)} | ({"guided": ddim(grid, Guidance(2.0))} if guidable else {})
-    with Draft.create(path, image=IMAGE, condition=made.condition) as draft:
+    with Draft.create(path, made.signature) as draft:
         save_network(draft, "net", made.denoiser)
         for plan, table in plans.items():
-            draft.manifest.plans[plan] = PlanEntry.of(table, network="net", solver=plan)
+            draft.manifest.plans[plan] = PlanEntry.of(table, denoiser="net", solver=plan)
     export_graphs(Bundle.load(path), list(plans), scale.precisions, layouts=LAYOUTS, batched_guidance=False)
 
 
 def large(name: str, path: Path) -> None:
     """Graphs of a network of real size, whose files are not in the bundle: whoever times it makes the same weights."""
     of = LARGE[name]
-    with Draft.create(path, image=of.image, condition=of.condition) as draft:
+    with Draft.create(path, of.signature) as draft:
         denoiser = of.denoiser("cpu", torch.float16)
-        entry = NetworkEntry(directory=None, parametrisation=denoiser.parametrisation, time_ids=list(of.time_ids))
-        draft.manifest.networks["net"] = entry
-        draft.manifest.plans["ddim"] = PlanEntry.of(of.plan(), network="net", solver=f"DDIM, {of.steps} steps")
+        about: Any = {"parametrisation": denoiser.parametrisation, "constants": denoiser.constants}
+        draft.manifest.components["net"] = DenoiserEntry(kind=type(denoiser.net).__name__, directory=None, **about)
+        draft.manifest.plans["ddim"] = PlanEntry.of(of.plan(), denoiser="net", solver=f"DDIM, {of.steps} steps")
         draft.manifest.default = "ddim"
     bundle = Bundle.load(path)
     exporter = _Exporter(bundle, False, 64 << 20, print, {"net": denoiser})

@@ -151,14 +151,14 @@ def chosen(work: Work) -> None:
     for plan in PLANS:
         own, cpu = Generator(bundle, plan=plan), Generator(bundle, plan=plan, backend="cpu", precision="fp32")
         own.warm_up()
-        expected = cpu(labels, seeds=seeds).astype(int)
-        made = [own(labels, seeds=seeds)]
+        expected = cpu(labels=labels, seeds=seeds).astype(int)
+        made = [own(labels=labels, seeds=seeds)]
         with ThreadPoolExecutor(1) as other:  # ONNX Runtime captures anew in every thread
             begin = time.perf_counter()
-            made.append(other.submit(own, labels, seeds=seeds).result())
+            made.append(other.submit(own, labels=labels, seeds=seeds).result())
             other_thread_s = time.perf_counter() - begin
-        made.append(own(labels, seeds=seeds))
-        alone = np.concatenate([own([label], seeds=[seed]) for label, seed in zip(labels, seeds, strict=True)])
+        made.append(own(labels=labels, seeds=seeds))
+        alone = np.concatenate([own(labels=[label], seeds=[seed]) for label, seed in zip(labels, seeds, strict=True)])
         levels = max(np.abs(images - expected).max() for images in (*made, alone))
         work.add(
             plan=plan,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Precision
+from fewstep.artifact.spec import Precision
 from fewstep.models.denoiser import load_network
 from gpu.job import Work, reason_of
 from gpu.networks import LARGE
@@ -81,7 +81,7 @@ def _digits(work: Work) -> Iterator[Case]:
     bundle = Bundle.load(work.bundle(work.scale.timed))
     for precision in reversed(_precisions(work)):
         for plan in work.scale.digits:
-            denoiser = load_network(bundle, bundle.manifest.plans[plan].network).to(work.scale.device, TYPES[precision])
+            denoiser = load_network(bundle, bundle.manifest.plans[plan].denoiser).to(work.scale.device, TYPES[precision])
             yield Case(bundle, plan, denoiser, precision, 1, work.scale)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from scaling import SDXL
 from torch import Tensor, nn
 
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.components import Constant
+from fewstep.artifact.signature import ArrayInput, ImageOutput, Input, Signature
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.schedulers import make_scheduler, scheduler_plan
 from fewstep.sampling.parametrisation import Betas, Eps
@@ -42,14 +44,14 @@ TINY: dict[str, Any] = {
 TABLE = (1 << 20) + 7  # random numbers that all weights are cut from
 
 
-class Large(NamedTuple):
+@dataclass(frozen=True)
+class Large:
     """A network's configuration, what it makes and from what, and the steps of its plan."""
 
     config: dict[str, Any]
-    image: ImageSpec
-    condition: Condition
+    signature: Signature
     steps: int = 4
-    time_ids: tuple[float, ...] = ()
+    constants: dict[str, Constant] = field(default_factory=dict)
 
     def denoiser(self, device: str, dtype: torch.dtype) -> Denoiser:
         """The network with weights that are the same on every device, in eval mode."""
@@ -57,23 +59,24 @@ class Large(NamedTuple):
             net = nn.Module.to(UNet2DConditionModel(**self.config), dtype)  # diffusers' own warns where nothing is wrong
         net = net.to_empty(device=device)
         fill(net)
-        return Denoiser(net, parametrisation=Eps(betas=STABLE), time_ids=self.time_ids).to(device).eval()
+        return Denoiser(net, parametrisation=Eps(betas=STABLE), constants=self.constants).to(device).eval()
 
     def plan(self) -> Plan:
         """DDIM, as diffusers' scheduler walks it."""
         return scheduler_plan(scheduler(), Eps(betas=STABLE), self.steps)
 
 
+def _of(side: int, tokens: int, width: int, pooled: int | None = None) -> Signature:
+    """Latents of 4 channels from the embeddings of a prompt."""
+    inputs: list[Input] = [ArrayInput(name="prompt_embeds", shape=(tokens, width), null="given")]
+    inputs += [ArrayInput(name="pooled_prompt_embeds", shape=(pooled,), null="given")] if pooled else []
+    return Signature(inputs=tuple(inputs), output=ImageOutput(channels=4, height=side, width=side))
+
+
 LARGE = {
-    "sd15": Large(SD15, ImageSpec(channels=4, height=64, width=64), Condition(kind="embeddings", tokens=77, width=768)),
-    "sdxl_size": Large(
-        SDXL,
-        ImageSpec(channels=4, height=128, width=128),
-        Condition(kind="embeddings", tokens=77, width=2048, pooled=1280),
-        steps=1,
-        time_ids=(1024, 1024, 0, 0, 1024, 1024),
-    ),
-    "tiny": Large(TINY, ImageSpec(channels=4, height=8, width=8), Condition(kind="embeddings", tokens=5, width=12), steps=2),
+    "sd15": Large(SD15, _of(64, 77, 768)),
+    "sdxl_size": Large(SDXL, _of(128, 77, 2048, 1280), 1, {"time_ids": [1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]}),
+    "tiny": Large(TINY, _of(8, 5, 12), 2),
 }
 
 

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from fewstep.artifact.bundle import Draft
 from fewstep.artifact.card import write_card
-from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.records import Trained
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images
 from fewstep.evaluation.features import EfficientNet
 from fewstep.evaluation.metrics import Judge
@@ -37,7 +39,7 @@ from fewstep.sampling.parametrisation import Edm
 from fewstep.sampling.plan import sample
 from fewstep.sampling.solvers import heun
 from fewstep.system.picture import save_grid
-from fewstep.trainer.teacher import TeacherConfig, _Run
+from fewstep.trainer.teacher import TeacherConfig, TeacherRun, Teaching
 from gpu.color import LICENSE, open_color
 from gpu.job import Work
 
@@ -48,6 +50,7 @@ PROBED, WARM = 20, 5  # updates that the speed is read from, and before them
 JUDGE_SECONDS = 40.0  # kept for sampling and judging
 COMPILED_SECONDS = 420.0  # with as many, compiling pays
 SHEET = 100
+SIGNATURE = Signature(inputs=(LabelInput(classes=10),), output=ImageOutput(channels=3, height=32, width=32))
 
 
 def unet_config(channels: tuple[int, ...], layers: int, groups: int) -> dict[str, Any]:
@@ -86,24 +89,24 @@ def teach(work: Work) -> None:
     images = open_color(work.data)
     config = TEACHINGS[work.scale.teaching]
     compiled = work.scale.device == "cuda" and work.left() > COMPILED_SECONDS
-    config = replace(config, compile=compiled, steps=10**6, checkpoint_every=10**6)
-    run = _Run(work.scratch / "teacher.bundle", images, config, None, None, LICENSE, None)
+    config = replace(config, compile=compiled, iterations=10**6, checkpoint_every=10**6)
+    run = TeacherRun(work.scratch / "teacher.bundle", "teacher", images, config, Teaching(license=LICENSE))
     runs = go_on(run, work.before) if work.before else []
     about = learn(work, run)
     work.note(runs=[*runs, about], network=config.network, images=len(images), license=LICENSE)
-    work.note(weights=keep(run.ema, work.kept))
+    work.note(weights=keep(run.average, work.kept))
     work.add(**about)
-    about["scores"] = judge(work, run.ema, open_color(work.data, "held-out").about(work.scale.judged))
+    about["scores"] = judge(work, run.average, open_color(work.data, "held-out").about(work.scale.judged))
     work.add(**about["scores"])
 
 
-def learn(work: Work, run: _Run) -> dict[str, Any]:
+def learn(work: Work, run: TeacherRun) -> dict[str, Any]:
     """Updates for the time there is: how many it holds is known after the first ones, and the rate falls to 0 with the last."""
     reserve = JUDGE_SECONDS if work.scale.device == "cuda" else 0.0
     begin = probe = time.time()
     step = 0
-    while step < run.config.steps and work.left() > reserve:
-        run._update(step)
+    while step < run.config.iterations and work.left() > reserve:
+        run.update(step)
         step += 1
         if step in (WARM, WARM + PROBED):
             if work.scale.device == "cuda":
@@ -112,7 +115,7 @@ def learn(work: Work, run: _Run) -> dict[str, Any]:
             if step > WARM:
                 more = (work.left() - reserve) / ((now - probe) / PROBED)
                 most = step + int(0.97 * more) if work.scale.device == "cuda" else step + work.scale.updates
-                run.config = replace(run.config, steps=most)
+                run.config = replace(run.config, iterations=most)
                 print(f"  {PROBED / (now - probe):.1f} updates a second, {most} in all", flush=True)
             probe = now
     seconds = time.time() - begin
@@ -127,13 +130,13 @@ def learn(work: Work, run: _Run) -> dict[str, Any]:
     }
 
 
-def go_on(run: _Run, before: Path) -> list[dict[str, Any]]:
+def go_on(run: TeacherRun, before: Path) -> list[dict[str, Any]]:
     """Put an earlier run's weights into this one; what is known of all earlier ones. Raises ValueError for other files."""
     found, tensors = read(before)
     own = run.denoiser.net.state_dict()
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in tensors.items()}:
         raise ValueError(f"the weights in {before} are of another network; leave --before out")
-    for denoiser in (run.denoiser, run.ema):
+    for denoiser in (run.denoiser, run.average):
         denoiser.net.load_state_dict(tensors)
     runs: list[dict[str, Any]] = found["runs"]
     return runs
@@ -197,7 +200,7 @@ def judge(work: Work, denoiser: Denoiser, held_out: Images) -> dict[str, Any]:
 def draw(denoiser: Denoiser, labels: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.uint8]:
     """Images (n, C, H, W) uint8 by 18 steps of Heun's method."""
     plan, generator = heun(denoiser.parametrisation.grid(18)), torch.Generator().manual_seed(0)
-    image = ImageSpec(channels=3, height=32, width=32)
+    image = SIGNATURE.output.as_image("a sheet")
     made = []
     denoiser.eval()
     for some in torch.from_numpy(labels).split(250):
@@ -212,16 +215,21 @@ def draw(denoiser: Denoiser, labels: npt.NDArray[np.int64], device: str) -> npt.
 def as_bundle(folder: Path, out: Path) -> None:
     """The teacher of a folder as a bundle, from which generators are distilled and graphs exported."""
     found, tensors = read(folder)
-    image, condition = ImageSpec(channels=3, height=32, width=32), Condition(kind="labels", classes=10)
-    denoiser = fresh_network(found["network"], image, condition, parametrisation=Edm(sigma_data=0.5))
+    parametrisation, state = Edm(sigma_data=0.5), SIGNATURE.output.state
+    denoiser = fresh_network(found["network"], state, SIGNATURE.inputs, parametrisation=parametrisation)
     denoiser.net.load_state_dict(tensors)
-    with Draft.create(out, image=image, condition=condition) as draft:
+    with Draft.create(out, SIGNATURE) as draft:
         save_network(draft, "teacher", denoiser)
         plan = heun(denoiser.parametrisation.grid(18))
-        draft.manifest.plans["heun18"] = PlanEntry.of(plan, network="teacher", solver="Heun, 18 steps")
+        draft.manifest.plans["heun18"] = PlanEntry.of(plan, denoiser="teacher", solver="Heun, 18 steps")
         draft.manifest.default = "heun18"
-        about = {"data": "cifar10", "images": found["images"], "runs": found["runs"], "license": found["license"]}
-        draft.manifest.provenance.networks["teacher"] = about
+        draft.manifest.records.components["teacher"] = Trained(
+            settings={"runs": found["runs"]},
+            mixed_precision=found["runs"][-1]["precision"],
+            data="cifar10",
+            samples=found["images"],
+            license=found["license"],
+        )
         write_card(draft)
 
 

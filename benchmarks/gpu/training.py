@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Distilled, Trained
 from fewstep.data import Images
 from fewstep.system.progress import Track, silent
 from fewstep.trainer.checkpoint import checkpoint_path
@@ -56,8 +57,8 @@ def images_of(size: str) -> Images:
 def config(size: str, precision: str, steps: int) -> TeacherConfig:
     """Of a teacher that saves nothing on the way."""
     _, _, channels, patch, batch, _ = SIZES[size]
-    lone = {"tau": 1.0, "checkpoint_every": 10**6, "precision": precision}
-    return TeacherConfig(steps=steps, batch=batch, channels=channels, patch=patch, **lone)  # type: ignore[arg-type]
+    lone = {"tau": 1.0, "checkpoint_every": 10**6, "mixed_precision": precision}
+    return TeacherConfig(iterations=steps, batch=batch, channels=channels, patch=patch, **lone)  # type: ignore[arg-type]
 
 
 class Clock:
@@ -106,10 +107,9 @@ def _rate(work: Work, size: str, name: str, updates: int, *, compiled: bool) -> 
     path = work.scratch / f"rate-{size}.bundle"
     begin = time.perf_counter()
     bundle = train_teacher(_absent(path), images_of(size), made, track=clock.track)
-    learnt = bundle.manifest.provenance.networks["teacher"]
     work.add(
         run="teacher",
-        **_about(size, name, learnt["precision"]),
+        **_about(size, name, _learnt_in(bundle, "teacher")),
         compiled=compiled,
         updates_per_second=clock.rate(updates),
         images_per_second=clock.rate(updates) * made.batch,
@@ -121,15 +121,14 @@ def _sid_rate(work: Work, size: str, name: str, updates: int) -> None:
     """Of a generator that begins from the teacher which _rate left."""
     clock, choice = Clock(min(WARM, updates)), _precision(name)
     batch = SIZES[size][4]
-    settings = {"batch": batch, "precision": choice, "checkpoint_every": 10**6, "guidance": 1.5}
+    settings = {"batch": batch, "mixed_precision": choice, "checkpoint_every": 10**6, "guidance": 1.5}
     bundle = distill(
         Bundle.load(work.scratch / f"rate-{size}.bundle"),
         "sid1",
         SidConfig(iterations=clock.warm + updates + 1, **settings),  # type: ignore[arg-type]
         track=clock.track,
     )
-    learnt = bundle.manifest.provenance.networks["sid1"]
-    about = _about(size, name, learnt["precision"])
+    about = _about(size, name, _learnt_in(bundle, "sid1"))
     rate = clock.rate(updates)
     work.add(run="SiD", **about, compiled=False, updates_per_second=rate, images_per_second=rate * batch)
 
@@ -139,6 +138,12 @@ def _precision(name: str) -> str:
     choice, tf32 = PRECISIONS.get(name, (name, True))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     return choice
+
+
+def _learnt_in(bundle: Bundle, network: str) -> str:
+    record = bundle.manifest.records.components[network]
+    assert isinstance(record, Trained | Distilled)
+    return record.mixed_precision
 
 
 def _about(size: str, name: str, chosen: str) -> dict[str, Any]:
@@ -160,12 +165,12 @@ def train_equal(path: Path, scale: Scale, name: str, *, teacher: Bundle | None =
         shutil.copytree(teacher.root, _absent(other))
         bundle = Bundle.load(other)
         with bundle.edit() as draft:
-            draft.remove("networks/sid1")
-            del draft.manifest.networks["sid1"], draft.manifest.plans["sid1"]
+            draft.remove("components/sid1")
+            del draft.manifest.components["sid1"], draft.manifest.plans["sid1"]
             draft.manifest.default = "heun18"
         bundle = Bundle.load(other)
     batch = SIZES[size][4]
-    sid = SidConfig(iterations=scale.equal_updates, batch=batch, precision=choice, checkpoint_every=10**6)
+    sid = SidConfig(iterations=scale.equal_updates, batch=batch, mixed_precision=choice, checkpoint_every=10**6)
     return distill(bundle, "sid1", sid)
 
 
@@ -190,7 +195,7 @@ def equal(work: Work) -> None:
 
 def weights(bundle: Bundle, network: str) -> dict[str, Tensor]:
     """Of a network of a bundle."""
-    (path,) = bundle.network(network).glob("*.safetensors")
+    (path,) = bundle.component(network).glob("*.safetensors")
     return load_file(path)
 
 

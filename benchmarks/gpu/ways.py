@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Precision
+from fewstep.artifact.signature import Input
+from fewstep.artifact.spec import Precision
 from fewstep.backends.base import Binding, buffers
 from fewstep.backends.onnx import PLAIN_LAUNCH, OnnxGpuBinding
 from fewstep.backends.sessions import CUDA, open_session
@@ -61,27 +62,20 @@ class Case:
 
     @cached_property
     def noise(self) -> npt.NDArray[np.float32]:
-        return noise(list(range(self.batch)), (self.plan.draws, *self.bundle.manifest.state_shape))
+        return noise(list(range(self.batch)), (self.plan.draws, *self.bundle.manifest.state.shape))
 
     @cached_property
     def condition(self) -> dict[str, npt.NDArray[Any]]:
-        """Labels that count up; embeddings at random. With what means none, where the plan is guided."""
-        condition, rng = self.bundle.manifest.condition, np.random.default_rng(0)
-        specs = (*condition.inputs(), *(condition.null_inputs() if self.plan.guided else ()))
-        return {
-            spec.name: np.arange(self.batch) % condition.classes
-            if spec.dtype == "int64"
-            else rng.standard_normal((self.batch, *spec.shape), np.float32)
-            for spec in specs
-        }
+        """Labels that count up; arrays at random. With what means none, where the plan is guided."""
+        return self.bundle.manifest.signature.example(self.batch, guided=self.plan.guided)
 
     def graph(self, layout: str) -> str:
         """The name of a graph of the bundle."""
-        network = self.bundle.manifest.plans[self.plan_name].network
+        denoiser = self.bundle.manifest.plans[self.plan_name].denoiser
         return {
             "unrolled": f"{self.plan_name}.{self.precision}",
             "loop": f"{self.plan_name}.loop.{self.precision}",
-            "step": f"{network}.step.{self.precision}",
+            "step": f"{denoiser}.step.{self.precision}",
         }[layout]
 
     def generator(self, layout: str) -> Generator:
@@ -119,11 +113,9 @@ class Case:
         return run
 
     def whole(self) -> Run:
-        """Generator(labels, seeds): noise is drawn, inputs are checked, numbers that are not finite are looked for."""
+        """Generator(seeds=..., inputs): noise is drawn, inputs are checked, numbers that are not finite are looked for."""
         generator, seeds = self.generator("unrolled"), range(self.batch)
-        labels = self.condition.get("labels")
-        embeddings = None if labels is not None else self.condition
-        return lambda: generator(labels, seeds=seeds, embeddings=embeddings)
+        return lambda: generator(seeds=seeds, **self.condition)
 
     def chosen_otherwise(self, options: Mapping[str, str]) -> Run:
         """The graph with other options of the CUDA provider, by plain calls of ONNX Runtime."""
@@ -162,14 +154,18 @@ class Case:
 
     @cached_property
     def given(self) -> tuple[Tensor, ...]:
-        return tuple(self._on_device(self.condition[s.name]) for s in self.bundle.manifest.condition.inputs())
+        return tuple(self._on_device(self.condition[each.name]) for each in self.bundle.manifest.signature.inputs)
 
     @cached_property
     def null(self) -> tuple[Tensor, ...]:
-        condition = self.bundle.manifest.condition
-        if condition.kind == "labels":
-            return (torch.full((self.batch,), condition.classes, device=self.scale.device),)
-        return tuple(self._on_device(self.condition[s.name]) for s in condition.null_inputs() if s.name in self.condition)
+        return tuple(map(self._none, self.bundle.manifest.signature.inputs)) if self.plan.guided else ()
+
+    def _none(self, each: Input) -> Tensor:
+        """What means none, as often as there are samples."""
+        if each.null_tensor:
+            return self._on_device(self.condition[each.null_tensor.name])
+        constant = np.asarray(each.null_constant)
+        return self._on_device(np.repeat(constant[None], self.batch, 0))
 
     def _on_device(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.scale.device)
@@ -223,7 +219,7 @@ class Case:
 
     def _bytes(self, make: Make, start: Tensor) -> Tensor:
         x = make(self.plan.begin(start[:, 0]), list(start[:, 1:].unbind(1)))
-        return to_bytes(x, self.bundle.manifest.image).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return to_bytes(x, self.bundle.manifest.output.as_image("this")).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     def _images(self, make: Make, array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         with torch.inference_mode():
@@ -235,8 +231,8 @@ class Case:
 
         None where diffusers has no scheduler for the plan: fitted tables, few-step generators, guidance in an interval.
         """
-        plan, weights = self.plan, self.plan.guidance
-        if plan.c.any() or not (weights == weights[0]).all():
+        plan, scales = self.plan, self.plan.guidance
+        if plan.c.any() or not (scales == scales[0]).all():
             return None
         if isinstance(self.denoiser.parametrisation, Edm):
             lower = np.tril_indices(plan.rows, -1)
@@ -264,12 +260,12 @@ class Case:
         return x
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
-        weight, t = float(self.plan.guidance[0]), t.to(x.device)
-        if weight == 1:
+        scale, t = float(self.plan.guidance[0]), t.to(x.device)
+        if scale == 1:
             return self.denoiser.evaluate(x, t, *self.given)
         both = tuple(torch.cat(pair) for pair in zip(self.given, self.null, strict=True))
         conditional, unconditional = self.denoiser.evaluate(torch.cat([x, x]), t, *both).chunk(2)
-        return unconditional + weight * (conditional - unconditional)
+        return unconditional + scale * (conditional - unconditional)
 
 
 class Told:
