@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fewstep.artifact.classes import MAX_CLASS_NAME
 from fewstep.artifact.signature import Output
@@ -20,8 +20,24 @@ __all__ = ["GenerateRequest", "answer_bytes", "form_of", "written"]
 
 MOST = 1024  # samples
 Form = Literal["png", "webp", "json", "npy"]
-ClassName = Annotated[str, Field(max_length=MAX_CLASS_NAME)]
-Values = Annotated[list[int | float | ClassName | list[Any]], Field(min_length=1, max_length=MOST)]
+
+
+def _of_an_input(values: Any) -> Any:
+    if not isinstance(values, list):
+        raise ValueError("an input is a list, of a value for each sample or of one for all, and no other field is called so")
+    lists = [v for v in values if isinstance(v, list)]
+    names = [v for v in values if isinstance(v, str)]
+    numbers = [v for v in values if not isinstance(v, list | str)]
+    while lists:  # numpy makes text of all where one is text, each as long as the longest
+        part = lists.pop()
+        lists += (v for v in part if isinstance(v, list))
+        numbers += (v for v in part if not isinstance(v, list))
+    if not {*map(type, numbers)} <= {int, float} or any(len(name) > MAX_CLASS_NAME for name in names):
+        raise ValueError(f"values are numbers, names of at most {MAX_CLASS_NAME} characters, or lists of numbers")
+    return values
+
+
+Values = Annotated[list[Any], Field(min_length=1, max_length=MOST), BeforeValidator(_of_an_input)]
 
 
 class GenerateRequest(BaseModel):

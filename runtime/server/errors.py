@@ -49,4 +49,4 @@ def _wrong_body(request: Request, error: RequestValidationError) -> str:
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         return "send JSON, with Content-Type: application/json"
     first = error.errors()[0]
-    return f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg']}"
+    return f"{'.'.join(str(part)[:80] for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
