@@ -1,7 +1,7 @@
 """Tables where they were not fitted: python benchmarks/transfer.py digits.bundle other.bundle mnist5k
 
-Both bundles make the same kind of images, from other training runs. A table is fitted at the weights 1 and 2 on either teacher,
-to the many-step image and to real ones; all are judged on the first teacher at both weights, beside DPM-Solver++(2M) on its
+Both bundles make the same kind of images, from other training runs. A table is fitted at the guidance scales 1 and 2 on either
+teacher, to the many-step image and to real ones; all are judged on the first teacher at both, beside DPM-Solver++(2M) on its
 usual grid. Writes benchmarks/results/transfer.json: distance to held-out images, and PSNR against 35 calls of the same guidance
 and noise.
 """
@@ -27,15 +27,15 @@ from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import dpmpp_2m, heun
 
-STEPS, WEIGHTS = 4, (1.0, 2.0)
+STEPS, SCALES = 4, (1.0, 2.0)
 
 
-def fitted(source: Bundle, target: Bundle, weight: float, real: Real | None) -> dict[float, Plan]:
-    """A table of one teacher, fitted at one weight, for the other teacher at all weights."""
-    bundle, _ = calibrate_table(source, TableConfig(STEPS, Guidance(weight), batch=64, seed=1000), name="fit", real=real)
+def fitted(source: Bundle, target: Bundle, scale: float, real: Real | None) -> dict[float, Plan]:
+    """A table of one teacher, fitted at one guidance scale, for the other teacher at all."""
+    bundle, _ = calibrate_table(source, TableConfig(STEPS, Guidance(scale), batch=64, seed=1000), name="fit", real=real)
     found = {}
-    for used in WEIGHTS:
-        guidance = None if used == weight else Guidance(used)
+    for used in SCALES:
+        guidance = None if used == scale else Guidance(used)
         found[used] = adopt(target, bundle, "fit", name="adopted", guidance=guidance).plan("adopted")
     return found
 
@@ -51,14 +51,14 @@ def main(here: Path, there: Path, data: str) -> None:
         judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
         board = Board("transfer", teacher, judge, steps=STEPS)
         grid = teacher.denoiser.parametrisation.grid
-        plans = {"DPM-Solver++(2M)": {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in WEIGHTS}}
+        plans = {"DPM-Solver++(2M)": {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in SCALES}}
         real = Real.of(images, feature_network("classifier", images, seed=FITTING))
         for kind, toward in {"many-step image": None, "real images": real}.items():
             for name, source in {"this teacher": own, "another teacher": other}.items():
-                for weight in WEIGHTS:
-                    title = f"table to {kind}, of {name} at {weight:g}"
-                    plans[title] = fitted(source, Bundle.load(own.root), weight, toward)
-        for used in WEIGHTS:
+                for scale in SCALES:
+                    title = f"table to {kind}, of {name} at {scale:g}"
+                    plans[title] = fitted(source, Bundle.load(own.root), scale, toward)
+        for used in SCALES:
             long = heun(grid(REFERENCE_STEPS), Guidance(used))
             reference = [board.images(lambda inputs, plan=long: teacher.sample(plan, inputs), seed) for seed in SEEDS]  # type: ignore[misc]
             for title, found in plans.items():
