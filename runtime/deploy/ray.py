@@ -5,12 +5,10 @@ serve.yaml names `application` here; other deployments may hold a handle and cal
 
 # Ray reads the annotation of `application`, which must not be a string: no `from __future__ import annotations` here.
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -19,9 +17,9 @@ from ray.serve.schema import ServeDeploySchema
 from starlette.types import ASGIApp
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.classes import Labels
 from fewstep.artifact.external import check_files
 from fewstep.artifact.manifest import Precision
+from fewstep.backends.base import Array
 from fewstep.runtime.selection import BACKENDS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
@@ -41,7 +39,7 @@ class Settings(BaseModel):
     backend: str | None = None
     threads: int | None = None
     max_batch: int = Field(default=32, ge=1)
-    max_images: int = Field(default=64, ge=1)
+    max_samples: int = Field(default=64, ge=1)
     wait_ms: float = Field(default=0.0, ge=0)
     max_waiting: int = Field(default=256, ge=1)
     timeout_s: float = Field(default=10.0, gt=0)
@@ -56,7 +54,7 @@ class Replicas(BaseModel):
     gpus: float = Field(default=0.0, ge=0)
 
 
-class Images:
+class Sampler:
     """One replica. Ray counts it as ready when every batch size of every plan ran once."""
 
     def __init__(self, settings: Settings) -> None:
@@ -66,7 +64,7 @@ class Images:
             settings.backend,
             settings.threads,
             settings.max_batch,
-            settings.max_images,
+            settings.max_samples,
             settings.wait_ms,
             settings.max_waiting,
         )
@@ -77,22 +75,18 @@ class Images:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self.repository, Policy(self.timeout_s, os.environ.get("FEWSTEP_API_KEY")))
 
-    async def generate(
-        self,
-        labels: Labels | None = None,
-        *,
-        seeds: Sequence[int],
-        embeddings: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        plan: str | None = None,
-    ) -> npt.NDArray[np.uint8]:
-        """Images uint8 (B, H, W, C) for a caller with a handle. Raises what Batcher.submit and its future raise."""
+    async def generate(self, *, seeds: Sequence[int], plan: str | None = None, **inputs: Any) -> Array:
+        """Samples for a caller with a handle, from inputs by the signature's names.
+
+        Raises what Batcher.submit and its future raise.
+        """
         batcher = self.repository.model(self.name).version().batcher(plan)
-        return await batcher.generate(labels, seeds=seeds, embeddings=embeddings, timeout_s=self.timeout_s)
+        return await batcher.generate(seeds=seeds, timeout_s=self.timeout_s, **inputs)
 
 
 def application(settings: Settings) -> Application:
     """What `import_path` of serve.yaml names; settings come from its `args`."""
-    return serve.deployment(serve.ingress()(Images)).bind(settings)
+    return serve.deployment(serve.ingress()(Sampler)).bind(settings)
 
 
 def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
@@ -107,9 +101,9 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
     if replicas.least > replicas.most:
         raise ValueError(f"there are to be {replicas.least} replicas at least and {replicas.most} at most; raise the second")
     bundle = Bundle.load(settings.bundle)
-    if settings.max_waiting < max(settings.max_batch, settings.max_images):
+    if settings.max_waiting < max(settings.max_batch, settings.max_samples):
         raise ValueError(
-            f"a queue holds a batch and a request at least ({settings.max_batch} and {settings.max_images} images), "
+            f"a queue holds a batch and a request at least ({settings.max_batch} and {settings.max_samples} samples), "
             f"got max_waiting {settings.max_waiting}"
         )
     if settings.backend not in (None, *BACKENDS):
@@ -120,7 +114,7 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
             check_files(bundle, bundle.manifest.graphs[graph])
     settings = settings.model_copy(update={"bundle": bundle.root})
     deployment = {
-        "name": Images.__name__,
+        "name": Sampler.__name__,
         "max_ongoing_requests": settings.max_waiting,
         "max_queued_requests": settings.max_waiting,
         "autoscaling_config": {
@@ -144,7 +138,3 @@ def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
     ServeDeploySchema.model_validate(config)
     with writing(path) as beside:
         beside.write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-
-
-def _name(bundle: Path) -> str:
-    return bundle.name.removesuffix(".bundle")

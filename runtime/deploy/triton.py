@@ -1,11 +1,11 @@
 """A bundle as a Triton model repository, which needs nothing of fewstep to run.
 
     repository/
-      digits.sid1/            an ensemble of the two below: seeds and condition in, images out
+      digits.sid1/            an ensemble of the two below: seeds and the signature's inputs in, its output out
       digits.sid1.noise/      noise from seeds; Python backend
       digits.sid1.sampler/    the plan's graph, or its TensorRT engines, one for every GPU architecture
 
-Triton lists a batch's dimension nowhere: a shape here is that of one image.
+Triton lists a batch's dimension nowhere: a shape here is that of one sample.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
 from fewstep.artifact.manifest import EngineEntry, Precision
-from fewstep.artifact.spec import InputSpec
 from fewstep.artifact.staging import staged
 from fewstep.runtime.buckets import buckets_to
+from fewstep.runtime.described import Described, described_inputs, described_output
 from fewstep.runtime.selection import ON_CPU, ON_GPU, graphs_of
 
 __all__ = ["Settings", "write_repository"]
@@ -34,8 +34,6 @@ __all__ = ["Settings", "write_repository"]
 Device = Literal["gpu", "cpu"]
 Write = Callable[[str, Path], pb.ModelConfig]
 CONFIG = "config.pbtxt"
-DTYPES = {"int64": pb.TYPE_INT64, "float32": pb.TYPE_FP32}
-SEEDS = {"name": "seeds", "data_type": pb.TYPE_UINT64, "dims": [1]}
 
 
 class Settings(NamedTuple):
@@ -86,12 +84,10 @@ class _Model:
         for name, engine in self.engines.items():
             if untaken := [size for size in self.buckets if engine.key.profile(size) is None]:
                 raise ValueError(f"the engine {name} does not take batch {untaken[0]}; build it for that, or lower the batch")
-        guided = bundle.plan(plan)
-        condition = bundle.manifest.condition
-        self.condition = (*condition.inputs(), *(condition.null_inputs() if guided.guided else ()))
-        self.noise_shape = [guided.draws, *bundle.manifest.state_shape]
-        image = bundle.manifest.image
-        self.images = {"name": "images", "data_type": pb.TYPE_UINT8, "dims": [image.height, image.width, image.channels]}
+        manifest, table = bundle.manifest, bundle.plan(plan)
+        self.seeds, *self.inputs = described_inputs(manifest.signature, guided=table.guided)
+        self.output = described_output(manifest.signature)
+        self.noise_tensor = Described("noise", "FP32", (table.draws, *manifest.state.shape), "unit normal")
 
     def parts(self) -> list[tuple[str, Write]]:
         """Names of the models and what writes each; the ensemble last, for it needs the others."""
@@ -101,19 +97,18 @@ class _Model:
         here = resources.files("fewstep.runtime")
         for source, target in (("deploy/triton_noise.py", "model.py"), ("noise.py", "noise.py")):
             (directory / target).write_bytes(here.joinpath(source).read_bytes())
-        output = {"name": "noise", "data_type": pb.TYPE_FP32, "dims": self.noise_shape}
         on_cpu = [{"kind": pb.ModelInstanceGroup.KIND_CPU}]
-        return self._config(name, backend="python", input=[SEEDS], output=[output], instance_group=on_cpu)
+        tensors = {"input": [_tensor(self.seeds)], "output": [_tensor(self.noise_tensor)]}
+        return self._config(name, backend="python", **tensors, instance_group=on_cpu)
 
     def sampler(self, name: str, directory: Path) -> pb.ModelConfig:
-        noise = {"name": "noise", "data_type": pb.TYPE_FP32, "dims": self.noise_shape}
         cpu = self.settings.device == "cpu"
         kind = pb.ModelInstanceGroup.KIND_CPU if cpu else pb.ModelInstanceGroup.KIND_GPU
         what = self._with_engines(directory) if self.engines else self._with_graph(directory)
         return self._config(
             name,
-            input=[noise, *(_tensor(spec) | _reshape(spec) for spec in self.condition)],
-            output=[self.images],
+            input=[_tensor(each) | _reshape(each) for each in (self.noise_tensor, *self.inputs)],
+            output=[_tensor(self.output)],
             instance_group=[{"kind": kind}],
             dynamic_batching=self._batching(),
             model_warmup=list(self._warm_up()),
@@ -121,20 +116,17 @@ class _Model:
         )
 
     def ensemble(self, name: str, _: Path) -> pb.ModelConfig:
-        condition = {spec.name: spec.name for spec in self.condition}
+        given = {each.name: each.name for each in self.inputs}
         noise = {"model_name": f"{name}.noise", "input_map": {"seeds": "seeds"}, "output_map": {"noise": "noise"}}
         sampler = {
             "model_name": f"{name}.sampler",
-            "input_map": {"noise": "noise", **condition},
-            "output_map": {"images": "images"},
+            "input_map": {"noise": "noise", **given},
+            "output_map": {self.output.name: self.output.name},
         }
         steps = [{**step, "model_version": -1} for step in (noise, sampler)]
-        inputs = [SEEDS, *(_tensor(spec) for spec in self.condition)]
-        names = json.dumps(self.bundle.manifest.condition.names, ensure_ascii=False)
-        said = {"parameters": {"names": {"string_value": names}}} if self.bundle.manifest.condition.names else {}
-        return self._config(
-            name, platform="ensemble", input=inputs, output=[self.images], ensemble_scheduling={"step": steps}, **said
-        )
+        tensors = {"input": [_tensor(each) for each in (self.seeds, *self.inputs)], "output": [_tensor(self.output)]}
+        said = {each.name: {"string_value": _about(each)} for each in (self.seeds, *self.inputs, self.output)}
+        return self._config(name, platform="ensemble", **tensors, ensemble_scheduling={"step": steps}, parameters=said)
 
     def _config(self, name: str, **parts: Any) -> pb.ModelConfig:
         config = {"name": name, "max_batch_size": self.settings.max_batch, **parts}
@@ -154,7 +146,7 @@ class _Model:
             shutil.copyfile(self.bundle.file(engine.file), directory / f"model.sm{sm}.plan")
         found: dict[str, Any] = {"platform": "tensorrt_plan", "cc_model_filenames": files}
         if self.graph.layout == "unrolled":  # a loop cannot be captured
-            shapes = {"noise": self.noise_shape, **{spec.name: list(spec.shape) for spec in self.condition}}
+            shapes = {each.name: list(each.shape) for each in (self.noise_tensor, *self.inputs)}
             specs = [
                 {"batch_size": size, "input": {name: {"dim": dims} for name, dims in shapes.items()}} for size in self.buckets
             ]
@@ -176,21 +168,29 @@ class _Model:
         }
 
     def _warm_up(self) -> Iterator[dict[str, Any]]:
-        noise = {"data_type": pb.TYPE_FP32, "dims": self.noise_shape, "random_data": True}
-        condition = {spec.name: {**_tensor(spec), "zero_data": True} for spec in self.condition}
-        for given in condition.values():
-            del given["name"]
+        made = {self.noise_tensor.name: {"random_data": True}} | {each.name: {"zero_data": True} for each in self.inputs}
+        inputs = {each.name: _kind(each) | made[each.name] for each in (self.noise_tensor, *self.inputs)}
         for size in self.buckets:
-            yield {"name": f"batch {size}", "batch_size": size, "inputs": {"noise": noise, **condition}}
+            yield {"name": f"batch {size}", "batch_size": size, "inputs": inputs}
 
 
-def _tensor(spec: InputSpec) -> dict[str, Any]:
-    """A number for every image has the shape (1,) in Triton, which knows no shapes without a dimension."""
-    return {"name": spec.name, "data_type": DTYPES[spec.dtype], "dims": list(spec.shape) or [1]}
+def _tensor(of: Described) -> dict[str, Any]:
+    return {"name": of.name, **_kind(of)}
 
 
-def _reshape(spec: InputSpec) -> dict[str, Any]:
-    return {} if spec.shape else {"reshape": {"shape": []}}
+def _kind(of: Described) -> dict[str, Any]:
+    """A number for every sample has the shape (1,) in Triton, which knows no shapes without a dimension."""
+    return {"data_type": f"TYPE_{of.datatype}", "dims": list(of.shape) or [1]}
+
+
+def _reshape(of: Described) -> dict[str, Any]:
+    return {} if of.shape else {"reshape": {"shape": []}}
+
+
+def _about(of: Described) -> str:
+    """What a configuration has no fields for, as JSON."""
+    said = {"meaning": of.meaning} | ({"names": of.names} if of.names else {})
+    return json.dumps(said, ensure_ascii=False)
 
 
 def _graph(bundle: Bundle, plan: str, settings: Settings) -> str:

@@ -10,7 +10,7 @@ __all__ = ["TritonPythonModel"]
 
 
 class TritonPythonModel:
-    """seeds UINT64 (B, 1) to noise FP32 (B, draws, C, H, W)."""
+    """seeds UINT64 (B, 1) to noise FP32 (B, draws, C, ...)."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called once, with the model's configuration."""

@@ -18,7 +18,7 @@ app.add_typer(deploy, name="deploy", rich_help_panel="Run it in production")
 
 Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat for more.", show_default="the default")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]
-MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")]
+MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Samples in a batch.")]
 WaitMs = Annotated[
     float, typer.Option(callback=finite, min=0, max=60_000, help="How long a request may wait for others to join.")
 ]

@@ -29,12 +29,12 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="what is fastest")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch.")] = 32,
-    max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images in a request.")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Samples in a batch.")] = 32,
+    max_samples: Annotated[int, typer.Option(min=1, max=1024, help="Samples in a request.")] = 64,
     wait_ms: Annotated[
         float, typer.Option(callback=finite, min=0, max=60_000, help="How long an idle server waits for more.")
     ] = 0.0,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Images in each queue; beyond, 503.")] = 256,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Samples in each queue; beyond, 503.")] = 256,
     timeout: Annotated[
         float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
     ] = 10.0,
@@ -52,7 +52,7 @@ def serve(
     from fewstep.runtime.server.serve import serve as run
 
     named = [tuple(b.split("=", 1)) if "=" in b else (Bundle.load(b).manifest.name, b) for b in bundles]
-    options = Options(tuple(plan or ()), precision, backend, threads, max_batch, max_images, wait_ms, max_waiting)
+    options = Options(tuple(plan or ()), precision, backend, threads, max_batch, max_samples, wait_ms, max_waiting)
     repository = Repository([(name, Path(path)) for name, path in named], options)
     policy = Policy(timeout, os.environ.get("FEWSTEP_API_KEY"), admin)
     run(repository, policy, host=host, port=port, names=allow_host or (), report=say)
@@ -100,7 +100,7 @@ def bench(
             title = f"{generator.graph} on {where}"
             results[title] = measure(generator, seconds=seconds, track=track)
             say(f"{title}: {generator.reason}")
-    head = ["batch", "first ms", "p50 ms", "p90 ms", "p99 ms", "images/s", "memory"]
+    head = ["batch", "first ms", "p50 ms", "p90 ms", "p99 ms", "samples/s", "memory"]
     for title, rows in results.items():
         cells = [
             (
