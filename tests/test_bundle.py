@@ -14,23 +14,26 @@ import numpy as np
 import pytest
 
 from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
-from fewstep.artifact.manifest import Condition, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.artifact.staging import locked
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import dpmpp_2m
 
-IMAGE, CONDITION = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
+SIGNATURE = Signature(inputs=(LabelInput(classes=3),), output=ImageOutput(channels=1, height=8, width=8))
 PLAN = dpmpp_2m(karras(5, 0.002, 80.0), Guidance(2.0, 0.3, 5.0))
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
-        draft.new("networks/teacher/config.json").write_text('{"x": 1}')
-        draft.manifest.networks["teacher"] = NetworkEntry(directory="networks/teacher", parametrisation=Edm(sigma_data=0.5))
-        draft.manifest.plans["best"] = PlanEntry.of(PLAN, network="teacher", solver="DPM-Solver++ 2M")
+    with Draft.create(tmp_path / "a.bundle", SIGNATURE) as draft:
+        draft.new("components/teacher/config.json").write_text('{"x": 1}')
+        about = {"directory": "components/teacher", "parametrisation": Edm(sigma_data=0.5)}
+        draft.manifest.components["teacher"] = DenoiserEntry(kind="UNet2DModel", **about)
+        draft.manifest.plans["best"] = PlanEntry.of(PLAN, denoiser="teacher", solver="DPM-Solver++ 2M")
         draft.manifest.default = "best"
     return Bundle.load(tmp_path / "a.bundle")
 
@@ -44,9 +47,9 @@ def _rewrite(bundle: Bundle, **changes: object) -> Path:
 def test_plans_come_back_to_the_last_bit(bundle: Bundle) -> None:
     bundle.verify()
     plan = bundle.plan("best")
-    for name in ("alphas", "sigmas", "a", "b", "c", "weights"):
+    for name in ("alphas", "sigmas", "a", "b", "c", "guidance"):
         np.testing.assert_array_equal(getattr(plan, name), getattr(PLAN, name))
-    assert json.loads((bundle.root / MANIFEST).read_text())["schema"] == 1
+    assert json.loads((bundle.root / MANIFEST).read_text())["schema"] == 2
 
 
 def test_saving_twice_gives_the_same_bytes(bundle: Bundle) -> None:
@@ -58,31 +61,32 @@ def test_saving_twice_gives_the_same_bytes(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("change", [b"", b'{"x": 1', b'{"x": 2}', None])
 def test_a_changed_truncated_or_missing_file_is_refused(bundle: Bundle, change: bytes | None) -> None:
-    path = bundle.root / "networks/teacher/config.json"
+    path = bundle.root / "components/teacher/config.json"
     path.unlink()
     if change is not None:
         path.write_bytes(change)
-    with pytest.raises(ValueError, match=r"networks/teacher/config.json (has \d bytes|does not match|is missing)"):
+    with pytest.raises(ValueError, match=r"components/teacher/config.json (has \d bytes|does not match|is missing)"):
         bundle.verify()
     with pytest.raises(ValueError, match=r"config.json"):
-        Bundle.load(bundle.root).network("teacher")
+        Bundle.load(bundle.root).component("teacher")
 
 
 def test_a_file_the_manifest_does_not_know_is_refused(bundle: Bundle) -> None:
-    (bundle.root / "networks" / "extra.py").write_text("print('hello')")
-    with pytest.raises(ValueError, match=r"does not know: networks/extra.py; move them elsewhere"):
+    (bundle.root / "components" / "extra.py").write_text("print('hello')")
+    with pytest.raises(ValueError, match=r"does not know: components/extra.py; move them elsewhere"):
         bundle.verify()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2, this fewstep reads up to 1; get a newer fewstep"),
+        ({"schema": 3}, "schema 3, this fewstep reads up to 2; get a newer fewstep"),
+        ({"schema": 1}, "schema: Input should be 2"),
         ({"schema": None}, "does not say which schema"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"default": "missing"}, "refers to the plan 'missing'"),
         ({"plans": {}}, "refers to the plan 'best'"),
-        ({"networks": {}}, "refers to the network 'teacher'"),
+        ({"components": {}}, "refers to the denoiser 'teacher'"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle: Bundle, changes: dict[str, object], message: str) -> None:
@@ -101,10 +105,10 @@ def test_a_plan_that_is_not_lower_triangular_is_refused(bundle: Bundle) -> None:
 def test_a_path_that_leaves_the_bundle_is_refused(bundle: Bundle, name: str) -> None:
     files = {name: {"sha256": "0" * 64, "bytes": 0}}
     with pytest.raises(ValueError, match="not a plain path inside it"):
-        Bundle.load(_rewrite(bundle, files=files, networks={}, plans={}, default=None))
+        Bundle.load(_rewrite(bundle, files=files, components={}, plans={}, default=None))
 
 
-@pytest.mark.parametrize("depth", ["networks/teacher/config.json", "networks"])
+@pytest.mark.parametrize("depth", ["components/teacher/config.json", "components"])
 def test_a_link_is_refused_wherever_it_points(bundle: Bundle, tmp_path: Path, depth: str) -> None:
     path = bundle.root / depth
     os.rename(path, tmp_path / "elsewhere")
@@ -123,7 +127,7 @@ def test_a_manifest_that_is_not_json_is_refused(bundle: Bundle, content: str) ->
 def test_no_bundle_and_an_existing_one_are_told_apart(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a bundle"):
         Bundle.load(tmp_path / "nothing")
-    with pytest.raises(FileExistsError, match="exists already"), Draft.create(bundle.root, image=IMAGE, condition=CONDITION):
+    with pytest.raises(FileExistsError, match="exists already"), Draft.create(bundle.root, SIGNATURE):
         pass
 
 
@@ -131,7 +135,7 @@ def test_an_edit_that_fails_changes_nothing(bundle: Bundle) -> None:
     before = {p: p.read_bytes() for p in bundle.root.rglob("*") if p.is_file()}
     with pytest.raises(OSError, match="disk"), bundle.edit() as draft:
         draft.new("graphs/new.onnx").write_bytes(b"half")
-        draft.new("networks/teacher/config.json").write_bytes(b"changed")
+        draft.new("components/teacher/config.json").write_bytes(b"changed")
         raise OSError("the disk is full")
     assert {p: p.read_bytes() for p in bundle.root.rglob("*") if p.is_file()} == before
     assert [p.name for p in bundle.root.parent.iterdir()] == ["a.bundle"]
@@ -147,7 +151,7 @@ def test_a_kill_while_writing_leaves_the_old_bundle(bundle: Bundle) -> None:
     code = (
         "import os, sys; from fewstep.artifact.bundle import Bundle\n"
         "with Bundle.load(sys.argv[1]).edit() as draft:\n"
-        "    draft.new('networks/teacher/config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
+        "    draft.new('components/teacher/config.json').write_text('half'); os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, bundle.root], check=False).returncode == -9
     Bundle.load(bundle.root).verify()
@@ -210,12 +214,12 @@ def test_of_two_that_make_one_bundle_the_second_is_refused(tmp_path: Path, monke
 
     def second() -> None:
         try:
-            with Draft.create(path, image=IMAGE, condition=CONDITION) as draft:
+            with Draft.create(path, SIGNATURE) as draft:
                 draft.new("second").write_text("")
         except FileExistsError as error:
             errors.append(str(error))
 
-    with Draft.create(path, image=IMAGE, condition=CONDITION) as draft:
+    with Draft.create(path, SIGNATURE) as draft:
         draft.new("first").write_text("")
         thread = Thread(target=second)
         thread.start()
@@ -230,8 +234,8 @@ def test_of_two_that_make_one_bundle_the_second_is_refused(tmp_path: Path, monke
 def test_what_is_missing_is_named_with_what_there_is(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="no plan 'fast'; it has: best"):
         bundle.plan("fast")
-    with pytest.raises(ValueError, match="no network 'student'; it has: teacher"):
-        bundle.network("student")
+    with pytest.raises(ValueError, match="no component 'student'; it has: teacher"):
+        bundle.component("student")
 
 
 def test_a_change_does_not_lose_files_that_somebody_put_there(bundle: Bundle) -> None:
@@ -280,7 +284,7 @@ def test_a_plan_with_other_numbers_loses_the_graphs_that_were_made_of_it(digits:
 
 
 def test_a_network_with_other_weights_loses_the_graphs_that_were_made_of_it(digits: Bundle) -> None:
-    (weights,) = (path for path in digits.manifest.files if path.startswith("networks/sid1/") and path.endswith("safetensors"))
+    (weights,) = (path for path in digits.manifest.files if path.startswith("components/sid1/") and path.endswith("safetensors"))
     content = bytearray(digits.file(weights).read_bytes())
     content[-1] ^= 1
     with digits.edit() as draft:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bundle import CONDITION, IMAGE, bundle  # noqa: F401  (a fixture)
+from test_bundle import SIGNATURE, bundle  # noqa: F401  (a fixture)
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.staging import check_place, locked, staged
@@ -93,7 +93,7 @@ def test_killed_at_any_point_a_bundle_that_is_removed_then_does_not_come_back(bu
             with pytest.raises(FileNotFoundError, match="is not a bundle"):
                 Bundle.load(root)
             assert not root.exists()
-            with Draft.create(root, image=IMAGE, condition=CONDITION) as draft:
+            with Draft.create(root, SIGNATURE) as draft:
                 draft.new("note.txt").write_text("new")
             assert _texts(root) == "new"
         else:  # it stood between its renames
@@ -126,7 +126,7 @@ def test_a_killed_creation_leaves_no_bundle_and_blocks_nothing(tmp_path: Path) -
     root, point = tmp_path / "a.bundle", 0
 
     def create() -> None:
-        with Draft.create(root, image=IMAGE, condition=CONDITION) as draft:
+        with Draft.create(root, SIGNATURE) as draft:
             draft.new("note.txt").write_text("made")
 
     while killed_at(point, root, create):
@@ -198,7 +198,7 @@ def test_modes_stay(bundle: Bundle) -> None:  # noqa: F811
     with bundle.edit() as draft:
         draft.new("graphs/open").write_text("")
         draft.new("graphs/secret").write_text("")
-    wanted = {"": 0o2750, "bundle.json": 0o600, "graphs": 0o711, "graphs/secret": 0o440, "networks/teacher/config.json": 0o604}
+    wanted = {"": 0o2750, "bundle.json": 0o600, "graphs": 0o711, "graphs/secret": 0o440, "components/teacher/config.json": 0o604}
     for name, mode in wanted.items():
         (root / name).chmod(mode)
     during = []
@@ -275,12 +275,12 @@ def tried(root=root):
 MOUNTS = {
     "a bind mount of its own file system": ("run('mount', '--bind', root, root); tried()", "is a mount point"),
     "a mount inside": (
-        "run('mount', '-t', 'tmpfs', 'none', root / 'networks' / 'teacher'); tried()",
-        "networks/teacher is a mount",
+        "run('mount', '-t', 'tmpfs', 'none', root / 'components' / 'teacher'); tried()",
+        "components/teacher is a mount",
     ),
     "a bind mount inside": (
-        "run('mount', '--bind', root / 'networks', root / 'networks'); tried()",
-        "networks is a mount point",
+        "run('mount', '--bind', root / 'components', root / 'components'); tried()",
+        "components is a mount point",
     ),
     "a mounted file": (
         "run('mount', '--bind', root / 'bundle.json', root / 'bundle.json'); tried()",

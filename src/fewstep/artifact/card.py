@@ -100,8 +100,10 @@ def _source(record: NetworkRecord | None) -> str:
         case Distilled():
             begun = f", begun as {record.start}" if record.start != record.teacher else ""
             return f"the network {record.teacher} ({record.teacher_sha256[:12]}), distilled{begun}"
-        case Trained():
+        case Trained(start=None):
             return "training from nothing"
+        case Trained():
+            return f"the network {record.start} ({str(record.start_sha256)[:12]}), trained further"
     return "not stated"
 
 
