@@ -14,13 +14,16 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.digests import model_digest
 from fewstep.artifact.manifest import PlanEntry, check_name
+from fewstep.artifact.records import Fitted
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import Inputs, draw
 from fewstep.calibration.methods import METHODS, Method
 from fewstep.calibration.teacher import Teacher
-from fewstep.evaluation.cache import Cache, default_folder, tensors_digest
+from fewstep.data.inputs import Arrays
+from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
 from fewstep.models.denoiser import load_network
 from fewstep.sampling.guidance import PLAIN, Guidance, guided
 from fewstep.sampling.plan import Floats, Plan
@@ -31,6 +34,7 @@ from fewstep.system.progress import Track, silent
 
 __all__ = ["FitConfig", "TableConfig", "calibrate", "calibrate_table"]
 
+NOT_OF_CONFIG = ("network_sha256", "inputs_sha256", "data", "features", "trained_in")  # of what a fit depends on
 REFERENCE_STEPS = 18  # of Heun, 35 calls where it ends in clean data
 
 
@@ -65,25 +69,25 @@ def calibrate(
     *,
     name: str,
     network: str = "teacher",
-    embeddings: Mapping[str, Tensor] | None = None,
+    arrays: Arrays | None = None,
     cache: Path | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, Fit]:
     """Fit a method on the usual grid of a network of the bundle and add the plan `name` to it. Needs no data.
 
     Under `accelerate launch`, the processes share the samples. Steps that were fitted with the same settings for the same
-    network are read from the cache, so a stopped fit goes on where it was. embeddings: see fewstep.calibration.inputs.draw.
+    network are read from the cache, so a stopped fit goes on where it was. arrays: see fewstep.data.conditions.
 
-    Raises ValueError when the bundle has no such network, or its images are made from embeddings and there are none.
+    Raises ValueError when the bundle has no such network, or its samples are made from arrays and there are none.
     """
     check_name(name)
     method: Method = METHODS[config.method]
     keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())  # an Accelerator would fix the precision of a training in the same process
-    settings = _settings(config, bundle, network, embeddings)
+    settings = _settings(config, bundle, network, arrays)
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
-    inputs = draw(bundle.manifest, config.samples, seed=config.seed, embeddings=embeddings)
+    inputs = draw(bundle.manifest, config.samples, seed=config.seed, arrays=arrays)
     begin, parts = method.solver(grid, config.guidance).begin, []
     with processes.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
         for start in starts:
@@ -115,7 +119,7 @@ def calibrate(
     )
     if processes.is_main_process:
         title = f"{method.title}, {config.steps} steps"
-        _add(bundle, name, network, title, done.plan, settings | {"fitted": [step._asdict() for step in done.steps]})
+        _add(bundle, name, network, title, done.plan, settings, steps=[step._asdict() for step in done.steps])
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 
@@ -150,7 +154,7 @@ def calibrate_table(
     name: str,
     network: str = "teacher",
     real: Real | None = None,
-    embeddings: Mapping[str, Tensor] | None = None,
+    arrays: Arrays | None = None,
     cache: Path | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, TableFit]:
@@ -165,7 +169,7 @@ def calibrate_table(
         raise ValueError("a table toward real images compares sets: it needs a batch of 2 or more, and as many unseen")
     processes = PartialState(cpu=several_on_cpu())
     teacher = Teacher(bundle, network, batch=config.batch, device=processes.device)
-    settings = _settings(config, bundle, network, embeddings) | (real.settings() if real else {"data": None})
+    settings = _settings(config, bundle, network, arrays) | (real.about() if real else {"data": None})
     kept = Cache(cache or default_folder(), "table", settings | ({"real_sha256": real.digest()} if real else {}))
     (known,) = broadcast_object_list([kept.read()])  # as in calibrate
 
@@ -173,11 +177,11 @@ def calibrate_table(
         if processes.is_main_process:
             kept.write(state)
 
-    done = _table(config, teacher, real, embeddings, known=known, keep=keep, track=track)
+    done = _table(config, teacher, real, arrays, known=known, keep=keep, track=track)
     if processes.is_main_process:
         toward = "real images" if real else "the many-step image"
         title = f"fitted table, {config.steps} steps, to {toward}"
-        _add(bundle, name, network, title, done.plan, settings | {"losses": done.losses})
+        _add(bundle, name, network, title, done.plan, settings, losses=done.losses)
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
 
@@ -186,7 +190,7 @@ def _table(
     config: TableConfig,
     teacher: Teacher,
     real: Real | None,
-    embeddings: Mapping[str, Tensor] | None,
+    arrays: Arrays | None,
     *,
     known: Mapping[str, Any] | None,
     keep: Callable[[Mapping[str, Any]], None],
@@ -203,8 +207,8 @@ def _table(
 
     if known and known["step"] == config.iterations:
         return TableFit.of(start(Grid(*known["grid"])), known)
-    inputs = teacher.draw(config.samples, seed=2 * config.seed, embeddings=embeddings)
-    unseen = teacher.draw(config.unseen, seed=2 * config.seed + 1, embeddings=embeddings)
+    inputs = teacher.draw(config.samples, seed=2 * config.seed, arrays=arrays)
+    unseen = teacher.draw(config.unseen, seed=2 * config.seed + 1, arrays=arrays)
     if known:
         grid = Grid(*known["grid"])
     else:
@@ -242,15 +246,20 @@ def _seen(config: TableConfig, inputs: Inputs, targets: Tensor | None) -> Callab
 
 
 def _settings(
-    config: FitConfig | TableConfig, bundle: Bundle, network: str, embeddings: Mapping[str, Tensor] | None
+    config: FitConfig | TableConfig, bundle: Bundle, network: str, arrays: Arrays | None
 ) -> dict[str, Any]:
     """What a fit depends on."""
-    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": bundle.network_digest(network)}
-    return settings | ({"embeddings_sha256": tensors_digest(embeddings)} if embeddings else {})
+    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": model_digest(bundle.manifest, network)}
+    return settings | ({"inputs_sha256": arrays_digest(arrays)} if arrays else {})
 
 
-def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any]) -> None:
+def _add(
+    bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any], **found: Any
+) -> None:
     consistency = np.round(plan.consistency(), 12).tolist()
     with bundle.edit() as draft:
-        draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=solver)
-        draft.manifest.provenance.plans[name] = {**settings, "consistency": consistency}
+        draft.manifest.plans[name] = PlanEntry.of(plan, denoiser=network, solver=solver)
+        about = {key: value for key, value in settings.items() if key in NOT_OF_CONFIG}
+        of_config = {key: value for key, value in settings.items() if key not in NOT_OF_CONFIG}
+        record = Fitted(settings=of_config, **about, **found, consistency=consistency)
+        draft.manifest.records.plans[name] = record

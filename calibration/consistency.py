@@ -36,13 +36,14 @@ def consistency(
 
     Raises ValueError for teachers whose states have other shapes, or plans that add noise.
     """
-    shapes = [teacher.manifest.state_shape for teacher in teachers]
+    shapes = [teacher.manifest.state.shape for teacher in teachers]
     if shapes[0] != shapes[1]:
         raise ValueError(f"two networks are compared on states of one shape, got {shapes[0]} and {shapes[1]}")
     if any(plan.draws > 1 for plan in plans):
         raise ValueError("the images of a plan that adds noise do not follow from the first noise; compare plans that add none")
     first, second = (teacher.sample(plan, inputs, track=track) for teacher, plan in zip(teachers, plans, strict=True))
-    turn = max(teachers[0].manifest.condition.classes, 1)
+    labels = teachers[0].manifest.signature.labels
+    turn = labels.classes if labels else 1
     return Consistency(*_apart(first, second), *_apart(first, second.roll(turn, 0)))
 
 

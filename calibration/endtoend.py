@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, batches
-from fewstep.evaluation.cache import tensors_digest
+from fewstep.evaluation.cache import arrays_digest
 from fewstep.evaluation.features import PixelStatistics
 from fewstep.evaluation.metrics import Features
 from fewstep.models.denoiser import Denoiser
@@ -33,7 +33,7 @@ from fewstep.system.progress import Track, silent
 __all__ = ["Energy", "Loss", "Pair", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
 
 Pair = tuple[Inputs, Tensor | None]  # what images are made from and, where a loss reads them, their targets
-Loss = Callable[[Tensor, Any], Tensor]  # of images made and their targets, (B, C, H, W) both
+Loss = Callable[[Tensor, Any], Tensor]  # of images made and their targets, (B, C, ...) both
 
 # Where to look for a grid to start from: noise levels of its first and its last step.
 FIRST, LAST = (80.0, 40.0, 20.0, 10.0, 5.0, 3.0), (0.002, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -60,7 +60,7 @@ class Table(nn.Module):
         self.log_level = nn.Parameter(torch.tensor(np.log(plan.sigmas[:-1] / plan.alphas[:-1]), dtype=torch.float32))
         self.scale = nn.Parameter(torch.zeros(plan.rows))
         self.history = nn.Parameter(torch.tensor(plan.b / gain[:, None], dtype=torch.float32))
-        self.weight = nn.Parameter(torch.tensor(plan.guidance, dtype=torch.float32))
+        self.guidance = nn.Parameter(torch.tensor(plan.guidance, dtype=torch.float32))
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alphas, sigmas (n + 1,), the diagonal of a (n,), and b (n, n)."""
@@ -71,15 +71,15 @@ class Table(nn.Module):
         return alphas, sigmas, ratio * (1 + self.scale), gain[:, None] * self.history.tril()
 
     def forward(self, denoiser: Denoiser, inputs: Inputs) -> Tensor:
-        """The last state, (B, C, H, W)."""
+        """The last state, (B, C, ...)."""
         _, sigmas, a, b = self.numbers()
         denoise = guided(denoiser, inputs.condition, inputs.null)
         x = sigmas[0] * inputs.noise[:, 0]
         estimates: list[Tensor] = []
         for k in range(len(a)):
             level = sigmas[k].expand(len(x))
-            weight: Any = self.weight[k]
-            estimates.append(denoise(x, level, weight) if self.guided[k] else denoise(x, level))
+            scale: Any = self.guidance[k]
+            estimates.append(denoise(x, level, scale) if self.guided[k] else denoise(x, level))
             x = a[k] * x + sum(b[k, j] * estimate for j, estimate in enumerate(estimates))
         return x
 
@@ -87,8 +87,8 @@ class Table(nn.Module):
         """The numbers as they are now."""
         with torch.no_grad():
             alphas, sigmas, a, b = (t.double().cpu().numpy() for t in self.numbers())
-            weights = np.where(self.guided, self.weight.double().cpu().numpy(), 1.0)
-        return Plan(alphas, sigmas, np.diag(a), b, np.zeros(len(a)), weights)
+            guidance = np.where(self.guided, self.guidance.double().cpu().numpy(), 1.0)
+        return Plan(alphas, sigmas, np.diag(a), b, np.zeros(len(a)), guidance)
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ class Real(NamedTuple):
         with torch.no_grad():
             return cls(images.source, models, [torch.cat([model(part) for part in torch.split(some, 250)]) for model in models])
 
-    def settings(self) -> dict[str, Any]:
-        """What a plan's provenance says of them."""
+    def about(self) -> dict[str, Any]:
+        """What a plan's record says of them."""
         return {"data": self.data, "features": [type(model).__name__ for model in self.models]} | {
             "trained_in": [model.trained_in for model in self.models]
         }
 
     def digest(self) -> str:
         """A hash of the features."""
-        return tensors_digest({str(i): features for i, features in enumerate(self.features)})
+        return arrays_digest({str(i): features.cpu().numpy() for i, features in enumerate(self.features)})
 
 
 class Energy:
@@ -151,9 +151,9 @@ class Energy:
         self.units = [_apart(features) for features in real.features]
 
     def __call__(self, made: Tensor, targets: object) -> Tensor:  # noqa: ARG002
-        images, total = self.teacher.bytes(made), made.new_zeros(())
+        outputs, total = self.teacher.in_units(made), made.new_zeros(())
         for model, real, unit in zip(self.models, self.real, self.units, strict=True):
-            features = model(images)
+            features = model(outputs)
             total = total + (2 * torch.cdist(features, real).mean() - _apart(features)) / unit
         return total
 
@@ -201,7 +201,7 @@ def fit_table(
     """
     device = next(denoiser.parameters()).device
     table.to(device)
-    weights = [table.scale, table.history, table.weight]
+    weights = [table.scale, table.history, table.guidance]
     optimizer = Adam([{"params": [table.log_level], "lr": 3 * lr}, {"params": weights, "lr": lr}], betas=(0.9, 0.99))
     schedule = CosineAnnealingLR(optimizer, iterations)
     if known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fewstep.artifact.manifest import Manifest
 from fewstep.data.conditions import Conditions
+from fewstep.data.inputs import Arrays
 
 __all__ = ["Inputs", "draw"]
 
@@ -37,7 +37,7 @@ class Inputs:
 
 
 def draw(
-    manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Mapping[str, Tensor] | None = None
+    manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None
 ) -> Inputs:
     """Unit noise from a seed, with every label in turn or, where samples are made from arrays, every row of those in turn.
 

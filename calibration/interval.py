@@ -5,7 +5,7 @@ An interval begins and ends at levels of the grid, for a step is guided as a who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.digests import model_digest
 from fewstep.artifact.manifest import PlanEntry, check_name
+from fewstep.artifact.records import Searched
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
-from fewstep.evaluation.cache import Cache, default_folder, tensors_digest
+from fewstep.data.inputs import Arrays
+from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
 from fewstep.evaluation.metrics import Judge
 from fewstep.sampling.guidance import PLAIN, Guidance, mix
 from fewstep.sampling.plan import Plan, trajectory
@@ -41,11 +44,11 @@ __all__ = [
 
 
 class Steps(NamedTuple):
-    """Guide the steps first .. last of a grid, by a weight."""
+    """Guide the steps first .. last of a grid, by a scale."""
 
     first: int
     last: int
-    weight: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,13 @@ Evaluate = Callable[[Steps], Trial]
 
 @dataclass(frozen=True)
 class IntervalConfig:
-    """How to search. steps: of the solver. weights: of the sweep; the search draws from 1 up to the largest.
+    """How to search. steps: of the solver. scales: of the sweep; the search draws from 1 up to the largest.
 
     recipe: sweep, the paper's, or search, optuna's, of so many trials. calls: at most this many for the plan that is taken.
     """
 
     steps: int = 10
-    weights: tuple[float, ...] = (1.5, 2.0, 3.0)
+    scales: tuple[float, ...] = (1.5, 2.0, 3.0)
     recipe: Literal["sweep", "search"] = "sweep"
     trials: int = 60
     calls: int | None = None
@@ -77,8 +80,8 @@ class IntervalConfig:
     def __post_init__(self) -> None:
         if self.recipe not in ("sweep", "search"):
             raise ValueError(f"an interval is found by sweep or search, got {self.recipe!r}")
-        if not self.weights or not all(1 < weight < np.inf for weight in self.weights):
-            raise ValueError(f"guidance begins above the weight 1, got the weights {list(self.weights)}")
+        if not self.scales or not all(1 < scale < np.inf for scale in self.scales):
+            raise ValueError(f"guidance begins above the scale 1, got the scales {list(self.scales)}")
         if self.trials < 1:
             raise ValueError(f"a search needs 1 trial or more, got {self.trials}")
 
@@ -91,20 +94,20 @@ def calibrate_interval(
     *,
     name: str,
     network: str = "teacher",
-    embeddings: Mapping[str, Tensor] | None = None,
+    arrays: Arrays | None = None,
     cache: Path | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, list[Trial]]:
     """Search the guidance of a solver on the usual grid that comes nearest to the judge's images; add the plan `name`.
 
     The judge must not be the one that results are reported in: its images are what the choice is made on. Trials are cached, so
-    a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's provenance.
+    a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's record.
 
     Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
     check_name(name)
-    if not bundle.manifest.condition.guidable:
-        raise ValueError(f"{bundle.root.name} has no condition that means none, so there is nothing to guide")
+    if not bundle.manifest.signature.guidable:
+        raise ValueError(f"{bundle.root.name} has no input that means none, so there is nothing to guide")
     teacher = Teacher(bundle, network)
     grid = teacher.denoiser.parametrisation.grid(config.steps)
     least, most = solver(grid, PLAIN).nfe, config.calls or np.inf
@@ -112,38 +115,40 @@ def calibrate_interval(
         raise ValueError(
             f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
         )
-    inputs = teacher.draw(judge.n, seed=config.seed, labels=judge.labels, embeddings=embeddings)
-    settings: dict[str, Any] = asdict(config) | {"network_sha256": bundle.network_digest(network)}
-    asked = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed, "judge_sha256": judge.digest()}
-    asked |= {"embeddings_sha256": tensors_digest(embeddings) if embeddings else None}
-    kept = Cache(cache or default_folder(), "interval", asked | {"network_sha256": settings["network_sha256"]})
+    inputs = teacher.draw(judge.n, seed=config.seed, labels=judge.labels, arrays=arrays)
+    network_sha256 = model_digest(bundle.manifest, network)
+    asked: dict[str, Any] = {"judge_sha256": judge.digest(), "network_sha256": network_sha256}
+    asked |= {"inputs_sha256": arrays_digest(arrays) if arrays else None}
+    searched = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed}
+    kept = Cache(cache or default_folder(), "interval", asked | searched)
     known: dict[str, float] = kept.read() or {}
 
     def evaluate(steps: Steps) -> Trial:
         plan = solver(grid, interval(grid, steps))
-        key = f"{steps.first} {steps.last} {steps.weight!r}"
+        key = f"{steps.first} {steps.last} {steps.scale!r}"
         if key not in known:
-            known[key] = judge.distance(teacher.images(plan, inputs))
+            known[key] = judge.distance(teacher.outputs(plan, inputs))
             kept.write(known)
         return Trial(steps, known[key], plan.nfe)
 
     trials = [evaluate(Steps(0, grid.n - 1, 1.0))]  # no guidance
     if config.recipe == "sweep":
-        trials += sweep(grid, config.weights, evaluate, track=track)
+        trials += sweep(grid, config.scales, evaluate, track=track)
     else:
-        trials += search(grid, max(config.weights), evaluate, trials=config.trials, seed=config.seed, track=track)
-    first, last, weight = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
+        trials += search(grid, max(config.scales), evaluate, trials=config.trials, seed=config.seed, track=track)
+    first, last, scale = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
     plan = solver(grid, interval(grid, best))
-    found = {
+    found: dict[str, Any] = {
         "guidance": interval(grid, best).settings(),
         "levels": [level if np.isfinite(level) else None for level in grid.levels],
         "similarity": similarity(teacher, plan, inputs[: teacher.batch].to(teacher.device)),
         "trials": [trial.steps._asdict() | {"value": trial.value, "nfe": trial.nfe} for trial in trials],
     }
     with bundle.edit() as draft:
-        title = f"{solver.__name__}, {config.steps} steps, {first} to {last} guided by {weight:.3g}"
-        draft.manifest.plans[name] = PlanEntry.of(plan, network=network, solver=title)
-        draft.manifest.provenance.plans[name] = settings | asked | found
+        title = f"{solver.__name__}, {config.steps} steps, {first} to {last} guided by {scale:.3g}"
+        draft.manifest.plans[name] = PlanEntry.of(plan, denoiser=network, solver=title)
+        settings = asdict(config) | {"solver": solver.__name__}
+        draft.manifest.records.plans[name] = Searched(settings=settings, **asked, **found)
     return Bundle.load(bundle.root), trials
 
 
@@ -151,7 +156,7 @@ def interval(grid: Grid, steps: Steps) -> Guidance:
     """The guidance of these steps of a grid. Its bounds lie between levels, so that they may be rounded."""
     levels = grid.levels
     hi = _between(levels[steps.first - 1], levels[steps.first]) if steps.first else inf
-    return Guidance(steps.weight, _between(levels[steps.last], levels[steps.last + 1]), hi)
+    return Guidance(steps.scale, _between(levels[steps.last], levels[steps.last + 1]), hi)
 
 
 def _between(above: float, below: float) -> float:
@@ -159,24 +164,24 @@ def _between(above: float, below: float) -> float:
     return float(np.sqrt(above * below)) if np.isfinite(above) else 2 * float(below)
 
 
-def sweep(grid: Grid, weights: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:
-    """The paper's recipe for each weight: everything below hi for every hi, then every lo at the best hi.
+def sweep(grid: Grid, scales: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:
+    """The paper's recipe for each scale: everything below hi for every hi, then every lo at the best hi.
 
-    All trials in their order: at most 2 n - 1 for each weight and grid of n steps.
+    All trials in their order: at most 2 n - 1 for each scale and grid of n steps.
     """
     trials: list[Trial] = []
-    for weight in weights:
-        below = [evaluate(Steps(first, grid.n - 1, weight)) for first in track(range(grid.n), f"{weight:g}: first guided step")]
+    for scale in scales:
+        below = [evaluate(Steps(first, grid.n - 1, scale)) for first in track(range(grid.n), f"{scale:g}: first guided step")]
         best = min(range(grid.n), key=lambda first: below[first].value)
         ends = range(best, grid.n - 1)
-        trials += below + [evaluate(Steps(best, last, weight)) for last in track(ends, f"{weight:g}: last guided step")]
+        trials += below + [evaluate(Steps(best, last, scale)) for last in track(ends, f"{scale:g}: last guided step")]
     return trials
 
 
 def search(
     grid: Grid, most: float, evaluate: Evaluate, *, trials: int = 60, seed: int = 0, track: Track = silent
 ) -> list[Trial]:
-    """Weights in 1 .. most and intervals together, by optuna's multi-objective TPE on the metric and the network calls."""
+    """Scales in 1 .. most and intervals together, by optuna's multi-objective TPE on the metric and the network calls."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -186,7 +191,7 @@ def search(
         trial = study.ask()
         first = trial.suggest_int("first", 0, grid.n - 1)
         last = min(first + trial.suggest_int("more", 0, grid.n - 1), grid.n - 1)
-        found.append(evaluate(Steps(first, last, trial.suggest_float("weight", 1.0, most))))
+        found.append(evaluate(Steps(first, last, trial.suggest_float("scale", 1.0, most))))
         study.tell(trial, (found[-1].value, found[-1].nfe))
     return found
 
@@ -207,10 +212,10 @@ def similarity(teacher: Teacher, plan: Plan, inputs: Inputs) -> list[float]:
     """
     rows: list[float] = []
 
-    def denoise(x: torch.Tensor, sigma: float, weight: float = 1.0, **told: float) -> torch.Tensor:
+    def denoise(x: torch.Tensor, sigma: float, scale: float = 1.0, **told: float) -> torch.Tensor:
         conditional, unconditional = (teacher.denoiser(x, sigma, *c, **told) for c in (inputs.condition, inputs.null))
         rows.append(float(cosine_similarity(conditional.flatten(1), unconditional.flatten(1)).mean()))
-        made: torch.Tensor = mix(conditional, unconditional, weight)
+        made: torch.Tensor = mix(conditional, unconditional, scale)
         return made
 
     with torch.no_grad():

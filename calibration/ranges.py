@@ -6,7 +6,7 @@ the change of the final image when this layer alone is rounded; the worst are le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log10
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Precision, RangesEntry
+from fewstep.artifact.manifest import RangesEntry
 from fewstep.artifact.ranges import LARGEST_WEIGHT, Interval, LayerRanges, Ranges
+from fewstep.artifact.spec import Precision
 from fewstep.calibration.inputs import Inputs, draw
+from fewstep.data.inputs import Arrays
 from fewstep.models.denoiser import Denoiser, load_network
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Plan, trajectory
@@ -38,23 +40,23 @@ def calibrate_ranges(
     samples: int = 32,
     min_psnr_db: float = MIN_PSNR_DB,
     seed: int = 0,
-    embeddings: Mapping[str, Tensor] | None = None,
+    arrays: Arrays | None = None,
     again: bool = True,
     track: Track = silent,
 ) -> Bundle:
     """Collect the ranges of a plan's layers and find the layers to keep, for each precision; write ranges/NAME.json.
 
-    embeddings: see fewstep.calibration.inputs.draw. again: collect ranges that there are once more. What was found for other
+    arrays: see fewstep.data.conditions. again: collect ranges that there are once more. What was found for other
     precisions stays.
 
-    Raises ValueError for a plan the bundle does not have, or images made from embeddings where there are none.
+    Raises ValueError for a plan the bundle does not have, or samples made from arrays where there are none.
     """
     plan = bundle.plan(name)
     if plain := [precision for precision in precisions if precision == "fp32"]:
         raise ValueError(f"{plain[0]} rounds nothing, so there is nothing to find; name fp16, bf16, int8, int8-fp16 or fp8")
-    denoiser = load_network(bundle, bundle.manifest.plans[name].network)
-    inputs = draw(bundle.manifest, samples, draws=plan.draws, seed=seed, embeddings=embeddings)
-    span = bundle.manifest.image.high - bundle.manifest.image.low
+    denoiser = load_network(bundle, bundle.manifest.plans[name].denoiser)
+    inputs = draw(bundle.manifest, samples, draws=plan.draws, seed=seed, arrays=arrays)
+    span = bundle.manifest.output.span
     known = bundle.ranges(name)
     ranges = known if known and not again else collect(denoiser, plan, inputs, name=name)
     if known:
@@ -113,7 +115,7 @@ def excluded_layers(
 ) -> tuple[list[str], tuple[float, float]]:
     """The fewest layers to leave out, worst first, for a PSNR of at least min_psnr_db against fp32; PSNR without and with them.
 
-    span: from the darkest to the brightest value of an image, the peak of the PSNR. Raises ValueError where fp16 cannot hold
+    span: of a sample, from its lowest to its highest value, the peak of the PSNR. Raises ValueError where fp16 cannot hold
     what a layer sees or makes: no layer in fp32 helps there, for what it makes is stored in fp16 again.
     """
     if precision not in ("bf16", "int8"):  # the others compute in or around fp16
@@ -144,7 +146,7 @@ def excluded_layers(
 def rounded_sample(
     denoiser: Denoiser, plan: Plan, inputs: Inputs, ranges: Ranges, names: Collection[str], precision: Precision
 ) -> Tensor:
-    """The plan's result (B, C, H, W) with the named layers rounded to a precision, the others exact."""
+    """The plan's result (B, C, ...) with the named layers rounded to a precision, the others exact."""
     position = _Position()
     with _rounded(denoiser, ranges, names, precision, position):
         return _run(denoiser, plan, inputs, position)

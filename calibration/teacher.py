@@ -1,9 +1,9 @@
-"""A network of a bundle that makes images with any plan, in torch: what fits and searches try plans on."""
+"""A network of a bundle that makes samples with any plan, in torch: what fits and searches try plans on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.inputs import Inputs, draw
-from fewstep.models.decoder import load_decoder, to_bytes
+from fewstep.data.conditions import Conditions
+from fewstep.data.inputs import Arrays
+from fewstep.models.decoder import in_units, load_decoder
 from fewstep.models.denoiser import load_network
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Plan, sample
@@ -32,7 +34,7 @@ class Teacher:
         keep_to_own_cores()
         self.manifest, self.batch, self.device = bundle.manifest, batch, torch.device(device)
         self.denoiser = load_network(bundle, name).requires_grad_(False).to(self.device)
-        self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.latent else None
+        self.decoder = load_decoder(bundle).requires_grad_(False).to(self.device) if bundle.manifest.decoder else None
 
     def draw(
         self,
@@ -41,16 +43,16 @@ class Teacher:
         seed: int,
         draws: int = 1,
         labels: npt.NDArray[np.int64] | None = None,
-        embeddings: Mapping[str, Tensor] | None = None,
+        arrays: Arrays | None = None,
     ) -> Inputs:
         """Noise and conditions, see fewstep.calibration.inputs.draw. labels: (samples,), instead of every one in turn."""
-        inputs = draw(self.manifest, samples, draws=draws, seed=seed, embeddings=embeddings)
-        if labels is None or self.manifest.condition.kind != "labels":
+        inputs = draw(self.manifest, samples, draws=draws, seed=seed, arrays=arrays)
+        if labels is None or self.manifest.signature.labels is None:
             return inputs
-        return replace(inputs, condition=(torch.tensor(labels),))
+        return replace(inputs, condition=Conditions(self.manifest.signature.inputs, arrays).of(torch.tensor(labels)))
 
     def sample(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> Tensor:
-        """The plan's last states, (n, C, H, W) on the host."""
+        """The plan's last states, (n, C, ...) on the host."""
         starts, made = range(0, len(inputs), self.batch), []
         with torch.no_grad():
             for i in track(range(len(starts)), "sample"):
@@ -60,16 +62,17 @@ class Teacher:
                 made.append(sample(denoise, x, plan, list(some.noise[:, 1:].unbind(1))).cpu())
         return torch.cat(made)
 
-    def images(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[np.uint8]:
-        """What the bundle's graphs make of the same, (n, C, H, W) uint8."""
+    def outputs(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[Any]:
+        """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, or values (n, columns, *axes)."""
         return self.rounded(self.sample(plan, inputs, track=track))
 
-    def rounded(self, states: Tensor) -> npt.NDArray[np.uint8]:
-        """Last states as images (n, C, H, W) uint8, as the bundle's graphs round them."""
+    def rounded(self, states: Tensor) -> npt.NDArray[Any]:
+        """Last states as outputs with channels first, images rounded as the bundle's graphs round them."""
         with torch.no_grad():
-            parts = [self.bytes(part.to(self.device)).round().to(torch.uint8).cpu() for part in torch.split(states, self.batch)]
-        return torch.cat(parts).numpy()
+            made = torch.cat([self.in_units(part.to(self.device)).cpu() for part in torch.split(states, self.batch)])
+        dtype = self.manifest.output.tensor.dtype
+        return (made.round() if dtype == "uint8" else made).numpy().astype(dtype)
 
-    def bytes(self, states: Tensor) -> Tensor:
-        """Last states as images (B, C, H, W) in 0 .. 255, not rounded, so that gradients pass."""
-        return to_bytes(states, self.manifest.image, self.decoder)
+    def in_units(self, states: Tensor) -> Tensor:
+        """Last states as outputs with channels first, not rounded, so that gradients pass."""
+        return in_units(states, self.manifest.output, self.decoder)

@@ -1,7 +1,8 @@
-"""Real images as training takes them: opened wherever they lie, and read ahead of the step that needs them."""
+"""Real samples as training takes them: opened wherever they lie, and read ahead of the step that needs them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -11,15 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition
-from fewstep.data import Images, open_images
-from fewstep.data.latents import is_latents, open_latents
+from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.signature import Input, Signature
+from fewstep.data import Samples, numbered_like, open_images
+from fewstep.data.arrays import is_arrays, open_arrays
+from fewstep.data.latents import Latents, is_latents, open_latents
 from fewstep.data.stream import is_url, open_stream
 from fewstep.system.cores import usable_cores
 from fewstep.system.progress import Track, silent
 from fewstep.trainer.draws import Draws
 
-__all__ = ["Loader", "open_examples"]
+__all__ = ["Loader", "open_examples", "samples_of"]
 
 THREADS = min(usable_cores(), 8)
 ANNOUNCED = 32  # steps ahead
@@ -27,51 +30,67 @@ Part: TypeAlias = tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]
 
 
 def open_examples(
-    source: str, *, resolution: int | None = None, embeddings: Condition | None = None, track: Track = silent
-) -> Images:
-    """Training images of a source that `open_images` or `open_stream` knows, or the latents that `fewstep encode` wrote.
+    source: str, *, resolution: int | None = None, inputs: Sequence[Input] | None = None, track: Track = silent
+) -> Samples:
+    """Training samples of a source that `open_images`, `open_stream` or `open_arrays` knows, or latents that `encode` wrote.
 
-    Raises ValueError or OSError as these do.
+    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError as these do.
     """
+    path = Path(source)
     if is_url(source):
-        return open_stream(source, resolution=resolution, embeddings=embeddings)
-    if is_latents(Path(source)):
-        if resolution:
-            raise ValueError(f"{source} holds latents, whose size is what it is; give --resolution to fewstep encode")
-        return open_latents(Path(source), embeddings=embeddings)
-    return open_images(source, resolution=resolution, embeddings=embeddings, track=track)
+        return open_stream(source, resolution=resolution, inputs=inputs)
+    arrays = path.exists() and is_arrays(path)
+    if resolution and (arrays or is_latents(path)):
+        raise ValueError(f"{source} holds {'arrays' if arrays else 'latents'}, whose size is what it is; leave --resolution out")
+    if arrays:
+        found = open_arrays(path)
+        if inputs and found.arrays:
+            raise ValueError(f"{source} has what its samples are made from; leave --inputs out")
+        return found.made_from(inputs) if inputs else found
+    if is_latents(path):
+        return open_latents(path, inputs=inputs)
+    return open_images(source, resolution=resolution, inputs=inputs, track=track)
+
+
+def samples_of(bundle: Bundle, samples: Samples) -> Samples:
+    """Samples whose labels are the bundle's numbers of classes. Raises ValueError for others than it makes."""
+    manifest, samples = bundle.manifest, numbered_like(bundle, samples)
+    entry = samples.entry if isinstance(samples, Latents) else None
+    made = manifest.decoder.model_copy(update={"directory": None, "digest": None}) if manifest.decoder else None
+    if entry != made or samples.state != manifest.state or not _alike(samples.signature, manifest.signature):
+        raise ValueError(
+            f"{bundle.root.name} makes other samples than {samples.source} holds; give real ones like those it was trained on"
+        )
+    return samples.of_signature(manifest.signature)
+
+
+def _alike(ours: Signature, theirs: Signature) -> bool:
+    """Whether two data sets are of one kind: mean and deviation are those of the bundle, which says what its samples are."""
+    return ours.inputs == theirs.inputs and ours.output.unscaled == theirs.output.unscaled
 
 
 class Loader:
-    """Batches of real images. Those of the next step are decoded by threads while a step is computed."""
+    """Batches of real samples. Those of the next step are decoded by threads while a step is computed."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
-        self.pool = ThreadPoolExecutor(THREADS, "fewstep-images")
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.pool = ThreadPoolExecutor(THREADS, "fewstep-data")
         self.coming: dict[tuple[int, ...], list[Future[Part]]] = {}
 
     def __call__(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images in the network's space, (B, C, H, W) on the device of `draws`, and their labels (B,) on the CPU."""
+        """States (B, C, ...) on the device of `draws`, and their labels (B,) on the CPU."""
         here, following = (*draws.seed, draws.step, draws.rank), (*draws.seed, draws.step + 1, draws.rank)
         parts = self.coming.pop(here, None) or self._begin(draws, draws.step)
         self.coming = {key: value for key, value in self.coming.items() if key[:-1] == here[:-1]}
         self.coming[following] = self._begin(draws, draws.step + 1)
-        self.images.announce(self._positions(draws, draws.step + ANNOUNCED))
-        pixels, labels = (np.concatenate(column) for column in zip(*(part.result() for part in parts), strict=True))
-        return self._in_range(torch.from_numpy(pixels).to(draws.device), draws), torch.from_numpy(labels)
+        self.samples.announce(self._positions(draws, draws.step + ANNOUNCED))
+        values, labels = (np.concatenate(column) for column in zip(*(part.result() for part in parts), strict=True))
+        states: Tensor = self.samples.states(torch.from_numpy(values).to(draws.device), draws.normal)
+        return states, torch.from_numpy(labels)
 
     def _positions(self, draws: Draws, step: int) -> npt.NDArray[np.int64]:
-        return self.images.order(step, draws.batch, draws.seed)[draws.rank :: draws.processes]
+        return self.samples.order(step, draws.batch, draws.seed)[draws.rank :: draws.processes]
 
     def _begin(self, draws: Draws, step: int) -> list[Future[Part]]:
         at = self._positions(draws, step)
-        return [self.pool.submit(self.images.__getitem__, part) for part in np.array_split(at, min(THREADS, len(at)))]
-
-    def _in_range(self, values: Tensor, draws: Draws) -> Tensor:
-        """Bytes as numbers in low .. high; latents drawn from the mean and deviation that the encoder made of an image."""
-        if values.dtype == torch.uint8:
-            low, high = self.images.image.low, self.images.image.high
-            return low + values.float() * ((high - low) / 255)
-        channels, *sides = self.images.state_shape
-        mean, deviation = values[:, :channels].float(), values[:, channels:].float()
-        return mean + deviation * draws.normal(channels, *sides) if deviation.numel() else mean
+        return [self.pool.submit(self.samples.__getitem__, part) for part in np.array_split(at, min(THREADS, len(at)))]

@@ -136,7 +136,7 @@ def began_in(path: Path) -> str | None:
     """The precision in which networks compute in the run that a checkpoint is of; None where there is no readable one."""
     for place in (path, _beside(path, "old")):
         try:
-            return str(json.loads((place / ABOUT).read_text("utf-8"))["settings"]["precision"])
+            return str(json.loads((place / ABOUT).read_text("utf-8"))["settings"]["mixed_precision"])
         except (OSError, KeyError, TypeError, ValueError):
             continue
     return None

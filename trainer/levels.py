@@ -17,10 +17,15 @@ from torch import Tensor
 from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.trainer.draws import Draws
 
-__all__ = ["Curriculum", "Levels", "Space", "space_of"]
+__all__ = ["Curriculum", "Levels", "Space", "per_sample", "space_of"]
 
 MEAN = 0.3  # of the curriculum's normal, on the axis of positions
 FLOW_TOP = 1 - 1e-4  # at t = 1 a flow's state says nothing of the image, and its noise estimate does not exist
+
+
+def per_sample(numbers: Tensor, samples: Tensor) -> Tensor:
+    """One number for each sample, (B,), so that it goes with samples (B, C, ...)."""
+    return numbers.reshape(-1, *(1,) * (samples.ndim - 1))
 
 
 class Levels(NamedTuple):
@@ -30,8 +35,8 @@ class Levels(NamedTuple):
     sigma: Tensor
 
     def noised(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """States (B, C, H, W) in the dtype of x0."""
-        alpha, sigma = (t.reshape(-1, 1, 1, 1) for t in self)
+        """States (B, C, ...) in the dtype of x0."""
+        alpha, sigma = (per_sample(t, x0) for t in self)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Training losses, each mean over pixels per image, (B,)."""
+"""Training losses, each a mean over the numbers of a sample, (B,)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.sampling.plan import Denoise
-from fewstep.trainer.levels import Levels, Space
+from fewstep.trainer.levels import Levels, Space, per_sample
 
 __all__ = ["denoising_loss", "lskip_loss", "sid_loss", "sid_scale"]
 
@@ -14,7 +14,7 @@ __all__ = ["denoising_loss", "lskip_loss", "sid_loss", "sid_scale"]
 def denoising_loss(
     denoise: Denoise, x0: Tensor, levels: Levels, noise: Tensor, condition: tuple[Tensor, ...], weight: Tensor
 ) -> Tensor:
-    """weight |D(alpha x0 + sigma noise) - x0|^2; denoise is D(x, sigma, *condition), x0 and noise (B, C, H, W), weight (B,)."""
+    """weight |D(alpha x0 + sigma noise) - x0|^2; denoise is D(x, sigma, *condition), x0 and noise (B, C, ...), weight (B,)."""
     return weight * _squared(denoise(levels.noised(x0, noise), levels.sigma, *condition) - x0)
 
 
@@ -33,11 +33,11 @@ def lskip_loss(
     """tau L0 + (1 - tau) Lskip at positions (B,) of a space. S2-DMs, arXiv 2401.01520, eq. 12.
 
     L0 = |noise - eps|^2 and Lskip = |other - c eps|^2, eps the network's noise estimate, c = space.lskip_scale(position, skip);
-    both weighted as the space weighs an error in eps. other (B, C, H, W) is noise drawn anew (the authors' code); pass `noise`
+    both weighted as the space weighs an error in eps. other (B, C, ...) is noise drawn anew (the authors' code); pass `noise`
     itself for the shared reading. Levels less than `skip` above the lowest use L0 alone.
     """
     levels = space.at(position)
-    alpha, sigma = (t.reshape(-1, 1, 1, 1) for t in levels)
+    alpha, sigma = (per_sample(t, x0) for t in levels)
     x = levels.noised(x0, noise)
     denoised = denoise(x, levels.sigma, *condition)
     weight = space.weight(levels)
@@ -46,24 +46,24 @@ def lskip_loss(
         return plain
     scale = space.lskip_scale(position, skip)
     eps = (x - alpha * denoised) / sigma
-    skipped = weight * (levels.sigma / levels.alpha) ** 2 * _squared(other - scale.reshape(-1, 1, 1, 1) * eps)
+    skipped = weight * (levels.sigma / levels.alpha) ** 2 * _squared(other - per_sample(scale, eps) * eps)
     return torch.where(scale > 0, tau * plain + (1 - tau) * skipped, plain)
 
 
 def sid_loss(generated: Tensor, teacher: Tensor, fake: Tensor, *, alpha: float) -> Tensor:
-    """(a - b) ((a - x) - alpha (a - b)) summed over pixels, over sid_scale. SiD, arXiv 2404.04057, eq. 23.
+    """(a - b) ((a - x) - alpha (a - b)) summed over a sample, over sid_scale. SiD, arXiv 2404.04057, eq. 23.
 
-    x generated images, a and b the teacher's and the fake score network's estimates of x from the same noised x, all
-    (B, C, H, W). The value oscillates around 0 and does not tell how good the images are.
+    x what was generated, a and b the teacher's and the fake score network's estimates of x from the same noised x, all
+    (B, C, ...). The value oscillates around 0 and does not tell how good samples are.
     """
     gap = teacher - fake
-    return (gap * ((teacher - generated) - alpha * gap)).sum((1, 2, 3)) / sid_scale(generated, teacher)
+    return (gap * ((teacher - generated) - alpha * gap)).flatten(1).sum(1) / sid_scale(generated, teacher)
 
 
 def sid_scale(generated: Tensor, teacher: Tensor) -> Tensor:
     """stopgrad(mean |x - a|), at least 1e-5, (B,)."""
-    return (generated - teacher).abs().mean((1, 2, 3)).detach().clamp(min=1e-5)
+    return (generated - teacher).abs().flatten(1).mean(1).detach().clamp(min=1e-5)
 
 
 def _squared(x: Tensor) -> Tensor:
-    return x.square().mean((1, 2, 3))
+    return x.square().flatten(1).mean(1)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.guidance import mix
+from fewstep.trainer.levels import per_sample
 
 __all__ = ["FakeScore", "Mode", "Weights", "discriminator_loss", "evaluate", "generator_loss"]
 
@@ -58,35 +59,26 @@ class FakeScore(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self._seen: list[Tensor] = []
-        _bottleneck(denoiser.net).register_forward_hook(self._keep)
+        denoiser.family.middle(denoiser.net).register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        # Blocks that also carry the text along return it first.
-        self._seen.append(output[-1] if isinstance(output, tuple) else output)
+        if isinstance(output, tuple):  # a U-Net's level has what it skips besides; blocks that carry the text along return it first
+            output = output[-1 if self.denoiser.family.tokens else 0]
+        self._seen.append(output)
 
     def forward(self, x: Tensor, sigma: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:
-        """D (B, C, H, W) and logits (B, positions), higher for what looks real."""
+        """D (B, C, ...) and logits (B, positions), higher for what looks real."""
         self._seen.clear()
         denoised = self.denoiser(x, sigma, *condition)
         features = self._seen.pop()
-        if features.ndim == 4:  # (B, C, h, w) of a U-Net; a transformer's are (B, tokens, C)
+        family = self.denoiser.family
+        if not family.tokens:  # channels come first, (B, C, h, w) of a U-Net; a transformer's are (B, tokens, C)
             features = features.flatten(2).transpose(1, 2)
         return denoised, features.float().mean(-1)
 
 
-def _bottleneck(net: Any) -> nn.Module:
-    """The middle of a network: what its last U-Net level or its middle block makes."""
-    if getattr(net, "mid_block", None) is not None:
-        middle: nn.Module = net.mid_block
-    elif hasattr(net, "transformer_blocks"):
-        middle = net.transformer_blocks[len(net.transformer_blocks) // 2]
-    else:
-        middle = net.down_blocks[-1]
-    return middle
-
-
 def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null: Condition, k: float | Tensor) -> Any:
-    """f^k at states x (B, C, H, W), k one or one for each image. One evaluation for k = 1 and 0, else one of twice the batch.
+    """f^k at states x (B, C, ...), k one or one for each image. One evaluation for k = 1 and 0, else one of twice the batch.
 
     score gives a tensor or a tuple of tensors; of a tuple, the first is mixed, the others are those of the condition.
     """
@@ -99,7 +91,7 @@ def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null:
     first, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
     conditional, unconditional = first.chunk(2)
     if isinstance(k, Tensor):
-        k = k.reshape(-1, 1, 1, 1)
+        k = per_sample(k, x)
         mixed = torch.where(k == 1, conditional, mix(conditional, unconditional, k))
     else:
         mixed = mix(conditional, unconditional, k)

@@ -8,12 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from fewstep.models.mixed_precision import refuse_precision
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm, Flow, Parametrisation
 from fewstep.sampling.schedule import Grid, flow, uniform
-from fewstep.trainer.draws import refuse_parts
-from fewstep.trainer.rates import refuse_rate
+from fewstep.trainer.run import RunConfig
 from fewstep.trainer.scores import Mode, Weights
 
 __all__ = ["SidConfig", "generator_grid"]
@@ -22,22 +20,30 @@ VP_START = 0.625  # of the table's times
 
 
 @dataclass(frozen=True)
-class SidConfig:
+class SidConfig(RunConfig):
     """Settings of a distillation; the defaults brought generators of digits to their teacher (benchmarks/sid.py).
 
-    steps is K, the network calls per image; iterations are updates of G (and of F). lr: None is 6e-4, half that for several
-    steps. mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes
-    guided images in one pass. lo, hi: noise levels T is guided above, and up to (None: all higher ones). match: every
-    step's output, drawn uniformly, or the final one alone. start: the network that G starts as. plan: a sampler of the
-    bundle that G walks, such as a fitted table, instead of few steps with noise drawn anew; what it ends in alone is
-    matched. warmup, adversarial_from: shares of the run in which only F learns, and after which real images join.
-    validate_every, patience: iterations between two looks at a metric, and looks without a better one that end the run (0:
-    none does). accumulate, checkpointing, shard: as for a teacher.
+    Args:
+        iterations: updates of G (and of F).
+        steps: K, the network calls per sample.
+        lr: None is 6e-4, half that for several steps.
+        alpha: of SiD's loss.
+        mode, guidance: where F and T are guided and by how much, see fewstep.trainer.scores; the generator then makes guided
+            samples in one pass.
+        lo, hi: noise levels T is guided above, and up to (None: all higher ones).
+        match: every step's output, drawn uniformly, or the final one alone.
+        start: the network that G starts as.
+        plan: a sampler of the bundle that G walks, such as a fitted table, instead of few steps with noise drawn anew; what it
+            ends in alone is matched.
+        sigma_start: where the few steps begin, for EDM.
+        noise_mean, noise_std: of ln(sigma / alpha) where F learns.
+        warmup, adversarial_from: shares of the run in which only F learns, and after which real samples join.
     """
 
-    steps: int = 1
     iterations: int = 800
-    batch: int = 32
+    halflife_images: float = 2e3
+    validate_every: int = 25
+    steps: int = 1
     lr: float | None = None
     alpha: float = 1.0
     mode: Mode = "teacher"
@@ -52,32 +58,17 @@ class SidConfig:
     noise_std: float = 1.2
     warmup: float = 0.0
     adversarial_from: float = 0.5
-    seed: int = 0
-    halflife_images: float = 2e3
-    precision: str = "auto"
-    accumulate: int = 1
-    checkpointing: bool = False
-    shard: bool = False
-    checkpoint_every: int = 50
-    validate_every: int = 25
-    patience: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.steps <= 4:
             raise ValueError(f"SiD generators take 1 to 4 steps, got {self.steps}; use a calibrated solver beyond that")
-        if self.iterations < 1 or self.batch < 1:
-            raise ValueError(f"distillation needs 1 iteration and 1 image a batch, got {self.iterations}, {self.batch}")
         if self.match not in ("uniform", "final"):
             raise ValueError(f"a generator matches every output (uniform) or the last (final), got {self.match!r}")
         if not (0 <= self.warmup < 1 and 0 <= self.adversarial_from <= 1):
             raise ValueError(
                 f"shares of a run lie in 0 .. 1, got warmup {self.warmup}, adversarial_from {self.adversarial_from}"
             )
-        if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
-            raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
-        refuse_parts(self.batch, self.accumulate)
-        refuse_precision(self.precision)
-        refuse_rate(self.rate())
         if not isfinite(self.alpha):
             raise ValueError(f"SiD's alpha is a finite number, published 0.5 to 1.2, got {self.alpha}")
         Weights.of(self.mode, self.guidance)
@@ -89,7 +80,7 @@ class SidConfig:
 
     def interval(self) -> Guidance:
         """How T is guided."""
-        return Guidance.of({"weight": Weights.of(self.mode, self.guidance).teacher, "lo": self.lo, "hi": self.hi})
+        return Guidance.of({"scale": Weights.of(self.mode, self.guidance).teacher, "lo": self.lo, "hi": self.hi})
 
 
 def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition, ImageSpec
-from fewstep.models.decoder import Decoder, to_bytes
+from fewstep.artifact.signature import Signature, State
+from fewstep.data.conditions import Conditions
+from fewstep.models.decoder import Decoder, as_output
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.mixed_precision import Chosen, precision_here
 from fewstep.sampling.guidance import guided
@@ -70,13 +72,15 @@ def scale_as(accelerator: Accelerator, state: Mapping[str, Any]) -> None:
 
 
 class Watch:
-    """Curves into the accelerator's tracker, and sheets of samples from one noise, also as PNG files in `log`.
+    """Curves into the accelerator's tracker, and sheets of samples from one noise, also as files in `log`.
 
     Does nothing where log is None, and nothing in processes other than the main one.
     """
 
-    def __init__(self, accelerator: Accelerator, log: Path | None, name: str, image: ImageSpec, condition: Condition) -> None:
-        self.accelerator, self.log, self.name, self.image, self.condition = accelerator, log, name, image, condition
+    def __init__(
+        self, accelerator: Accelerator, log: Path | None, name: str, signature: Signature, conditions: Conditions
+    ) -> None:
+        self.accelerator, self.log, self.name, self.signature, self.conditions = accelerator, log, name, signature, conditions
         self.decoder: Decoder | None = None
         if log is not None:
             accelerator.init_trackers(name)
@@ -91,21 +95,26 @@ class Watch:
         if self.log is not None and step % CURVE_EVERY == 0:
             self.accelerator.log({key: float(value) for key, value in values.items()}, step=step)
 
-    def sheet(self, step: int, denoiser: Denoiser, plan: Plan, shape: tuple[int, int, int]) -> None:
-        """What a network makes after `step` updates, of states (C, H, W), with every class in turn."""
-        shown = self.condition.kind != "embeddings" and self.image.channels in (1, 3)
-        if self.log is None or not shown or not (self.accelerator.is_main_process or is_sharded(denoiser)):
+    def sheet(self, step: int, denoiser: Denoiser, plan: Plan, state: State) -> None:
+        """What a network makes after `step` updates, of every class or row in turn: a picture or, of arrays, a file of them."""
+        if self.log is None or not (self.accelerator.is_main_process or is_sharded(denoiser)):
             return
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(SHEET, plan.draws, *shape, generator=generator).to(self.accelerator.device)
-        classes = self.condition.classes
-        labels = (torch.arange(SHEET, device=noise.device) % classes,) if classes else ()
+        noise = torch.randn(SHEET, plan.draws, *state.shape, generator=generator).to(self.accelerator.device)
         with torch.no_grad():
-            x = sample(guided(denoiser, labels, ()), plan.begin(noise[:, 0]), plan, list(noise[:, 1:].unbind(1)))
-            images = to_bytes(x, self.image, self.decoder).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            denoise = guided(denoiser, self.conditions.in_turn(SHEET), ())
+            x = sample(denoise, plan.begin(noise[:, 0]), plan, list(noise[:, 1:].unbind(1)))
+            made = as_output(x, self.signature.output, self.decoder)
         if not self.accelerator.is_main_process:
             return
-        columns = min(max(classes, isqrt(SHEET)), SHEET)
+        if made.dtype == np.uint8 and made.shape[-1] in (1, 3):
+            self._show(step, made)
+        else:
+            np.save(self.log / f"{self.name}-{step:06d}.npy", made)
+
+    def _show(self, step: int, images: npt.NDArray[np.uint8]) -> None:
+        assert self.log is not None
+        columns = min(max(self.conditions.count, isqrt(SHEET)), SHEET)
         save_grid(self.log / f"{self.name}-{step:06d}.png", images, columns=columns, scale=2)
         picture = np.asarray(grid(images, columns=columns).convert("RGB"))[None]
         for tracker in self.accelerator.trackers:

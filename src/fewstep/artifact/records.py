@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from fewstep.system.strict import Strict
 
@@ -21,7 +22,14 @@ __all__ = [
     "Trained",
 ]
 
-Settings = dict[str, JsonValue]
+
+
+def _as_json(settings: Any) -> Any:
+    """Tuples as lists, which is what JSON has."""
+    return json.loads(json.dumps(settings))
+
+
+Settings = Annotated[dict[str, JsonValue], BeforeValidator(_as_json)]
 
 
 class Look(Strict):
@@ -48,10 +56,15 @@ class _Learnt(Strict):
 
 
 class Trained(_Learnt):
-    """A network trained from nothing. prompts: how many embeddings there were to learn from, where it learnt from some."""
+    """A network trained on samples. rows: of the arrays that samples were made from, where there were some.
+
+    start: the network that it went on from; None where it began from nothing.
+    """
 
     kind: Literal["trained"] = "trained"
-    prompts: int | None = None
+    rows: int | None = None
+    start: str | None = None
+    start_sha256: str | None = None
 
 
 class Distilled(_Learnt):

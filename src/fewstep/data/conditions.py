@@ -1,18 +1,21 @@
-"""What samples are made from, in torch: labels, and arrays of which some were given. Needs torch.
+"""What samples are made from, in torch: classes, or rows of arrays that were given. Needs torch.
 
-Training, distilling, fitting and judging draw from one table: a label is any class, arrays are rows of what was given, the same
-row of each.
+Training, distilling, fitting and judging draw from one table: a class is any, arrays are rows of what was given, the same row
+of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.artifact.signature import ArrayInput, Input, LabelInput
-from fewstep.data.embeddings import checked_arrays
+from fewstep.artifact.signature import Input
+from fewstep.data.inputs import Arrays, checked_arrays, in_rows
+from fewstep.data.samples import Samples
 
 __all__ = ["Conditions", "Given"]
 
@@ -20,35 +23,44 @@ Given = tuple[Tensor, ...]  # the tensors of the inputs, each (B, ...), in the o
 
 
 class Conditions:
-    """Inputs of a signature on a device. Arrays stay where they are; a batch of them is moved.
+    """Inputs of a signature on a device. Arrays stay in memory; a batch of them is moved.
 
     Args:
         inputs: of the signature.
-        arrays: by the names of array inputs, (N, ...), and of what means "none" for those that bring it, (1, ...).
+        arrays: by the names of inputs, (N, ...), and of what means "none" for those that bring it, (1, ...); for inputs that
+            cannot all be drawn at random.
         device: where batches go.
 
     Raises:
         ValueError: where arrays are missing, or have other names or shapes.
     """
 
-    def __init__(
-        self, inputs: Sequence[Input], arrays: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, inputs: Sequence[Input], arrays: Arrays | None = None, device: torch.device | str = "cpu") -> None:
         self.inputs, self.device = tuple(inputs), torch.device(device)
         self.arrays = checked_arrays(inputs, arrays)
 
     @property
     def count(self) -> int:
-        """How many there are: rows of arrays, or classes where there are labels alone; 0 for nothing."""
-        rows = [len(self.arrays[each.name]) for each in self.inputs if isinstance(each, ArrayInput)]
-        classes = [each.classes for each in self.inputs if isinstance(each, LabelInput)]
-        return (rows or classes or [0])[0]
+        """How many there are: rows of arrays, or classes where there are classes alone; 0 for nothing."""
+        if rows := in_rows(self.inputs):
+            return len(self.arrays[rows[0].name])
+        return prod(each.choices or 0 for each in self.inputs) if self.inputs else 0
 
     def of(self, numbers: Tensor) -> Given:
-        """Those of samples that are numbered (B,): by their class, and by the row of their arrays."""
-        return tuple(
-            self._rows(each.name, numbers) if each.name in self.arrays else numbers.to(self.device) for each in self.inputs
-        )
+        """Those of samples that are numbered (B,): by their class, or by the row of their arrays."""
+        if self.arrays:
+            return tuple(self._rows(each.name, numbers) for each in self.inputs)
+        found, numbers = [], numbers.to(self.device)
+        for each in self.inputs:  # digits of the number, the first input's the lowest
+            found.append(numbers % (each.choices or 1))
+            numbers = numbers // (each.choices or 1)
+        return tuple(found)
+
+    def check(self, samples: Samples) -> None:
+        """Raises ValueError where samples have classes, or rows of arrays, that there are not."""
+        if self.inputs and int(samples.labels.max()) >= self.count:
+            what = "rows of the arrays that were given" if self.arrays else "classes"
+            raise ValueError(f"{samples.source} has the label {samples.labels.max()}, of {self.count} {what}")
 
     def random(self, integers: Callable[[int], Tensor]) -> Given:
         """Any, each as likely as the others. integers: draws (B,) whole numbers below its argument."""
@@ -79,7 +91,7 @@ class Conditions:
         if each.null_tensor:
             return self._rows(each.null_tensor.name, torch.zeros(1, dtype=torch.int64)).expand_as(value)
         assert each.null_constant is not None, "guidable inputs have one or the other"
-        return torch.from_numpy(each.null_constant).to(value).expand_as(value)
+        return torch.from_numpy(np.asarray(each.null_constant)).to(value).expand_as(value)
 
-    def _rows(self, name: str, index: Tensor) -> Tensor:
-        return self.arrays[name][index.cpu()].to(self.device, torch.float32)
+    def _rows(self, name: str, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(self.arrays[name][numbers.cpu().numpy()]).to(self.device)

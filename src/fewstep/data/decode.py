@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.manifest import ImageSpec
+from fewstep.artifact.signature import ImageOutput
 
 __all__ = ["FORMATS", "SUFFIXES", "VERSION", "Facts", "Square", "Traits", "decode"]
 
@@ -63,8 +63,9 @@ class Square:
         return np.asarray(square, dtype=np.uint8).reshape(self.side, self.side, -1)
 
     @property
-    def spec(self) -> ImageSpec:
-        return ImageSpec(channels=1 if self.mode == "L" else 3, height=self.side, width=self.side)
+    def output(self) -> ImageOutput:
+        """What a model of them gives."""
+        return ImageOutput(channels=1 if self.mode == "L" else 3, height=self.side, width=self.side)
 
 
 def decode(content: bytes) -> tuple[Any, Facts]:

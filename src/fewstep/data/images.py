@@ -1,75 +1,27 @@
-"""A split of a data set: its images, decoded when asked for, and their labels."""
+"""Images as samples: uint8 pixels, and the labels and class names that sources give them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.classes import check_class_names
-from fewstep.artifact.manifest import Condition, ImageSpec
-from fewstep.artifact.spec import MAX_SIZE
+from fewstep.artifact.signature import MAX_SIZE, ImageOutput, Signature
 from fewstep.data.listing import plain, shown
+from fewstep.data.samples import Labels, Samples, Split, classes, digest, positions
 
-__all__ = [
-    "Bytes",
-    "Images",
-    "Labels",
-    "Rows",
-    "Split",
-    "batches",
-    "checked_labels",
-    "classes",
-    "described",
-    "digest",
-    "positions",
-]
+__all__ = ["Bytes", "Images", "checked_labels", "described", "names_of"]
 
 Bytes = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-Split = Literal["train", "held-out", "all"]
-HELD_OUT = 5  # every fifth image of each class is never trained on
 LISTED = 100  # classes that a line counts one by one
 
 
-class Rows(Protocol):
-    """Decodes images: rows[i] gives (len(i), H, W, C) uint8."""
-
-    def __getitem__(self, index: npt.NDArray[np.int64]) -> Bytes: ...
-
-
 @dataclass(frozen=True)
-class Images:
-    """A split of a data set. Pixels are decoded when asked for, labels (N,) are in memory (all 0 without classes).
-
-    Where the condition is embeddings, labels are the rows of the images' prompts. sha256: of what the source holds, so that a
-    run goes on with the images it began with; names, the classes' where the source has some; notes, lines for people about what
-    was found and what becomes of it.
-    """
-
-    source: str
-    image: ImageSpec
-    condition: Condition
-    rows: Rows
-    index: Labels
-    labels: Labels
-    sha256: str = field(default="", kw_only=True)
-    names: tuple[str, ...] = field(default=(), kw_only=True)
-    notes: tuple[str, ...] = field(default=(), kw_only=True)
-
-    def __post_init__(self) -> None:
-        """The condition has the classes' names, and a class for each of them, whatever opened the source."""
-        if self.names and self.condition.kind == "labels" and self.condition.names != self.names:
-            count = max(self.condition.classes, len(self.names))
-            try:
-                check_class_names(self.names, count)
-            except ValueError as error:
-                raise ValueError(f"{self.source}: {error}") from None
-            object.__setattr__(self, "condition", Condition(kind="labels", classes=count, names=self.names))
+class Images(Samples):
+    """A split of images; rows are (N, H, W, C) uint8."""
 
     @classmethod
     def of(cls, pixels: Bytes, labels: Labels | None = None, *, source: str = "arrays", split: Split = "train") -> Images:
@@ -82,74 +34,25 @@ class Images:
         labels, _ = checked_labels(source, len(pixels), labels)
         index = positions(source, labels, split)
         _, height, width, channels = pixels.shape
-        spec, notes = ImageSpec(channels=channels, height=height, width=width), (described(source, labels, ()),)
+        output, notes = ImageOutput(channels=channels, height=height, width=width), (described(source, labels, ()),)
+        signature = Signature(inputs=classes(source, labels), output=output)
         about: dict[str, Any] = {"sha256": digest(pixels, labels), "notes": notes}
-        return cls(source, spec, classes(labels), pixels, index, labels[index], **about)
-
-    def __len__(self) -> int:
-        return self.index.size
+        return cls(source, signature, pixels, index, labels[index], **about)
 
     @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """What a sampler of such images works on, (C, H, W)."""
-        return self.image.shape
-
-    def order(self, step: int, batch: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Positions of the images of a training step, (batch,): drawn at random, by (seed, step) alone."""
-        return np.random.default_rng([*seed, step]).integers(len(self), size=batch)
-
-    def announce(self, at: npt.NDArray[np.int64]) -> None:
-        """Positions that come some steps later; nothing is to do for what lies on this machine."""
-
-    def every(self, k: int) -> Images:
-        """Every k-th image."""
-        return replace(self, index=self.index[::k], labels=self.labels[::k])
-
-    def about(self, count: int) -> Images:
-        """Every so many-th image, so that about `count` are left, and no fewer where there are that many."""
-        return self.every(max(len(self) // count, 1))
+    def image(self) -> ImageOutput:
+        """What the images are."""
+        return cast(ImageOutput, self.signature.output)
 
     def __getitem__(self, i: npt.NDArray[np.int64]) -> tuple[Bytes, Labels]:
         """Images (B, C, H, W) uint8 and labels (B,) at positions i."""
         pixels = self.rows[self.index[i]]
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), self.labels[i]
 
-
-def batches(images: Images, size: int) -> Iterator[tuple[Bytes, Labels]]:
-    """All images in order, `size` at a time."""
-    for start in range(0, len(images), size):
-        yield images[np.arange(start, min(start + size, len(images)))]
-
-
-def digest(*parts: object) -> str:
-    """One hash of arrays and of whatever else says what it is."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return found.hexdigest()
-
-
-def classes(labels: Labels) -> Condition:
-    """What labels say images are made from."""
-    count = int(labels.max()) + 1
-    return Condition(kind="labels", classes=count) if count > 1 else Condition(kind="none")
-
-
-def positions(source: str, labels: Labels, split: Split) -> Labels:
-    """Positions of a split: the last of every HELD_OUT images of a class is held out, so both splits keep the balance.
-
-    Raises ValueError where that leaves none.
-    """
-    _, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    begins = np.cumsum(counts) - counts
-    order = np.argsort(members, kind="stable")
-    rank = np.empty_like(labels)
-    rank[order] = np.arange(labels.size) - begins[members[order]]  # within its class
-    held_out = rank % HELD_OUT == HELD_OUT - 1
-    index = np.arange(labels.size) if split == "all" else np.flatnonzero(held_out if split == "held-out" else ~held_out)
-    if not index.size:
-        raise ValueError(f"{source} leaves no {split} images: it has {labels.size}, {HELD_OUT} per class are needed at least")
-    return index
+    def states(self, values: Any, normal: Callable[..., Any]) -> Any:
+        """Bytes as numbers in low .. high."""
+        del normal
+        return self.image.low + values.float() * ((self.image.high - self.image.low) / 255)
 
 
 def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = ()) -> tuple[Labels, tuple[str, ...]]:

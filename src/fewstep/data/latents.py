@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from fewstep.artifact.manifest import Condition, ImageSpec, LatentSpec
+from fewstep.artifact.components import DecoderEntry
+from fewstep.artifact.signature import ImageOutput, Input, Signature, State
 from fewstep.artifact.staging import check_place
-from fewstep.data import Images, Labels, classes, described, digest, open_images, positions
-from fewstep.models.decoder import Decoder, latent_spec, load_autoencoder
+from fewstep.data import Images, Labels, Samples, classes, described, digest, open_images, positions
+from fewstep.models.decoder import Decoder, decoded, load_autoencoder
 from fewstep.system.processes import several_on_cpu
 from fewstep.system.progress import Track, silent, unsaid
 from fewstep.system.strict import Strict
@@ -36,34 +37,39 @@ class About(Strict):
     """What the latents are of: the names of its classes, and what was said of the images when they were encoded."""
 
     source: str
-    image: ImageSpec
-    latent: LatentSpec
+    image: ImageOutput
+    state: State
+    decoder: DecoderEntry
     names: tuple[str, ...] = ()  # of the classes, where the source has some
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Latents(Images):
-    """A split of latents; rows are (N, C or 2 C, h, w) float16, in the scale that the sampler works in."""
+class Latents(Samples):
+    """A split of latents; rows are means and deviations (N, C or 2 C, h, w) float16, in the scale that the sampler works in."""
 
-    latent: LatentSpec
+    walked: State
+    entry: DecoderEntry
     autoencoder: Path
 
     @property
-    def state_shape(self) -> tuple[int, int, int]:
-        return self.latent.shape
+    def state(self) -> State:
+        """What a sampler walks on; their output is what the decoder makes of it."""
+        return self.walked
 
-    def __getitem__(self, i: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], Labels]:
-        """Means and deviations (B, C or 2 C, h, w) and labels (B,) at positions i."""
-        return self.rows[self.index[i]], self.labels[i]
+    def states(self, values: Any, normal: Callable[..., Any]) -> Any:
+        """Drawn from the mean and deviation that the encoder made of an image."""
+        channels, *sides = self.walked.shape
+        mean, deviation = values[:, :channels].float(), values[:, channels:].float()
+        return mean + deviation * normal(channels, *sides) if deviation.numel() else mean
 
     def load_autoencoder(self) -> Any:
         """What made them, in fp32."""
-        return load_autoencoder(self.autoencoder, self.latent.decoder)
+        return load_autoencoder(self.autoencoder, self.entry.kind)
 
     def decoder(self) -> Decoder:
         """Back to images."""
-        return Decoder(self.load_autoencoder(), self.latent).eval()
+        return Decoder(self.load_autoencoder(), self.entry).eval()
 
 
 def encode_images(
@@ -88,10 +94,10 @@ def encode_images(
     processes = PartialState(cpu=several_on_cpu())
     images = open_images(source, "all", resolution=resolution, track=track)
     model = _autoencoder(autoencoder)
-    latent, new = latent_spec(model, images.image), out.with_name(f"{out.name}.new")
+    (entry, state), new = decoded(model, images.image), out.with_name(f"{out.name}.new")
     model.requires_grad_(False).eval().to(processes.device)
-    channels = _encoded(model, latent, images, np.arange(1), processes.device).shape[1]
-    shape = (len(images), channels, latent.height, latent.width)
+    channels = _encoded(model, entry, images, np.arange(1), processes.device).shape[1]
+    shape = (len(images), channels, *state.axes)
     if processes.is_main_process:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
@@ -103,14 +109,16 @@ def encode_images(
     starts = range(processes.process_index * batch, len(images), processes.num_processes * batch)
     for start in track(starts, "encode"):
         at = np.arange(start, min(start + batch, len(images)))
-        rows[at] = _encoded(model, latent, images, at, processes.device)
+        rows[at] = _encoded(model, entry, images, at, processes.device)
     rows.flush()
     processes.wait_for_everyone()
     if processes.is_main_process:
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(source=source, image=images.image, latent=latent, names=images.names, notes=images.notes)
+        about = About(
+            source=source, image=images.image, state=state, decoder=entry, names=images.names, notes=images.notes
+        )
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()
@@ -128,17 +136,17 @@ def _autoencoder(directory: Path) -> Any:
 
 
 def _encoded(
-    model: Any, latent: LatentSpec, images: Images, at: npt.NDArray[np.int64], device: torch.device
+    model: Any, entry: DecoderEntry, images: Images, at: npt.NDArray[np.int64], device: torch.device
 ) -> npt.NDArray[np.float16]:
     """Means and deviations, (B, 2 C, h, w), or means alone where the encoder says no more."""
     pixels = torch.from_numpy(images[at][0]).to(device).float() / 127.5 - 1
     with torch.no_grad():
         made = model.encode(pixels)
-    if latent.decoder == "AutoencoderTiny":
-        moments = [(made.latents - latent.shift_factor) * latent.scaling_factor]
+    if entry.kind == "AutoencoderTiny":
+        moments = [(made.latents - entry.shift_factor) * entry.scaling_factor]
     else:
         known = made.latent_dist
-        moments = [(known.mean - latent.shift_factor) * latent.scaling_factor, known.std * latent.scaling_factor]
+        moments = [(known.mean - entry.shift_factor) * entry.scaling_factor, known.std * entry.scaling_factor]
     values = torch.cat(moments, 1)
     if not bool(values.isfinite().all()) or float(values.abs().max()) > np.finfo(np.float16).max:
         raise ValueError(f"the encoder makes latents beyond float16 of images {at[0]} to {at[-1]}; it does not fit such images")
@@ -150,26 +158,26 @@ def is_latents(path: Path) -> bool:
     return (path / ABOUT).is_file() and (path / LATENTS).is_file()
 
 
-def open_latents(path: Path, *, embeddings: Condition | None = None) -> Latents:
+def open_latents(path: Path, *, inputs: Sequence[Input] | None = None) -> Latents:
     """The training split of a directory, the same as of the images it was made of. The latents stay on disk, memory-mapped.
 
-    embeddings: the condition, where labels are rows of prompts. Raises ValueError for one that is damaged.
+    inputs: what they are made from, where that is not their classes; labels number it then. Raises ValueError for one that is damaged.
     """
     try:
         about = About.model_validate_json((path / ABOUT).read_bytes())
         rows = np.lib.format.open_memmap(path / LATENTS, "r")
         labels = np.lib.format.open_memmap(path / LABELS_FILE, "r")
-        channels, height, width = about.latent.shape
-        shapes = [(len(labels), n * channels, height, width) for n in (1, 2)]
+        shapes = [(len(labels), n * about.state.channels, *about.state.axes) for n in (1, 2)]
         if rows.shape not in shapes or rows.dtype != np.float16 or labels.dtype != np.int64 or labels.ndim != 1:
             raise ValueError(f"latents of shape {rows.shape} do not go with {len(labels)} labels and what {ABOUT} says")
     except (OSError, ValueError, ValidationError) as error:
         raise ValueError(f"{path} is not readable as latents ({' '.join(str(error).split())[:300]}); encode anew") from None
     index = positions(str(path), labels, "train")
-    condition = embeddings or classes(labels)
+    made_from = tuple(inputs) if inputs else classes(str(path), labels, about.names)
     known: dict[str, Any] = {
         "sha256": digest(about, rows.shape, np.asarray(labels)),
         "names": about.names,
         "notes": about.notes or (described(str(path), labels, about.names),),
     }
-    return Latents(str(path), about.image, condition, rows, index, labels[index], about.latent, path / AUTOENCODER, **known)
+    signature, entry = Signature(inputs=made_from, output=about.image), about.decoder
+    return Latents(str(path), signature, rows, index, labels[index], about.state, entry, path / AUTOENCODER, **known)

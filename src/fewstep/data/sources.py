@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.classes import Classes
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import Input, Signature
 from fewstep.data.decode import SUFFIXES, VERSION
-from fewstep.data.images import Bytes, Images, Labels, Split, checked_labels, classes, described, digest, names_of, positions
+from fewstep.data.images import Bytes, Images, checked_labels, described, names_of
 from fewstep.data.listing import in_folders, listed, shown, unread
+from fewstep.data.samples import Labels, Samples, Split, classes, digest, positions
 from fewstep.data.survey import Decoded, Encoded, Files, losses, square_of, survey
 from fewstep.data.tables import SAVED, open_table
 from fewstep.system.progress import Track, silent
@@ -22,19 +23,22 @@ from fewstep.system.progress import Track, silent
 __all__ = ["images_like", "numbered_like", "open_images"]
 
 
+S = TypeVar("S", bound=Samples)
+
+
 def open_images(
     source: str,
     split: Split = "train",
     *,
     resolution: int | None = None,
-    embeddings: Condition | None = None,
+    inputs: Sequence[Input] | None = None,
     track: Track = silent,
 ) -> Images:
     """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
 
     resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; by
     default that of the smallest. Every image is decoded once, so that a broken one is refused here; those whose bytes were seen
-    before are not decoded again. embeddings: the condition of a network that takes prompts, whose rows the labels are then.
+    before are not decoded again. inputs: what images are made from, where that is not their classes; labels number it then.
     Raises ValueError or FileNotFoundError with what to do.
     """
     if resolution is not None and resolution < 1:
@@ -49,7 +53,7 @@ def open_images(
         raise FileNotFoundError(
             f"{source!r} is neither a known data set (mnist5k) nor a directory; give a folder of images or of a data set"
         )
-    return replace(found, condition=embeddings) if embeddings else found
+    return found.made_from(inputs) if inputs else found
 
 
 def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: Track = silent) -> Images:
@@ -57,38 +61,37 @@ def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: T
 
     Raises ValueError where it makes others all the same, or knows other classes.
     """
-    image = bundle.manifest.image
-    found = open_images(source, split, resolution=image.height, track=track)
-    if found.image.shape != image.shape:
+    made = bundle.manifest.output.shape
+    found = open_images(source, split, resolution=made[1], track=track)
+    if found.image.shape != made:
         raise ValueError(
-            f"{bundle.root.name} makes images {image.shape}, {source} has {found.image.shape}; "
-            "give images like those it was trained on"
+            f"{bundle.root.name} makes images {made}, {source} has {found.image.shape}; give images like those it was trained on"
         )
     return numbered_like(bundle, found)
 
 
-def numbered_like(bundle: Bundle, images: Images) -> Images:
-    """Images whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
+def numbered_like(bundle: Bundle, samples: S) -> S:
+    """Samples whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
 
-    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for images of
+    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for samples of
     a class that the bundle does not know.
     """
-    condition = bundle.manifest.condition
-    if condition.kind != "labels":
-        return images
-    if images.condition.kind == "none" and not images.names:
+    known = bundle.manifest.signature.labels
+    if known is None or samples.arrays:  # labels are rows of these
+        return samples
+    if samples.signature.labels is None and not samples.names:
         raise ValueError(
-            f"{bundle.root.name} makes images of {condition.classes} classes, {images.source} has images without classes; "
+            f"{bundle.root.name} makes samples of {known.classes} classes, {samples.source} has samples without classes; "
             "give it one subfolder per class"
         )
     try:
-        labels = Classes(condition.classes, condition.names).matched(images.labels, images.names)
+        labels = Classes(known.classes, known.names).matched(samples.labels, samples.names)
     except ValueError as error:
-        raise ValueError(f"{images.source} is not of the classes of {bundle.root.name}: {error}") from None
-    notes = images.notes
-    if condition.names and images.names != condition.names[: len(images.names)]:
+        raise ValueError(f"{samples.source} is not of the classes of {bundle.root.name}: {error}") from None
+    notes = samples.notes
+    if known.names and samples.names != known.names[: len(samples.names)]:
         notes += (f"classes are numbered as {bundle.root.name} numbers them",)
-    return replace(images, labels=labels, condition=condition, names=condition.names, notes=notes)
+    return replace(samples.made_from((known,)), labels=labels, names=known.names, notes=notes)
 
 
 def _mnist5k() -> tuple[Bytes, Labels]:
@@ -135,9 +138,11 @@ def _of(
     index = positions(source, labels, split)
     seen = survey(source, encoded, track=track)
     square = square_of(seen, resolution)
+    called = names_of(labels, names)
     about: dict[str, Any] = {
         "sha256": digest(VERSION, square, labels, seen["sha256"].tobytes()),
-        "names": names_of(labels, names),
+        "names": called,
         "notes": (described(source, labels, names), *losses(seen, square, resolution), *notes),
     }
-    return Images(source, square.spec, classes(labels), Decoded(encoded, square), index, labels[index], **about)
+    signature = Signature(inputs=classes(source, labels, called), output=square.output)
+    return Images(source, signature, Decoded(encoded, square), index, labels[index], **about)

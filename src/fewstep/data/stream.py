@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import Input, Signature
 from fewstep.data.decode import VERSION, Facts, Square, decode
-from fewstep.data.images import Bytes, Images, checked_labels, classes, described, digest, names_of, positions
+from fewstep.data.images import Bytes, Images, checked_labels, described, names_of
 from fewstep.data.listing import shown
+from fewstep.data.samples import classes, digest, positions
 from fewstep.data.survey import loss_of
 from fewstep.data.tables import Columns, is_parquet, label_values
 
@@ -171,11 +172,11 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def open_stream(source: str, *, resolution: int | None = None, embeddings: Condition | None = None) -> Stream:
+def open_stream(source: str, *, resolution: int | None = None, inputs: Sequence[Input] | None = None) -> Stream:
     """The training images of all parquet files below a URL, split as `open_images` splits a directory of them.
 
     Reads the files' footers, their labels and one image, whose size and mode all get; others that are broken are found when it
-    is their turn. resolution, embeddings: as for `open_images`. Raises ValueError or OSError for what cannot be read.
+    is their turn. resolution, inputs: as for `open_images`. Raises ValueError or OSError for what cannot be read.
     """
     import pyarrow
     from fsspec.core import url_to_fs
@@ -193,12 +194,15 @@ def open_stream(source: str, *, resolution: int | None = None, embeddings: Condi
     labels, called = checked_labels(source, count, label_values(values) if values else None, columns.names)
     index = positions(source, labels, "train")
     rows = RowGroups(files, groups, columns.image, resolution)
+    named = names_of(labels, called)
     about: dict[str, Any] = {
         "sha256": digest(VERSION, rows.square, labels, groups, [sizes[name] for name in names]),
-        "names": names_of(labels, called),
+        "names": named,
         "notes": (described(source, labels, called), *_notes(rows.square, len(sizes) - len(names)), *columns.notes()),
     }
-    return Stream(source, rows.square.spec, embeddings or classes(labels), rows, index, labels[index], **about)
+    made_from = tuple(inputs) if inputs else classes(source, labels, named)
+    signature = Signature(inputs=made_from, output=rows.square.output)
+    return Stream(source, signature, rows, index, labels[index], **about)
 
 
 def _notes(square: Square, others: int) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +21,13 @@ from fewstep.system.readable import readable
 __all__ = [
     "Decoder",
     "check_decoder_class",
+    "as_output",
     "decoded",
+    "in_units",
     "load_autoencoder",
     "load_decoder",
     "pixels_per_latent",
     "save_decoder",
-    "to_bytes",
 ]
 
 NAME = "decoder"
@@ -56,10 +59,24 @@ class Decoder(nn.Module):
         return next(self.decoder.parameters()).dtype
 
 
-def to_bytes(states: Tensor, image: ImageOutput, decoder: Decoder | None = None) -> Tensor:
-    """Last states, decoded where there is a decoder, as images (B, C, H, W) in 0 .. 255; not rounded, so gradients pass."""
-    images = states if decoder is None else decoder(states)
-    return ((images - image.low) * (255 / (image.high - image.low))).clamp(0, 255)
+def in_units(states: Tensor, output: Output, decoder: Decoder | None = None) -> Tensor:
+    """Last states, decoded where there is a decoder, as outputs with channels first (B, C, ...); gradients pass.
+
+    Images are in 0 .. 255, not rounded; arrays in the units of their columns.
+    """
+    made = states if decoder is None else decoder(states)
+    if isinstance(output, ImageOutput):
+        return ((made - output.low) * (255 / (output.high - output.low))).clamp(0, 255)
+    std, mean = (made.new_tensor([getattr(column, key) for column in output.columns]) for key in ("std", "mean"))
+    ones = (1,) * len(output.axes)
+    return made * std.reshape(-1, *ones) + mean.reshape(-1, *ones)
+
+
+def as_output(states: Tensor, output: Output, decoder: Decoder | None = None) -> npt.NDArray[Any]:
+    """Last states as what a bundle gives: images uint8 (B, H, W, C), or values float32 (B, *axes, columns)."""
+    made = in_units(states, output, decoder).detach().cpu().numpy()
+    whole = output.tensor.dtype == "uint8"
+    return np.moveaxis(made.round() if whole else made, 1, -1).astype(output.tensor.dtype)
 
 
 def save_decoder(draft: Draft, autoencoder: Any) -> None:

@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         self.parametrisation = parametrisation
         self.patch = patch
         self.family = family or family_of(type(net).__name__)
-        self.constants = dict(constants)
+        self.constants, self.takes = dict(constants), self.family.names(getattr(net, "config", {}))
         told = self.family.tensors(getattr(net, "config", {}), constants)
         for name, tensor in told.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
         folded = functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         # One timestep for all stays (1,), so that what depends on it alone is computed once and folds to constants in graphs.
         inputs = [c.to(self.dtype) if c.is_floating_point() else c for c in condition]
-        named = dict(zip(self.family.takes, inputs, strict=False))
+        named = dict(zip(self.takes, inputs, strict=False))
         told = {name: getattr(self, name) for name in self.told}
         out = self.family.call(self.net, folded.to(self.dtype), timestep.reshape(-1), named, told)
         out = out[:, : folded.shape[1]].to(x.dtype)  # without the variance that some networks learned besides

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.artifact.spec import Condition
+from fewstep.artifact.signature import Input, LabelInput
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.networks import network_class
+from fewstep.models.families import network_class
 from fewstep.sampling.parametrisation import Edm
 
 __all__ = ["is_edm", "load_edm_weights"]
@@ -55,8 +55,8 @@ def is_edm(path: Path) -> bool:
         return True  # which says why it cannot be read
 
 
-def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = False) -> tuple[Denoiser, Condition]:
-    """The denoiser whose weights a file holds, and its condition: class labels, or none.
+def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = False) -> tuple[Denoiser, tuple[Input, ...]]:
+    """The denoiser whose weights a file holds, and its inputs: class labels, or nothing.
 
     path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. null_class: it was trained without a
     class, too; else no label means "none". Raises ValueError for a file that is neither, or weights of another network.
@@ -72,10 +72,8 @@ def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = 
             f"{path} does not hold the weights of an ADM network of EDM ({reason}); DDPM++ and EDM2 have no diffusers network"
         ) from None
     classes = config["num_class_embeds"]
-    condition = Condition(kind="none")
-    if classes:
-        condition = Condition(kind="labels", classes=classes - 1, null=null_class)
-    return Denoiser(net.eval(), parametrisation=Edm(sigma_data=sigma_data, time_scale=0.25)), condition
+    inputs = (LabelInput(classes=classes - 1, null=null_class),) if classes else ()
+    return Denoiser(net.eval(), parametrisation=Edm(sigma_data=sigma_data, time_scale=0.25)), inputs
 
 
 def _read(path: Path) -> dict[str, Tensor]:

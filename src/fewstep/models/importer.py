@@ -14,15 +14,16 @@ import torch
 
 from fewstep.artifact.bundle import Bundle, Draft, check_new
 from fewstep.artifact.card import write_card
-from fewstep.artifact.classes import class_names_of
-from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
-from fewstep.artifact.spec import MAX_SIZE
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.records import Imported
+from fewstep.artifact.signature import ImageOutput, Input, Signature
 from fewstep.models.accounting import account, keys_of
 from fewstep.models.decoder import check_decoder_class, pixels_per_latent, save_decoder
 from fewstep.models.denoiser import Denoiser, save_network
 from fewstep.models.edm_weights import is_edm, load_edm_weights
+from fewstep.models.families import FAMILIES, family_of, network_class
+from fewstep.models.families.base import Asked
 from fewstep.models.layout import Layout, find_layout
-from fewstep.models.networks import network_class
 from fewstep.models.pretrained import load_part, load_single
 from fewstep.models.proof import PIPELINES, Case, Pipeline, Proof, prove
 from fewstep.models.schedulers import dynamic_mu, make_scheduler, parametrisation_of, plan_name, scheduler_plan
@@ -33,17 +34,6 @@ __all__ = ["Checkpoint", "ImportOptions", "import_teacher", "read_checkpoint"]
 
 FEW = 4  # steps of the short proof
 MOST = 100  # steps of the plan that is written, where the pipeline's own are more: a table grows with their square
-SDXL_IDS = 6  # height, width, crop top and left, target height and width
-# What makes a network take more than its class does by itself, and the values that are driven.
-TOLD = {"class_embed_type": (None,), "encoder_hid_dim_type": (None,), "addition_embed_type": (None, "text_time")}
-# The published DiT was saved under the name of an older class, with keys of its other uses.
-DIT = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"}
-DIT_NEUTRAL = {
-    "caption_channels": None,
-    "attention_type": "default",
-    "num_vector_embeds": None,
-    "use_additional_conditions": None,
-}
 
 
 @dataclass(frozen=True)
@@ -68,13 +58,13 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: a denoiser, what images and conditions it is for, the configuration of its scheduler as its pipeline takes
+    """What was read: a denoiser, what images it makes and of which inputs, the configuration of its scheduler as its pipeline takes
     it, its autoencoder, and what is to be said of it in sentences.
     """
 
     denoiser: Denoiser
-    image: ImageSpec
-    condition: Condition
+    image: ImageOutput
+    inputs: tuple[Input, ...]
     scheduler: dict[str, Any]
     autoencoder: Any = None
     pipeline: str | None = None
@@ -96,31 +86,32 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
     scheduler = make_scheduler(found.scheduler)
     parametrisation, own = found.denoiser.parametrisation, PIPELINES.get(found.pipeline or "", Pipeline(50))
     steps = options.steps or min(own.steps, MOST)
-    weight = options.guidance if options.guidance is not None and found.denoiser.guidance_scale is None else 1.0
-    guidance = Guidance(weight)
+    embeds = "guidance_scale" in found.denoiser.constants
+    scale = options.guidance if options.guidance is not None and not embeds else 1.0
+    guidance = Guidance(scale)
     plan, name = scheduler_plan(scheduler, parametrisation, steps, guidance, mu=found.mu), plan_name(scheduler, steps, guidance)
     if steps < own.steps and options.steps is None:
         found.notes.append(f"{found.pipeline} takes {own.steps} steps; the plan {name} has {steps}, give --steps for others")
-    with Draft.create(out, image=found.image, condition=found.condition) as draft:
+    with Draft.create(out, Signature(inputs=found.inputs, output=found.image)) as draft:
         if found.autoencoder is not None:
             save_decoder(draft, found.autoencoder)
-        proof = _prove(found, scheduler, draft.manifest.state_shape, [Case(steps, weight), Case(own.steps, weight)], own)
+        proof = _prove(found, scheduler, draft.manifest.state.shape, [Case(steps, scale), Case(own.steps, scale)], own)
         save_network(draft, "teacher", found.denoiser)
         solver = f"{type(scheduler).__name__} of the checkpoint, {steps} steps"
-        draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver=solver)
+        draft.manifest.plans[name] = PlanEntry.of(plan, denoiser="teacher", solver=solver)
         draft.manifest.plans["heun18"] = PlanEntry.of(
-            heun(parametrisation.grid(18)), network="teacher", solver="Heun, 18 steps"
+            heun(parametrisation.grid(18)), denoiser="teacher", solver="Heun, 18 steps"
         )
         draft.manifest.default = name
-        draft.manifest.provenance.networks["teacher"] = {
-            "imported": source.resolve().name,
-            "pipeline": found.pipeline,
-            "scheduler": found.scheduler,
-            "mu": found.mu,
-            "proof": proof.dump(),
-            "notes": found.notes,
-            "license": options.license,
-        }
+        draft.manifest.records.components["teacher"] = Imported(
+            source=source.resolve().name,
+            pipeline=found.pipeline,
+            scheduler=found.scheduler,
+            mu=found.mu,
+            proof=proof.dump(),
+            notes=found.notes,
+            license=options.license,
+        )
         write_card(draft)
     return Bundle.load(out), proof
 
@@ -143,44 +134,49 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
     net, notes = found.module, list(found.notes)
     autoencoder = _autoencoder(layout, options, notes)
     image = _image(net.config, autoencoder, options)
-    condition = _condition(net, layout, options, notes)
-    if id2label := layout.index.get("id2label"):
-        condition = condition.model_copy(update={"names": class_names_of(condition.classes, id2label)})
-    size = (image.height, image.width)
-    time_ids = (*size, 0, 0, *size) if condition.pooled and made.__name__ == "UNet2DConditionModel" else ()
+    asked = _asked(layout, image, options, notes)
+    inputs, constants = family_of(made.__name__).read(net, asked)
     mu = _mu(scheduler, net, image, autoencoder)
-    denoiser = Denoiser(
-        net,
-        parametrisation=parametrisation_of(scheduler, mu=mu),
-        time_ids=[float(n) for n in time_ids],
-        guidance_scale=_embedded_guidance(net.config, layout.pipeline, options, notes),
+    denoiser = Denoiser(net, parametrisation=parametrisation_of(scheduler, mu=mu), constants=constants)
+    return Checkpoint(denoiser, image, inputs, scheduler, autoencoder, layout.pipeline, mu, notes)
+
+
+def _asked(layout: Layout, image: ImageOutput, options: ImportOptions, notes: list[str]) -> Asked:
+    """What a family is to know of a checkpoint."""
+    return Asked(
+        root=str(layout.root),
+        tokens=options.tokens,
+        null_class=options.null_class,
+        guidance=options.guidance,
+        default_guidance=PIPELINES.get(layout.pipeline or "", Pipeline(0, 8.5)).guidance,
+        size=(image.height, image.width),
+        about=layout.about,
+        index=layout.index,
+        notes=notes,
     )
-    return Checkpoint(denoiser, image, condition, scheduler, autoencoder, layout.pipeline, mu, notes)
 
 
 def _of_edm(path: Path, options: ImportOptions) -> Checkpoint:
     """A state dict, with the scheduler of diffusers that belongs to it."""
-    denoiser, condition = load_edm_weights(path, null_class=options.null_class)
+    denoiser, inputs = load_edm_weights(path, null_class=options.null_class)
     config = cast(Any, denoiser.net).config
-    image = ImageSpec(channels=config.in_channels, height=config.sample_size, width=config.sample_size)
-    return Checkpoint(denoiser, image, condition, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+    image = ImageOutput(channels=config.in_channels, height=config.sample_size, width=config.sample_size)
+    return Checkpoint(denoiser, image, inputs, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
 
 
 def _network_class(config: dict[str, Any]) -> Any:
     """The class of a network's configuration, every key of it accounted for."""
     if "_class_name" not in config:
         raise ValueError("the network's config.json has no _class_name, so diffusers did not write it; name another checkpoint")
-    name, neutral = str(config["_class_name"]), {}
-    if all(config.get(key) == value for key, value in DIT.items()):
-        name, neutral = "DiTTransformer2DModel", DIT_NEUTRAL
-    made = network_class(name)
-    account(config, made, neutral=neutral)
+    claimed = next((family for family in FAMILIES.values() if family.claims(config)), None)
+    made = network_class(claimed.kind if claimed else str(config["_class_name"]))
+    account(config, made, neutral=claimed.neutral if claimed else {})
     return made
 
 
 def _refuse_inputs(config: dict[str, Any], name: str) -> None:
     """Raises ValueError for a network that is given more than fewstep gives it: an image to change, a mask, other classes."""
-    for key, driven in TOLD.items():
+    for key, driven in family_of(name).driven.items():
         if config.get(key) not in driven:
             raise ValueError(f"this {name} has {key} {config[key]!r}, for which it is told what fewstep does not tell it")
     given, made = config.get("in_channels"), config.get("out_channels")
@@ -202,7 +198,7 @@ def _as_its_pipeline_takes_it(scheduler: dict[str, Any], pipeline: str | None) -
     return scheduler
 
 
-def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageSpec:
+def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageOutput:
     """What the bundle's images are."""
     factor = pixels_per_latent(autoencoder) if autoencoder is not None else 1
     channels = autoencoder.config.out_channels if autoencoder is not None else config.in_channels
@@ -210,79 +206,18 @@ def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageSpec:
     if side is None:
         if options.resolution is None:
             raise ValueError("the network takes images of any size (its sample_size is null); say which with --resolution")
-        return ImageSpec(channels=channels, height=options.resolution, width=options.resolution)
+        return ImageOutput(channels=channels, height=options.resolution, width=options.resolution)
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    image = ImageSpec(channels=channels, height=height * factor, width=width * factor)
+    image = ImageOutput(channels=channels, height=height * factor, width=width * factor)
     if options.resolution not in (None, image.height, image.width):
         raise ValueError(f"the network makes images of {image.height}x{image.width}; leave --resolution out")
     return image
 
 
-def _mu(scheduler: dict[str, Any], net: Any, image: ImageSpec, autoencoder: Any) -> float | None:
+def _mu(scheduler: dict[str, Any], net: Any, image: ImageOutput, autoencoder: Any) -> float | None:
     """mu of a scheduler that shifts by the number of image tokens."""
     factor = (pixels_per_latent(autoencoder) if autoencoder is not None else 1) * (net.config.get("patch_size") or 1)
     return dynamic_mu(make_scheduler(scheduler).config, (image.height // factor) * (image.width // factor))
-
-
-def _embedded_guidance(config: Any, pipeline: str | None, options: ImportOptions, notes: list[str]) -> float | None:
-    """The guidance scale that a network embeds, None for one that does not."""
-    if config.get("time_cond_proj_dim") is None:
-        return None
-    scale = PIPELINES.get(pipeline or "", Pipeline(0, 8.5)).guidance if options.guidance is None else options.guidance
-    notes.append(f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another")
-    return scale
-
-
-def _condition(net: Any, layout: Layout, options: ImportOptions, notes: list[str]) -> Condition:
-    """What the network is conditioned on, by its class and configuration."""
-    config, kind = net.config, type(net).__name__
-    if kind == "UNet2DModel":
-        return _labels(net, options, notes)
-    if kind == "DiTTransformer2DModel":
-        return Condition(kind="labels", classes=config.num_embeds_ada_norm)
-    tokens = options.tokens or layout.about("tokenizer", "tokenizer_config.json").get("model_max_length")
-    if (kind != "UNet2DConditionModel" and not options.tokens) or not tokens or tokens > MAX_SIZE:
-        raise ValueError(f"how many tokens a prompt of this {kind} has is not written in {layout.root}; say so with --tokens")
-    if kind == "SD3Transformer2DModel":
-        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
-    else:
-        width, pooled = config.cross_attention_dim, _pooled(config, layout)
-    return Condition(
-        kind="embeddings", tokens=tokens, width=width[0] if isinstance(width, list | tuple) else width, pooled=pooled
-    )
-
-
-def _labels(net: Any, options: ImportOptions, notes: list[str]) -> Condition:
-    """The classes of a U-Net. Whether its last one means "none" is not written; unless told, it is a class like the others."""
-    count = net.config.num_class_embeds
-    if not count:
-        return Condition(kind="none")
-    if options.null_class:
-        return Condition(kind="labels", classes=count - 1)
-    known = net.class_embedding.weight.detach()
-    weight = torch.cat([known, torch.zeros(1, known.shape[1])])  # bundles have a row for "none", which nobody reads here
-    net.class_embedding = torch.nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
-    net.register_to_config(num_class_embeds=count + 1)
-    notes.append(
-        f"all {count} classes are taken for classes, and nothing means none, so nothing can be guided; where the last one "
-        "does, give --null-class"
-    )
-    return Condition(kind="labels", classes=count, null=False)
-
-
-def _pooled(config: Any, layout: Layout) -> int:
-    """The width of SDXL's vector for a whole prompt, 0 for a network without one."""
-    if config.addition_embed_type != "text_time":
-        return 0
-    pooled = int(config.projection_class_embeddings_input_dim - SDXL_IDS * config.addition_time_embed_dim)
-    told = layout.about("text_encoder_2", "config.json").get("projection_dim")
-    if told is not None and told != pooled:
-        ids = (config.projection_class_embeddings_input_dim - told) / config.addition_time_embed_dim
-        raise ValueError(
-            f"this network is told {ids:g} numbers besides the prompt, {SDXL_IDS} are driven (SDXL's sizes and crop); a "
-            "refiner has 5, and begins with an image"
-        )
-    return pooled
 
 
 def _autoencoder(layout: Layout, options: ImportOptions, notes: list[str]) -> Any:
@@ -303,17 +238,18 @@ def _autoencoder(layout: Layout, options: ImportOptions, notes: list[str]) -> An
     return found.module
 
 
-def _prove(found: Checkpoint, scheduler: Any, shape: tuple[int, int, int], cases: list[Case], own: Pipeline) -> Proof:
+def _prove(found: Checkpoint, scheduler: Any, shape: tuple[int, ...], cases: list[Case], own: Pipeline) -> Proof:
     """The short case is guided as the pipeline is by default, where it can be."""
-    guidance = own.guidance if found.condition.guidable and found.denoiser.guidance_scale is None else 1.0
-    if found.pipeline == "DiTPipeline" and found.condition.classes != 1000:
+    signature = Signature(inputs=found.inputs, output=found.image)
+    guidance = own.guidance if signature.guidable and "guidance_scale" not in found.denoiser.constants else 1.0
+    if found.pipeline == "DiTPipeline" and signature.labels and signature.labels.classes != 1000:
         guidance = 1.0  # it takes 1000 for "none", whatever the network has
     few = Case(_few(scheduler, found), guidance)
     return prove(
         found.denoiser,
         scheduler,
         list(dict.fromkeys([few, *sorted(cases)])),
-        condition=found.condition,
+        inputs=found.inputs,
         shape=shape,
         mu=found.mu,
         pipeline=found.pipeline,

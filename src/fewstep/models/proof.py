@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.artifact.manifest import Condition
+from fewstep.artifact.signature import NEGATIVE, Input
 from fewstep.models.accounting import keys_of
 from fewstep.models.denoiser import Denoiser
 from fewstep.models.schedulers import with_steps
@@ -56,7 +56,7 @@ PIPELINES = {
 
 
 class Case(NamedTuple):
-    """A number of steps, and the guidance weight."""
+    """A number of steps, and the guidance scale."""
 
     steps: int
     guidance: float = 1.0
@@ -119,8 +119,8 @@ class _Subject:
     denoiser: Denoiser
     scheduler: Any
     mu: float | None
-    condition: Condition
-    shape: tuple[int, int, int]
+    specs: Sequence[Input]
+    shape: tuple[int, ...]
     pipeline: str | None
     autoencoder: Any
     shaken: float = 0.0
@@ -128,11 +128,15 @@ class _Subject:
     def inputs(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """A condition, and one that means "none"."""
         generator = torch.Generator().manual_seed(0)
-        if self.condition.kind == "labels":
-            return (torch.zeros(1, dtype=torch.int64),), (torch.full((1,), self.condition.classes),)
-        specs = self.condition.inputs()
-        pair = [[torch.randn(1, *spec.shape, generator=generator) for spec in specs] for _ in range(2)]
-        return tuple(pair[0]), tuple(pair[1])
+        given, null = (tuple(self._drawn(each, generator) for each in self.specs) for _ in range(2))
+        fixed = zip(self.specs, null, strict=True)
+        return given, tuple(n if c.null_constant is None else torch.as_tensor(c.null_constant)[None] for c, n in fixed)
+
+    def _drawn(self, each: Input, generator: torch.Generator) -> Tensor:
+        """The first of finitely many values, or random numbers."""
+        if each.choices is not None:
+            return torch.zeros(1, dtype=torch.int64)
+        return torch.randn(1, *each.tensor.shape, generator=generator)
 
     def noise(self, count: int) -> Tensor:
         """The noise that is drawn as the how many-th; 0 is the start."""
@@ -144,8 +148,8 @@ def prove(
     scheduler: Any,
     cases: Sequence[Case],
     *,
-    condition: Condition,
-    shape: tuple[int, int, int],
+    inputs: Sequence[Input],
+    shape: tuple[int, ...],
     mu: float | None = None,
     pipeline: str | None = None,
     autoencoder: Any = None,
@@ -154,7 +158,7 @@ def prove(
 
     Raises ValueError where they differ, or where the pipeline does not run.
     """
-    subject = _Subject(denoiser, scheduler, mu, condition, shape, pipeline, autoencoder)
+    subject = _Subject(denoiser, scheduler, mu, inputs, shape, pipeline, autoencoder)
     against = _against(subject)
     proven: list[Proven] = []
     left_out: list[str] = []
@@ -206,7 +210,7 @@ def _is_known(subject: _Subject) -> bool:
     """Whether the pipeline's class is one of those here, and both it and the network get what they need."""
     unconditional = subject.pipeline in ("DDPMPipeline", "DDIMPipeline")
     decodes = subject.pipeline == "DiTPipeline"  # whatever output it is asked for
-    fits = (subject.condition.kind == "none" or not unconditional) and (subject.autoencoder is not None or not decodes)
+    fits = (not subject.specs or not unconditional) and (subject.autoencoder is not None or not decodes)
     return subject.pipeline in PIPELINES and fits
 
 
@@ -261,16 +265,16 @@ def _run(pipeline: Any, subject: _Subject, case: Case) -> Tensor:
 def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
     """What a pipeline is called with: embeddings in place of prompts."""
     given, null = subject.inputs()
-    scale = subject.denoiser.guidance_scale
+    scale = subject.denoiser.constants.get("guidance_scale")
     asked: dict[str, Any] = {"guidance_scale": case.guidance if scale is None else scale}
     if subject.pipeline == "DiTPipeline":
         return asked | {"class_labels": given[0].tolist(), "output_type": "pt"}
-    if subject.condition.kind == "none":
+    if not subject.specs:
         return {"output_type": "np"}
-    names = ("prompt_embeds", "pooled_prompt_embeds")
-    asked |= dict(zip(names, given, strict=False))
+    names = [each.name for each in subject.specs]
+    asked |= dict(zip(names, given, strict=True))
     if scale is None:
-        asked |= {f"negative_{name}": tensor for name, tensor in zip(names, null, strict=False)}
+        asked |= {NEGATIVE + name: tensor for name, tensor in zip(names, null, strict=True)}
     return asked
 
 

@@ -30,22 +30,24 @@ def family_of(name: str) -> Family:
 
 
 def network_class(name: str) -> Any:
-    """The diffusers class of this name. Raises ValueError for one that has no family; nothing else is imported."""
-    return getattr(importlib.import_module("diffusers"), family_of(name).kind)
+    """The class of this name, of diffusers or our own. Raises ValueError for one that has no family; nothing else is imported."""
+    family = family_of(name)
+    return family.network or getattr(importlib.import_module("diffusers"), family.kind)
 
 
 def check_fit(net: Any, state: State, inputs: Sequence[Input], *, patch: int, constants: Constants) -> None:
     """Raises ValueError unless a network can work on a state, folded by patch, with these inputs and constants."""
     name = type(net).__name__
     family = family_of(name)
-    family.refuse_inputs(inputs)
-    if len(state.axes) != 2:
-        raise ValueError(f"a {name} works on states with two axes, this one has {len(state.axes)}; choose another network")
-    channels, (height, width) = state.channels * patch**2, (side / patch for side in state.axes)
-    size = net.config.sample_size if net.config.sample_size is not None else (height, width)
+    family.refuse_inputs(net.config, inputs)
+    rank = len(state.axes)
+    if family.axes not in (None, rank) or (patch > 1 and rank != 2):
+        raise ValueError(f"a {name} works on states with two axes, this one has {rank}; choose another network")
+    channels, sides = state.channels * patch**2, tuple(side / patch for side in state.axes)
+    size = net.config.sample_size if net.config.sample_size is not None else sides
     facts = {
         "in_channels": (net.config.in_channels, channels),
-        "sample_size": (tuple(size) if isinstance(size, list | tuple) else (size, size), (height, width)),
+        "sample_size": (tuple(size) if isinstance(size, list | tuple) else (size,) * rank, sides),
     }
     out = net.config.out_channels or channels  # twice as many where it learned its variance, too, which samplers leave aside
     facts["out_channels"] = (out, 2 * channels if out == 2 * channels else channels)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.artifact.classes import class_names_of
 from fewstep.artifact.components import Constant
-from fewstep.artifact.signature import ArrayInput, Input, LabelInput
+from fewstep.artifact.signature import MAX_SIZE, Input
 
-__all__ = ["Constants", "Facts", "Family", "Tensors", "classes_of", "shapes_of", "single"]
+__all__ = ["Asked", "Constants", "Facts", "Family", "Tensors", "Told", "classes_of", "middle_of_blocks", "shapes_of", "single"]
 
 Facts: TypeAlias = dict[str, tuple[Any, Any]]  # key of the configuration -> (what it is, what the bundle needs)
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -24,32 +25,122 @@ def _as_they_are(_: Any, constants: Constants) -> dict[str, Tensor]:
     return {}
 
 
+def _middle_block(net: Any) -> nn.Module:
+    """The middle of a U-Net: its middle block or, without one, its last level."""
+    middle: nn.Module = net.mid_block if net.mid_block is not None else net.down_blocks[-1]
+    return middle
+
+
+def middle_of_blocks(net: Any) -> nn.Module:
+    """The middle one of a transformer's blocks."""
+    block: nn.Module = net.transformer_blocks[len(net.transformer_blocks) // 2]
+    return block
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an import knows besides a network's configuration.
+
+    Args:
+        root: where the checkpoint lies, for sentences.
+        tokens: of a prompt, where an option says so.
+        null_class: the last class means "none".
+        guidance: a network's embedded guidance scale, where an option says so; default_guidance: of its pipeline.
+        size: of images, height and width in pixels.
+        about: configuration of another part, by its folder and file; empty where there is none.
+        index: the pipeline's own, model_index.json.
+        notes: sentences for people, to add to.
+    """
+
+    root: str
+    tokens: int | None
+    null_class: bool
+    guidance: float | None
+    default_guidance: float
+    size: tuple[int, int]
+    about: Callable[[str, str], Mapping[str, Any]]
+    index: Mapping[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def class_names(self, count: int) -> tuple[str, ...]:
+        """What the pipeline calls so many classes; () where it does not say. Raises ValueError where it names others."""
+        id2label = self.index.get("id2label")
+        return class_names_of(count, id2label) if id2label else ()
+
+    def prompt_tokens(self, kind: str, *, known: bool) -> int:
+        """How many tokens a prompt has: as an option says or, where it is `known` to follow, the tokenizer. Raises ValueError."""
+        written = self.about("tokenizer", "tokenizer_config.json").get("model_max_length") if known else None
+        tokens = self.tokens or written
+        if not tokens or tokens > MAX_SIZE:
+            raise ValueError(f"how many tokens a prompt of this {kind} has is not written in {self.root}; say so with --tokens")
+        return int(tokens)
+
+
+Told = tuple[tuple[Input, ...], dict[str, Constant]]  # inputs of a network, and its constants
+
+
+def _not_imported(net: Any, _: Asked) -> Told:
+    raise ValueError(f"a {type(net).__name__} is trained here, not imported; name another checkpoint")
+
+
+# What makes a network take more than its class does by itself, and the values that are driven.
+DRIVEN: Mapping[str, tuple[Any, ...]] = {
+    "class_embed_type": (None,),
+    "encoder_hid_dim_type": (None,),
+    "addition_embed_type": (None,),
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """One network class.
 
     Args:
-        kind: the class of diffusers.
-        takes: names of the inputs it may take, in the order of its signature; those in `optional` may lack.
+        kind: the class's name, of diffusers unless `network` is another.
+        takes: names of the inputs it may take, in the order of its signature; those in `optional` may lack. None: those that its
+            configuration lists as `inputs`.
         call: F(net, x, timestep, inputs, constants); timestep (1,) or (B,), inputs by name with a batch, constants as `tensors`
             made them.
         facts: what must hold between a configuration, a signature's inputs and the constants.
         tensors: what the network is told of its constants, computed once, from its configuration.
+        axes: how many axes its states have; None for any number.
+        middle: where a discriminator takes its features, (B, tokens, C) with `tokens`, else (B, C, ...).
+        network: the class itself, where it is none of diffusers.
+        read: inputs and constants of an imported network, by its configuration and what else an import knows.
+        driven: values of keys that are driven; with others the network is told what fewstep does not tell it.
+        saved_as: keys by which older checkpoints of it are known, whose class has another name; `neutral` then are keys of that
+            class's other uses, and the values with which they mean nothing.
     """
 
     kind: str
-    takes: tuple[str, ...]
+    takes: tuple[str, ...] | None
     call: Callable[[Any, Tensor, Tensor, Tensors, Tensors], Tensor]
     facts: Callable[[Any, Sequence[Input], Constants], Facts]
     optional: tuple[str, ...] = ()
     tensors: Callable[[Any, Constants], dict[str, Tensor]] = _as_they_are
+    axes: int | None = 2
+    tokens: bool = False
+    middle: Callable[[Any], nn.Module] = _middle_block
+    network: type[nn.Module] | None = None
+    read: Callable[[Any, Asked], Told] = _not_imported
+    driven: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: DRIVEN)
+    saved_as: Mapping[str, Any] = field(default_factory=dict)
+    neutral: Mapping[str, Any] = field(default_factory=dict)
 
-    def refuse_inputs(self, inputs: Sequence[Input]) -> None:
+    def claims(self, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration under another name is of this class."""
+        return bool(self.saved_as) and all(config.get(key) == value for key, value in self.saved_as.items())
+
+    def names(self, config: Any) -> tuple[str, ...]:
+        """The inputs it may take, in their order."""
+        return tuple(config.inputs) if self.takes is None else self.takes
+
+    def refuse_inputs(self, config: Any, inputs: Sequence[Input]) -> None:
         """Raises ValueError for inputs that the network does not take, or where it needs others."""
-        names = [each.name for each in inputs]
-        needed = [name for name in self.takes if name not in self.optional]
-        if names != [name for name in self.takes if name in names] or not set(needed) <= set(names):
-            takes = ", ".join(f"{name}, if any" if name in self.optional else name for name in self.takes) or "nothing"
+        names, may = [each.name for each in inputs], self.names(config)
+        needed = [name for name in may if name not in self.optional]
+        if names != [name for name in may if name in names] or not set(needed) <= set(names):
+            takes = ", ".join(f"{name}, if any" if name in self.optional else name for name in may) or "nothing"
             raise ValueError(
                 f"a {self.kind} takes {takes}, the bundle has {', '.join(names) or 'nothing'}; choose a network of another "
                 "class or other inputs"
@@ -57,13 +148,13 @@ class Family:
 
 
 def classes_of(inputs: Sequence[Input]) -> int | None:
-    """How many classes the labels have; None where there are none."""
-    return next((each.classes for each in inputs if isinstance(each, LabelInput)), None)
+    """How many classes there are; None where there are none."""
+    return next((each.choices for each in inputs if each.choices is not None), None)
 
 
 def shapes_of(inputs: Sequence[Input]) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays among inputs, by name."""
-    return {each.name: each.shape for each in inputs if isinstance(each, ArrayInput)}
+    return {each.name: each.tensor.shape for each in inputs if each.choices is None}
 
 
 def single(width: Any) -> Any:

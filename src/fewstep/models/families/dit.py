@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.artifact.signature import Input
-from fewstep.models.families.base import Constants, Facts, Family, Tensors, classes_of
+from fewstep.artifact.signature import Input, LabelInput
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, classes_of, middle_of_blocks
 
 __all__ = ["FAMILY"]
 
@@ -22,4 +22,25 @@ def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
     return {"num_embeds_ada_norm": (config.num_embeds_ada_norm, classes_of(inputs))}  # it adds the one for "none" itself
 
 
-FAMILY = Family("DiTTransformer2DModel", ("labels",), _call, _facts)
+def _read(net: Any, asked: Asked) -> Told:
+    count = net.config.num_embeds_ada_norm
+    return (LabelInput(classes=count, names=asked.class_names(count)),), {}
+
+
+FAMILY = Family(
+    "DiTTransformer2DModel",
+    ("labels",),
+    _call,
+    _facts,
+    tokens=True,
+    middle=middle_of_blocks,
+    read=_read,
+    # The published DiT was saved under the name of an older class, with keys of its other uses.
+    saved_as={"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"},
+    neutral={
+        "caption_channels": None,
+        "attention_type": "default",
+        "num_vector_embeds": None,
+        "use_additional_conditions": None,
+    },
+)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.artifact.signature import Input
-from fewstep.models.families.base import Constants, Facts, Family, Tensors, shapes_of
+from fewstep.artifact.signature import ArrayInput, Input
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, middle_of_blocks, shapes_of
 
 __all__ = ["FAMILY"]
 
@@ -27,4 +27,18 @@ def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
     }
 
 
-FAMILY = Family("SD3Transformer2DModel", ("prompt_embeds", "pooled_prompt_embeds"), _call, _facts)
+def _read(net: Any, asked: Asked) -> Told:
+    tokens = asked.prompt_tokens("SD3Transformer2DModel", known=False)  # of CLIP and T5, one after the other
+    embeds = ArrayInput(name="prompt_embeds", shape=(tokens, net.config.joint_attention_dim), null="given")
+    return (embeds, ArrayInput(name="pooled_prompt_embeds", shape=(net.config.pooled_projection_dim,), null="given")), {}
+
+
+FAMILY = Family(
+    "SD3Transformer2DModel",
+    ("prompt_embeds", "pooled_prompt_embeds"),
+    _call,
+    _facts,
+    tokens=True,
+    middle=middle_of_blocks,
+    read=_read,
+)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fewstep.artifact.signature import Input
-from fewstep.models.families.base import Constants, Facts, Family, Tensors, shapes_of, single
+from fewstep.artifact.components import Constant
+from fewstep.artifact.signature import ArrayInput, Input
+from fewstep.models.families.base import DRIVEN, Asked, Constants, Facts, Family, Tensors, Told, shapes_of, single
 
 __all__ = ["FAMILY"]
 
@@ -67,6 +68,35 @@ def _facts(config: Any, inputs: Sequence[Input], constants: Constants) -> Facts:
     return facts
 
 
+def _read(net: Any, asked: Asked) -> Told:
+    config, constants = net.config, dict[str, Constant]()
+    tokens, width = asked.prompt_tokens("UNet2DConditionModel", known=True), config.cross_attention_dim
+    width = width[0] if isinstance(width, list | tuple) else width
+    inputs = [ArrayInput(name="prompt_embeds", shape=(tokens, width), null="given")]
+    if pooled := _pooled(config, asked):
+        inputs.append(ArrayInput(name="pooled_prompt_embeds", shape=(pooled,), null="given"))
+        constants["time_ids"] = [float(n) for n in (*asked.size, 0, 0, *asked.size)]
+    if config.time_cond_proj_dim is not None:
+        constants["guidance_scale"] = scale = asked.default_guidance if asked.guidance is None else asked.guidance
+        asked.notes.append(f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another")
+    return tuple(inputs), constants
+
+
+def _pooled(config: Any, asked: Asked) -> int:
+    """The width of SDXL's vector for a whole prompt, 0 for a network without one."""
+    if config.addition_embed_type != "text_time":
+        return 0
+    pooled = int(config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim)
+    told = asked.about("text_encoder_2", "config.json").get("projection_dim")
+    if told is not None and told != pooled:
+        ids = (config.projection_class_embeddings_input_dim - told) / config.addition_time_embed_dim
+        raise ValueError(
+            f"this network is told {ids:g} numbers besides the prompt, {TIME_IDS} are driven (SDXL's sizes and crop); a "
+            "refiner has 5, and begins with an image"
+        )
+    return pooled
+
+
 FAMILY = Family(
     "UNet2DConditionModel",
     ("prompt_embeds", "pooled_prompt_embeds"),
@@ -74,4 +104,6 @@ FAMILY = Family(
     _facts,
     optional=("pooled_prompt_embeds",),
     tensors=_tensors,
+    read=_read,
+    driven={**DRIVEN, "addition_embed_type": (None, "text_time")},
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fewstep.artifact.signature import Input
-from fewstep.models.families.base import Constants, Facts, Family, Tensors, classes_of
+from fewstep.artifact.signature import Input, LabelInput
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, classes_of
 
 __all__ = ["FAMILY"]
 
@@ -24,4 +25,22 @@ def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
     return {"num_class_embeds": (config.num_class_embeds, embeds), "class_embed_type": (config.class_embed_type, None)}
 
 
-FAMILY = Family("UNet2DModel", ("labels",), _call, _facts, optional=("labels",))
+def _read(net: Any, asked: Asked) -> Told:
+    """Whether its last class means "none" is not written; unless told, it is a class like the others."""
+    count = net.config.num_class_embeds
+    if not count:
+        return (), {}
+    if asked.null_class:
+        return (LabelInput(classes=count - 1, names=asked.class_names(count - 1)),), {}
+    known = net.class_embedding.weight.detach()
+    weight = torch.cat([known, torch.zeros(1, known.shape[1])])  # bundles have a row for "none", which nobody reads here
+    net.class_embedding = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
+    net.register_to_config(num_class_embeds=count + 1)
+    asked.notes.append(
+        f"all {count} classes are taken for classes, and nothing means none, so nothing can be guided; where the last one "
+        "does, give --null-class"
+    )
+    return (LabelInput(classes=count, names=asked.class_names(count), null=False),), {}
+
+
+FAMILY = Family("UNet2DModel", ("labels",), _call, _facts, optional=("labels",), read=_read)

@@ -1,0 +1,232 @@
+"""Samples that are arrays, with names: .npz or .parquet, one file or a directory of them.
+
+`values` (N, *axes, columns) are the samples, in the data's own units. Whole numbers called `labels` (N,) are classes; every
+other array (N, ...) is an input of its own name. A file NAME.json beside NAME.npz, or signature.json in a directory, may name
+axes, columns, units and classes, and say what means "none" for an input:
+
+    {"axes": [{"name": "time", "unit": "0.1 s"}], "columns": [{"name": "x", "unit": "m"}, {"name": "y", "unit": "m"}],
+     "classes": ["push", "pull"], "null": {"observation": "zeros"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from fewstep.artifact.draft import reason
+from fewstep.artifact.signature import ArrayInput, ArrayOutput, Axis, Column, Input, Signature
+from fewstep.data.samples import Labels, Samples, Split, classes, digest, positions
+from fewstep.system.arrays import read_arrays
+from fewstep.system.extras import install
+from fewstep.system.strict import Strict
+
+__all__ = ["ArraySamples", "is_arrays", "open_arrays"]
+
+VALUES, LABELS, ABOUT = "values", "labels", "signature.json"
+FILES = (".npz", ".parquet")
+Array = npt.NDArray[Any]
+
+
+class AxisName(Strict):
+    """An axis of samples."""
+
+    name: str
+    unit: str = ""
+
+
+class About(Strict):
+    """What numbers alone do not say. The last axis of `values` is that of the columns."""
+
+    axes: list[AxisName] = Field(default=[])
+    columns: list[AxisName] = Field(default=[])
+    classes: list[str] = Field(default=[])
+    null: dict[str, Literal["zeros"]] = Field(default={})
+
+
+@dataclass(frozen=True)
+class ArraySamples(Samples):
+    """A split of arrays; rows are (N, *axes, columns) float32 in their own units."""
+
+    def __getitem__(self, i: Labels) -> tuple[Array, Labels]:
+        """Samples (B, columns, *axes), free of their columns' mean and deviation, and labels (B,) at positions i."""
+        columns = self.signature.output.columns  # type: ignore[union-attr]
+        mean, std = (np.array([getattr(column, key) for column in columns], np.float32) for key in ("mean", "std"))
+        return np.ascontiguousarray(np.moveaxis((self.rows[self.index[i]] - mean) / std, -1, 1)), self.labels[i]
+
+
+def is_arrays(path: Path) -> bool:
+    """Whether a path is a file of arrays, or a directory with some."""
+    if path.is_file():
+        return path.suffix in FILES
+    if any(path.glob("*.npz")):
+        return True
+    first = next(iter(sorted(path.glob("*.parquet"))), None)
+    return first is not None and VALUES in _parquet_names(first)
+
+
+def open_arrays(path: Path, split: Split = "train") -> ArraySamples:
+    """Open a file or directory of arrays. Columns are freed of mean and deviation of the training split.
+
+    Raises FileNotFoundError, or ValueError where arrays do not go together or hold numbers that are not finite.
+    """
+    files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix in FILES]
+    if not files:
+        raise FileNotFoundError(f"{path} has no files of arrays; give .npz or .parquet with an array called {VALUES}")
+    arrays, about = _joined(files), _about(path)
+    values = _values(str(path), arrays.pop(VALUES, None))
+    count = len(values)
+    if other := next((name for name, array in arrays.items() if array.ndim < 1 or len(array) != count), None):
+        raise ValueError(f"{path} has {count} {VALUES}, and {other} has shape {arrays[other].shape}; give a row for each")
+    labels = _labels(str(path), arrays.get(LABELS), count)
+    index = positions(str(path), labels, split)
+    train = values[positions(str(path), labels, "train")]
+    inputs = _inputs(str(path), arrays, labels, about)
+    output = _output(str(path), train, about)
+    by_rows = arrays if any(each.choices is None for each in inputs) else {}
+    numbers = np.arange(count) if by_rows else labels
+    known: dict[str, Any] = {
+        "arrays": {each.name: arrays[each.name] for each in inputs} if by_rows else {},
+        "sha256": digest(values, *(part for name in sorted(arrays) for part in (name, arrays[name])), about),
+        "names": tuple(about.classes),
+        "notes": (_described(str(path), values, inputs, output),),
+    }
+    signature = Signature(inputs=inputs, output=output)
+    return ArraySamples(str(path), signature, values, index, numbers[index], **known)
+
+
+def _joined(files: Sequence[Path]) -> dict[str, Array]:
+    """Arrays of all files, joined row by row."""
+    parts = [_parquet(file) if file.suffix == ".parquet" else read_arrays(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if VALUES not in part:
+            raise ValueError(f"{file} has no array called {VALUES}, it has {', '.join(part) or 'none'}; samples have that name")
+        if part.keys() != parts[0].keys():
+            raise ValueError(f"{file} has other arrays than {files[0].name}; put them into directories of their own")
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise ValueError(f"the files of {files[0].parent} do not go together: {error}") from None
+
+
+def _values(source: str, values: Array | None) -> npt.NDArray[np.float32]:
+    if values is None or values.ndim < 3 or values.dtype.kind not in "fiu" or not values.size:
+        found = "nothing" if values is None else f"{values.dtype} {values.shape}"
+        raise ValueError(f"{source}: {VALUES} are numbers (N, *axes, columns), with one axis or more, got {found}")
+    return _finite(source, VALUES, values.astype(np.float32, copy=False))
+
+
+def _finite(source: str, name: str, values: Array) -> Array:
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+    if bad.any():
+        raise ValueError(f"{source}: {name} of {int(bad.sum())} samples are not finite, the first is row {int(bad.argmax())}")
+    return values
+
+
+def _labels(source: str, labels: Array | None, count: int) -> Labels:
+    if labels is None:
+        return np.zeros(count, np.int64)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0:
+        raise ValueError(f"{source}: {LABELS} are whole numbers from 0, one for each sample, got {labels.dtype} {labels.shape}")
+    return labels.astype(np.int64)
+
+
+def _inputs(source: str, arrays: Mapping[str, Array], labels: Labels, about: About) -> tuple[Input, ...]:
+    """An input for every array, in the order of their names; classes first."""
+    found = list(classes(source, labels, about.classes)) if LABELS in arrays else []
+    for name in sorted(arrays.keys() - {LABELS}):
+        if arrays[name].dtype.kind not in "fiu":
+            raise ValueError(f"{source}: the array {name} holds numbers, got {arrays[name].dtype}")
+        _finite(source, name, arrays[name])
+        try:
+            found.append(ArrayInput(name=name, shape=arrays[name].shape[1:], null=about.null.get(name)))
+        except ValidationError as error:
+            raise ValueError(f"{source}: the array {name} cannot be an input: {reason(error)}") from None
+    if unknown := sorted(about.null.keys() - {each.name for each in found}):
+        raise ValueError(f"{source}: null is said of {unknown[0]}, and there is no such array")
+    return tuple(found)
+
+
+def _output(source: str, train: npt.NDArray[np.float32], about: About) -> ArrayOutput:
+    *sides, count = train.shape[1:]
+    axes = about.axes or [AxisName(name=f"axis_{i}") for i in range(len(sides))]
+    columns = about.columns or [AxisName(name=f"column_{i}") for i in range(count)]
+    if (len(axes), len(columns)) != (len(sides), count):
+        raise ValueError(
+            f"{source}: {VALUES} have {len(sides)} axes and {count} columns, and {len(axes)} and {len(columns)} are named"
+        )
+    flat = train.reshape(-1, count).astype(np.float64)
+    mean, std = flat.mean(0), flat.std(0)
+    std = np.where(std > 0, std, 1.0)  # a column that is constant stays as it is
+    try:
+        return ArrayOutput(
+            axes=tuple(Axis(name=a.name, size=side, unit=a.unit) for a, side in zip(axes, sides, strict=True)),
+            columns=tuple(
+                Column(name=c.name, unit=c.unit, mean=float(m), std=float(s))
+                for c, m, s in zip(columns, mean, std, strict=True)
+            ),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{source}: {VALUES} cannot be an output: {reason(error)}") from None
+
+
+def _about(path: Path) -> About:
+    file = path.with_suffix(".json") if path.is_file() else path / ABOUT
+    if not file.is_file():
+        return About()
+    try:
+        return About.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{file} does not say what arrays are: {reason(error)}") from None
+
+
+def _described(source: str, values: Array, inputs: Sequence[Input], output: ArrayOutput) -> str:
+    shape = " x ".join([*(f"{axis.name} {axis.size}" for axis in output.axes), f"{len(output.columns)} columns"])
+    made = "; ".join(f"{each.name}: {each.meaning}" for each in inputs)
+    return f"{source}: {len(values)} samples of {shape}" + (f", made from {made}" if made else "")
+
+
+def _parquet_names(path: Path) -> list[str]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"reading parquet needs pyarrow; {install('train')}") from None
+    try:
+        names: list[str] = pyarrow.parquet.read_schema(path).names
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not readable ({' '.join(str(error).split())[:200]})") from None
+    return names
+
+
+def _parquet(path: Path) -> dict[str, Array]:
+    """Columns of numbers, or of nested lists of them of one shape."""
+    names = _parquet_names(path)
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    try:
+        return {name: _column(table[name].combine_chunks()) for name in names}
+    except (ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} has a column that is no array ({' '.join(str(error).split())[:200]})") from None
+
+
+def _column(column: Any) -> Array:
+    import pyarrow.types as types
+
+    shape = [len(column)]
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        flat = column.flatten()
+        each, rest = divmod(len(flat), max(len(column), 1))
+        if rest or set(column.value_lengths().to_pylist()) != {each}:
+            raise ValueError("its lists have several lengths")
+        shape.append(each)
+        column = flat
+    if column.null_count:
+        raise ValueError("it has rows without a number")
+    found: Array = column.to_numpy(zero_copy_only=False)
+    return found.reshape(shape)
