@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.golden import GOLDEN, Arrays, read_golden, write_golden
-from fewstep.artifact.manifest import GraphEntry, Layout, Precision
+from fewstep.artifact.manifest import GraphEntry, Layout
 from fewstep.artifact.ranges import Ranges
+from fewstep.artifact.spec import Precision
 from fewstep.exporter.facts import facts
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layer import layer_names

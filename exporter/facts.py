@@ -13,7 +13,6 @@ import fewstep
 from fewstep.artifact.card import license
 from fewstep.artifact.digests import component_digest, made_of
 from fewstep.artifact.manifest import GraphEntry, Manifest, PlanEntry
-from fewstep.artifact.signature import ImageOutput
 
 __all__ = ["FREE", "HASHES", "MADE_OF", "PREFIX", "facts"]
 
@@ -25,7 +24,7 @@ HASHES = frozenset({MADE_OF, *(f"{PREFIX}{part}_sha256" for part in ("plan", "ne
 
 def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
     """The facts of a graph as its bundle has them, by key. A network or decoder that was shipped without files has no hash."""
-    output, signature = manifest.output, manifest.signature
+    output = manifest.output
     known = {name for name, entry in manifest.components.items() if entry.directory or entry.digest}
     found = {
         "version": fewstep.__version__,
@@ -38,10 +37,9 @@ def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
         "shape": "x".join(map(str, output.shape)),
         "license": license(manifest, graph.denoiser),
     }
-    if isinstance(output, ImageOutput):
-        found |= {"low": f"{output.low:g}", "high": f"{output.high:g}"}
-    for each in signature.inputs:
-        found |= each.facts
+    found |= output.facts
+    for each in manifest.signature.inputs:
+        found |= {f"input.{key}": value for key, value in each.facts.items()}
     if graph.plan is not None:
         plan = manifest.plans[graph.plan]
         found |= {"plan": graph.plan, "solver": plan.solver, "calls": str(plan.plan().nfe), "plan_sha256": _numbers(plan)}

@@ -23,9 +23,9 @@ from fewstep.backends.sessions import CPU, ERRORS, NoKernelError, open_session, 
 from fewstep.exporter.statements import (
     Stated,
     refuse_other_facts,
-    refuse_other_images,
-    refuse_other_labels,
     refuse_other_origin,
+    refuse_other_output,
+    refuse_other_values,
 )
 from fewstep.sampling.plan import Plan, trajectory
 from fewstep.system.readable import readable
@@ -38,7 +38,9 @@ MAX_PSNR_DB = 200.0  # of an exact image
 
 @dataclass(frozen=True)
 class Parity:
-    """A graph against its reference, in image values: largest and mean |difference| and PSNR of the samples, and its limits.
+    """A graph against its reference: largest and mean |difference| and PSNR of the samples, and its limits.
+
+    Differences are in image values; of arrays, relative to the largest number.
 
     drift: largest |difference| of the state after every row, relative to the largest state; of the last row alone for a Loop,
     whose states stay inside. skipped: why it could not be compared here, "" where it was.
@@ -78,11 +80,11 @@ def check_graphs(bundle: Bundle, provider: str = CPU) -> list[Parity]:
 def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]) -> list[str]:
     """The plans to check a graph with. Raises ValueError where there is no reference for the plan it holds, or could walk."""
     plans = bundle.manifest.plans
-    able = [graph.plan] if graph.plan else [plan for plan, entry in plans.items() if entry.network == graph.network]
+    able = [graph.plan] if graph.plan else [plan for plan, entry in plans.items() if entry.denoiser == graph.denoiser]
     if found := [plan for plan in able if plan in references]:
         return found
     raise ValueError(
-        f"golden.npz has no reference for {f'the plan {graph.plan!r}' if graph.plan else f'a plan of {graph.network!r}'}; "
+        f"golden.npz has no reference for {f'the plan {graph.plan!r}' if graph.plan else f'a plan of {graph.denoiser!r}'}; "
         f"export it again with: fewstep export {bundle.root.name}"
     )
 
@@ -90,19 +92,18 @@ def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]
 def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Arrays, golden: Arrays) -> Parity:
     """What was made of a plan's reference inputs against torch's sample, and state by state where there are states.
 
-    Raises ValueError where these are not images of the bundle.
+    Raises ValueError where these are not samples of the bundle.
     """
-    image = bundle.manifest.image
-    if not made["sample"].shape[1:] == golden["sample"].shape[1:] == image.shape:
+    output = bundle.manifest.output
+    if not made["sample"].shape[1:] == golden["sample"].shape[1:] == output.shape:
         raise ValueError(
-            f"the manifest says that images are {image.shape}, the graph {name!r} makes {made['sample'].shape[1:]} "
+            f"the manifest says that samples are {output.shape}, the graph {name!r} makes {made['sample'].shape[1:]} "
             f"and golden.npz holds {golden['sample'].shape[1:]}; export the plan again"
         )
-    span = bundle.manifest.image.high - bundle.manifest.image.low
     difference = np.abs(made["sample"] - golden["sample"])
-    scale = max(1.0, float(np.abs(golden["sample"]).max()))  # random networks leave the range of images
+    scale = output.scale(golden["sample"])
     square = float((difference**2).mean())
-    psnr = min(MAX_PSNR_DB, 10 * log10((span * scale) ** 2 / square)) if square > 0 else MAX_PSNR_DB
+    psnr = min(MAX_PSNR_DB, 10 * log10((output.span * scale) ** 2 / square)) if square > 0 else MAX_PSNR_DB
     drift = [float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max()))) for a, b in _states(made, golden)]
     return Parity(
         name,
@@ -126,16 +127,16 @@ def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Ru
 
     step, postprocess: from all inputs there are, by name, to the output.
     """
-    scales = bundle.manifest.networks[graph.network].parametrisation.scales
-    given = dict(golden) | {
-        f"null_{spec.name}": golden[spec.name] for spec in bundle.manifest.condition.inputs() if not plan.guided
-    }
+    manifest = bundle.manifest
+    scales = manifest.denoisers[graph.denoiser].parametrisation.scales
+    nulls = {each.null_tensor.name: golden[each.name] for each in manifest.signature.inputs if each.null_tensor}
+    given = nulls | dict(golden)  # a graph takes what means "none" also where a plan is not guided, and reads none of it
 
     def denoise(
-        x: npt.NDArray[np.float32], sigma: float, weight: float = 1.0, timestep: float | None = None
+        x: npt.NDArray[np.float32], sigma: float, scale: float = 1.0, timestep: float | None = None
     ) -> npt.NDArray[np.float32]:
         numbers = np.array(scales(sigma).told(timestep), np.float32)
-        row = {"x": x, "scales": numbers, "weight": np.array(weight, np.float32)}
+        row = {"x": x, "scales": numbers, "guidance_scale": np.array(scale, np.float32)}
         return step(given | row)
 
     noise = golden["noise"]
@@ -159,21 +160,21 @@ def _check(bundle: Bundle, name: str, graph: GraphEntry, plan: str, golden: Arra
         result = left_out(name, graph, plan, str(error))
     else:
         result = compare(bundle, name, graph, plan, made, golden)
-        refuse_other_images(name, bundle.manifest.image, made)
+        refuse_other_output(name, bundle.manifest.output, made)
     refuse_other_origin(bundle, name, graph, stated)
     return result
 
 
 def _baked(bundle: Bundle, name: str, graph: GraphEntry, golden: Arrays, provider: str) -> Arrays:
-    """A whole-plan graph's images and sample, and its states where they are values of the graph."""
+    """A whole-plan graph's output and sample, and its states where they are values of the graph."""
     rows = len(golden["states"]) if graph.layout == "unrolled" else 0
     states = [f"state_{k + 1}" for k in range(rows)]
     imitated = graph.precision == "bf16" and provider == CPU
     model = _without_bf16(bundle, graph) if imitated else bundle.file(graph.file).read_bytes()
     session = _session(bundle, graph, with_outputs(model, states), provider)
-    outputs = ["images", "sample", *states]
+    outputs = [bundle.manifest.output.tensor.name, "sample", *states]
     made = dict(zip(outputs, _run(name, session, outputs, golden), strict=True))
-    _check_labels(bundle, name, session, golden, "sample")
+    _check_values(bundle, name, session, golden, "sample")
     return made
 
 
@@ -182,24 +183,27 @@ def _walked(bundle: Bundle, name: str, graph: GraphEntry, plan: Plan, golden: Ar
     step = _session(bundle, graph, bundle.file(graph.file).read_bytes(), provider)
     postprocess = _session(bundle, graph, bundle.file(graph.postprocess).read_bytes(), provider)
     seen: dict[str, npt.NDArray[Any]] = {}
+    tensor = bundle.manifest.output.tensor.name
 
     def evaluate(arrays: Arrays) -> npt.NDArray[Any]:
         seen.update(arrays)
         return _run(name, step, ["denoised"], arrays)[0]
 
     def end(arrays: Arrays) -> npt.NDArray[Any]:
-        seen["images"], sample = _run(name, postprocess, ["images", "sample"], arrays)
+        seen[tensor], sample = _run(name, postprocess, [tensor, "sample"], arrays)
         return sample
 
     made = walk(bundle, graph, plan, golden, evaluate, end)
-    _check_labels(bundle, name, step, seen, "denoised")
-    return {**made, "images": seen["images"]}
+    _check_values(bundle, name, step, seen, "denoised")
+    return {**made, tensor: seen[tensor]}
 
 
-def _check_labels(bundle: Bundle, name: str, session: ort.InferenceSession, arrays: Arrays, output: str) -> None:
-    condition = bundle.manifest.condition
-    if condition.kind == "labels" and session.get_providers()[0] == CPU:  # a GPU reads beyond a table without a word
-        refuse_other_labels(name, condition, session, _feeds(name, session, arrays), output)
+def _check_values(bundle: Bundle, name: str, session: ort.InferenceSession, arrays: Arrays, output: str) -> None:
+    if session.get_providers()[0] != CPU:
+        return  # a GPU reads beyond a table without a word
+    for each in bundle.manifest.signature.inputs:
+        if each.values is not None:
+            refuse_other_values(name, each.name, each.values, session, _feeds(name, session, arrays), output)
 
 
 def _without_bf16(bundle: Bundle, graph: GraphEntry) -> bytes:

@@ -16,8 +16,10 @@ import onnxruntime as ort
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.digests import made_of
-from fewstep.artifact.manifest import GraphEntry, Layout, Precision
+from fewstep.artifact.manifest import GraphEntry, Layout
 from fewstep.artifact.onnx_bytes import GRAPH, MODEL, NODE, OPSET, PROPERTY, TENSOR, Fields, messages, raw
+from fewstep.artifact.signature import Output
+from fewstep.artifact.spec import Precision
 from fewstep.backends.sessions import ERRORS
 from fewstep.exporter.facts import FREE, HASHES, MADE_OF, facts
 
@@ -26,14 +28,14 @@ __all__ = [
     "Limits",
     "Stated",
     "refuse_other_facts",
-    "refuse_other_images",
-    "refuse_other_labels",
     "refuse_other_origin",
+    "refuse_other_output",
+    "refuse_other_values",
 ]
 
 
 class Limits(NamedTuple):
-    """How far a precision may be from torch's fp32 on golden.npz: largest difference, in image values, and smallest PSNR."""
+    """How far a precision may be from torch's fp32 on golden.npz: largest difference, as in Parity, and smallest PSNR."""
 
     max_error: float
     min_psnr_db: float
@@ -163,39 +165,41 @@ def refuse_other_origin(bundle: Bundle, name: str, graph: GraphEntry, stated: St
     made = made_of(bundle.manifest, graph.denoiser, graph.plan)
     if stated.metadata.get(MADE_OF, made) != made:
         raise ValueError(
-            f"the graph {name!r} was made with another network, plan, decoder or signature than the manifest has now; export it "
-            f"again with: fewstep export {bundle.root.name}"
+            f"the graph {name!r} was made with another network, plan, decoder or signature than the manifest has now; "
+            f"export it again with: fewstep export {bundle.root.name}"
         )
 
 
 def refuse_other_output(name: str, output: Output, made: Mapping[str, npt.NDArray[Any]]) -> None:
     """Raise ValueError where a graph's output is not what the manifest makes of its sample, by more than rounding."""
-    expected, most = output.of_sample(made["sample"]), output.rounding
+    expected, tensor = output.scaling.of(made["sample"]), output.tensor.name
     if not np.isfinite(expected).all():
         return  # which the limits tell
-    off = float(np.abs(made[output.tensor.name] - expected).max())
-    if off > most * max(1.0, float(np.abs(expected).max()) if output.kind == "array" else 1.0):
+    off = np.abs(made[tensor] - expected)
+    if (off > output.rounding(expected)).any():
         raise ValueError(
-            f"the graph {name!r} makes {output.tensor.name} of another range than the manifest's: they are off by up to {off:.3g}; "
+            f"the graph {name!r} makes {tensor} of another range than the manifest's: they are off by up to {off.max():.3g}; "
             "export it again"
         )
 
 
-def refuse_other_labels(
-    name: str, each: LabelInput, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
+def refuse_other_values(
+    name: str, tensor: str, values: int, session: ort.InferenceSession, feeds: Mapping[str, npt.NDArray[Any]], output: str
 ) -> None:
-    """Raise ValueError unless a graph takes the labels of its classes, one more where that means "none", and no other.
+    """Raise ValueError unless a graph takes so many values of a tensor, the last for "none", and no other.
 
     ONNX Runtime on the CPU refuses an index beyond a table.
     """
     first = {key: array if key in ("scales", "guidance_scale") else array[:1] for key, array in feeds.items()}
-    last = each.classes - (not each.null)
-    for label, wanted in ((last, True), (last + 1, False)):
+    for value, wanted in ((values - 1, True), (values, False)):
         try:
-            session.run([output], first | {each.name: np.full(1, label, np.int64)})
+            session.run([output], first | {tensor: np.full(1, value, np.int64)})
             taken = True
         except ERRORS:
             taken = False
         if taken is not wanted:
-            known = f"more than {each.classes}" if taken else f"fewer than {each.classes}"
-            raise ValueError(f"the graph {name!r} knows {known} classes, the manifest says {each.classes}; export it again")
+            classes = values - 1
+            known = f"more than {classes}" if taken else f"fewer than {classes}"
+            raise ValueError(
+                f"the graph {name!r} knows {known} classes by {tensor}, the manifest says {classes}; export it again"
+            )

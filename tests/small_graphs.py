@@ -12,8 +12,9 @@ from onnx import helper, numpy_helper
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.components import DenoiserEntry
-from fewstep.artifact.manifest import GraphEntry, Precision
+from fewstep.artifact.manifest import GraphEntry
 from fewstep.artifact.signature import ImageOutput, Signature
+from fewstep.artifact.spec import Precision
 from fewstep.sampling.parametrisation import Edm
 
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)

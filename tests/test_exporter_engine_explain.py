@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto as Type
 from small_graphs import bundle_of, convolution, foreign, loop, quantized
 
-from fewstep.artifact.manifest import Precision
+from fewstep.artifact.spec import Precision
 from fewstep.exporter.engine.building import run
 from fewstep.exporter.engine.cases import Case, Settings
 from fewstep.exporter.engine.explain import ROWS, explain

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.artifact.bundle import CARD, Bundle, Draft
-from fewstep.artifact.digests import decoder_digest, network_digest
+from fewstep.artifact.digests import component_digest
 from fewstep.artifact.golden import GOLDEN, write_golden
 from fewstep.artifact.manifest import GraphEntry, Manifest
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
@@ -16,13 +16,13 @@ __all__ = ["write_device"]
 
 
 def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], directory: Path) -> Report:
-    """Write directory/NAME.bundle with these plans and graphs, and of the networks their descriptions alone.
+    """Write directory/NAME.bundle with these plans and graphs, and of the components their descriptions alone.
 
     On the device: fewstep build NAME.bundle && fewstep check NAME.bundle. Raises ValueError where a file was altered.
     """
     source = bundle.manifest
     root = directory / bundle.root.name
-    with Draft.create(root, image=source.image, condition=source.condition) as draft:
+    with Draft.create(root, source.signature, state=source.state) as draft:
         _describe(draft.manifest, source, plans, graphs)
         for file in [path for name in graphs for path in source.graphs[name].paths]:
             shutil.copyfile(bundle.file(file), draft.new(file))
@@ -39,17 +39,16 @@ def _describe(target: Manifest, source: Manifest, plans: Sequence[str], graphs: 
     target.plans = {name: source.plans[name] for name in plans}
     target.graphs = {name: source.graphs[name] for name in graphs}
     target.default = source.default if source.default in plans else plans[0]
-    networks = sorted({p.network for p in target.plans.values()} | {g.network for g in target.graphs.values()})
-    target.networks = {name: source.networks[name].model_copy(deep=True) for name in networks}
-    for name, entry in target.networks.items():
+    walked = {p.denoiser for p in target.plans.values()} | {g.denoiser for g in target.graphs.values()}
+    unused = source.denoisers.keys() - walked
+    kept = {name: entry for name, entry in source.components.items() if name not in unused}
+    target.components = {name: entry.model_copy(deep=True) for name, entry in kept.items()}
+    for name, entry in target.components.items():
         if entry.directory:
-            entry.directory, entry.digest = None, network_digest(source, name)
-    target.latent = source.latent.model_copy() if source.latent else None
-    if target.latent and target.latent.directory:
-        target.latent.directory, target.latent.digest = None, decoder_digest(source)
-    of = source.provenance
-    target.provenance.networks = {name: of.networks[name] for name in networks if name in of.networks}
-    target.provenance.plans = {name: of.plans[name] for name in plans if name in of.plans}
+            entry.directory, entry.digest = None, component_digest(source, name)
+    of = source.records
+    target.records.components = {name: of.components[name] for name in kept if name in of.components}
+    target.records.plans = {name: of.plans[name] for name in plans if name in of.plans}
 
 
 def _report(bundle: Bundle, graphs: Sequence[str]) -> Report:

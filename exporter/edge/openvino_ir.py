@@ -19,7 +19,7 @@ def write_openvino(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Re
     """Write each graph as IR without rounding its weights, and run it on the CPU in f32 and in OpenVINO's default.
 
     The default is bf16 on processors that have it, with visibly larger error: set INFERENCE_PRECISION_HINT to f32 where
-    images must equal those of the other targets. Raises ValueError without OpenVINO, for a graph it refuses, or one whose
+    samples must equal those of the other targets. Raises ValueError without OpenVINO, for a graph it refuses, or one whose
     f32 result differs by more than its limit in the bundle.
     """
     openvino = _load()
@@ -58,4 +58,4 @@ def _deviation(core: Any, path: Path, name: str, expected: Probe, settings: dict
     outputs = compiled(expected.feeds)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     setting = precision if settings else f"default ({precision})"
-    return Deviation("openvino", name, setting, *expected.differs(outputs["images"], outputs["sample"]))
+    return Deviation("openvino", name, setting, *expected.differs(*(outputs[tensor] for tensor in expected.outputs)))

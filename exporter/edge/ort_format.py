@@ -42,8 +42,8 @@ def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
         expected = probe(bundle, name)
         path = directory / f"{name}.ort"
         _convert(bundle.file(graph.file), path)
-        images, sample = open_session(path, repr(name)).run(["images", "sample"], expected.feeds)
-        deviations.append(Deviation("ort", name, graph.precision, *expected.differs(images, sample)).within(graph.limit))
+        made = open_session(path, repr(name)).run(expected.outputs, expected.feeds)
+        deviations.append(Deviation("ort", name, graph.precision, *expected.differs(*made)).within(graph.limit))
         weights = _weights(path)
         parts += [Part("ort", f"{name}: graph", path.stat().st_size - weights), Part("ort", f"{name}: weights", weights)]
         paths.append(path)

@@ -20,7 +20,8 @@ from typing import Literal, TypeAlias, get_args
 
 import fewstep
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import GraphEntry, Precision
+from fewstep.artifact.manifest import GraphEntry
+from fewstep.artifact.spec import Precision
 from fewstep.artifact.staging import recover, staged
 from fewstep.exporter.edge.device import write_device
 from fewstep.exporter.edge.openvino_ir import write_openvino
@@ -115,8 +116,8 @@ class _Chosen:
 
     def _graphs(self, plan: str) -> dict[str, GraphEntry]:
         """The plan's graphs in the precisions asked for. Raises ValueError where one is missing."""
-        manifest, network = self.bundle.manifest, self.bundle.manifest.plans[plan].network
-        its = {n: g for n, g in manifest.graphs.items() if g.plan == plan or (g.plan is None and g.network == network)}
+        manifest, denoiser = self.bundle.manifest, self.bundle.manifest.plans[plan].denoiser
+        its = {n: g for n, g in manifest.graphs.items() if g.plan == plan or (g.plan is None and g.denoiser == denoiser)}
         have = sorted({graph.precision for graph in its.values()})
         if missing := [p for p in self.precisions if p not in have] if have else [""]:
             raise ValueError(

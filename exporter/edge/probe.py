@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,8 @@ import onnxruntime as ort
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
-from fewstep.artifact.manifest import Condition, GraphEntry
+from fewstep.artifact.manifest import GraphEntry
+from fewstep.artifact.signature import Signature
 from fewstep.backends.sessions import open_session
 
 __all__ = ["Probe", "probe"]
@@ -20,33 +23,47 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """A graph's inputs, and its outputs images (B, H, W, C) uint8 and sample (B, C, H, W) float32."""
+    """A graph's inputs, and what it makes of them: the output (B, ...) and sample (B, C, ...) float32.
 
-    feeds: dict[str, npt.NDArray[np.generic]]
-    images: npt.NDArray[np.uint8]
+    outputs: what these are called. scale: what differences of the sample are counted in, see the outputs of a signature.
+    """
+
+    feeds: dict[str, npt.NDArray[Any]]
+    outputs: list[str]
+    output: npt.NDArray[Any]
     sample: npt.NDArray[np.float32]
+    scale: float
 
-    def differs(self, images: npt.NDArray[np.uint8], sample: npt.NDArray[np.float32]) -> tuple[float, int]:
-        """Largest |difference| of the sample, and of the images in levels."""
-        levels = np.abs(images.astype(int) - self.images.astype(int)).max()
-        return float(np.abs(sample - self.sample).max()), int(levels)
+    def differs(self, output: npt.NDArray[Any], sample: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """Largest |difference| of the sample, and of the output."""
+        wide = np.abs(output.astype(np.float64) - self.output)
+        return float(np.abs(sample - self.sample).max()) / self.scale, float(wide.max())
 
 
 def probe(bundle: Bundle, name: str) -> Probe:
-    """Run a graph that holds a whole plan on four images, the last without a class. Raises ValueError where it cannot run."""
+    """Run a graph that holds a whole plan on four samples, the last from what means "none". ValueError where it fails."""
     graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
     check_files(bundle, graph)
-    running = open_session(bundle.file(graph.file), repr(name))
-    feeds = _feeds(running, bundle.manifest.condition)
-    images, sample = running.run(["images", "sample"], feeds)
-    return Probe(feeds, images, sample)
+    running, signature = open_session(bundle.file(graph.file), repr(name)), bundle.manifest.signature
+    guided = graph.plan is not None and bundle.plan(graph.plan).guided
+    feeds, outputs = _feeds(running, _examples(signature, guided=guided)), [signature.output.tensor.name, "sample"]
+    output, sample = running.run(outputs, feeds)
+    return Probe(feeds, outputs, output, sample, signature.output.scale(sample))
 
 
-def _feeds(running: ort.InferenceSession, condition: Condition) -> dict[str, npt.NDArray[np.generic]]:
+def _examples(signature: Signature, *, guided: bool) -> dict[str, npt.NDArray[Any]]:
+    examples = signature.example(BATCH, guided=guided)
+    for each in signature.inputs:
+        if each.null_constant is not None:
+            examples[each.name][-1] = each.null_constant
+    return examples
+
+
+def _feeds(running: ort.InferenceSession, examples: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     shapes = {given.name: given.shape for given in running.get_inputs()}
-    if unknown := set(shapes) - {"noise", "labels"}:
-        raise ValueError(f"packages hold graphs made from noise and labels; this one also takes {', '.join(sorted(unknown))}")
+    if unknown := sorted(shapes.keys() - examples.keys() - {"noise"}):
+        takes = " and ".join(["noise", *examples])
+        raise ValueError(f"graphs of this bundle are made from {takes}; this one also takes {', '.join(unknown)}")
     generator = np.random.Generator(np.random.Philox(key=0))
     noise = generator.standard_normal((BATCH, *shapes["noise"][1:]), dtype=np.float32)
-    labels = np.append(np.arange(BATCH - 1) % max(condition.classes, 1), condition.classes)
-    return {"noise": noise} | ({"labels": labels} if "labels" in shapes else {})
+    return {"noise": noise} | {name: examples[name] for name in shapes if name != "noise"}

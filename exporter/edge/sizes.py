@@ -31,16 +31,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A converted graph against the bundle's ONNX graph in ONNX Runtime: largest |difference| of samples in image values.
+    """A converted graph against the bundle's ONNX graph in ONNX Runtime: largest |difference| of samples.
 
-    levels: the same of the uint8 images. setting: what the target was told to compute in.
+    output_error: the same of the output, in levels of 255 for images, in the data's units for arrays. setting: what the target
+    was told to compute in.
     """
 
     target: str
     graph: str
     setting: str
     max_error: float
-    levels: int
+    output_error: float
 
     def within(self, limit: float) -> Deviation:
         """Itself, or a ValueError when it is over the limit; NaN is."""
@@ -75,8 +76,8 @@ class Report:
         ]
 
     def error_rows(self) -> list[tuple[str, ...]]:
-        """graph, setting, largest error, levels"""
-        return [(f"{d.target}  {d.graph}", d.setting, f"{d.max_error:.1e}", str(d.levels)) for d in self.deviations]
+        """graph, setting, largest error of the sample and of the output"""
+        return [(f"{d.target}  {d.graph}", d.setting, f"{d.max_error:.1e}", f"{d.output_error:.3g}") for d in self.deviations]
 
     def dump(self) -> dict[str, Any]:
         totals: dict[str, int] = {}

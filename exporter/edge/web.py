@@ -1,4 +1,4 @@
-"""A static page that makes a bundle's images in the browser with onnxruntime-web; no build step, no server code.
+"""A static page that makes a bundle's samples in the browser with onnxruntime-web; no build step, no server code.
 
 The folder page/ holds it. index.html is the only file with blanks: the Content-Security-Policy, and ONNX Runtime's module
 with its hash, which a <link rel="modulepreload"> checks because an import cannot. The WebAssembly is fetched with its hash.
@@ -15,9 +15,13 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
+
+import numpy as np
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import GraphEntry
+from fewstep.artifact.signature import Input, Output, Signature, TensorSpec
 from fewstep.exporter.edge.probe import probe
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, zipped
 
@@ -83,11 +87,8 @@ def write_page(
 ) -> Report:
     """Write the page for these graphs. package: the npm package whose files `runtime` describes, copied beside the page.
 
-    Raises ValueError for a bundle or graph that a page cannot show.
+    Raises ValueError for a graph that a page cannot run.
     """
-    image = bundle.manifest.image
-    if image.channels not in (1, 3):
-        raise ValueError(f"a page shows images of 1 or 3 channels, this bundle makes {image.channels}")
     described = [_copy_graph(bundle, name, directory) for name in graphs]
     if package:
         for file in (runtime.module, runtime.wasm):
@@ -95,10 +96,8 @@ def write_page(
             shutil.copyfile(package / "dist" / file.name, directory / BESIDE / file.name)
     facts = {
         "name": bundle.manifest.name,
-        "image": image.model_dump(),
-        "classes": bundle.manifest.condition.classes,
-        "names": bundle.manifest.condition.names,
-        "null": bundle.manifest.condition.null,
+        "inputs": _inputs(bundle.manifest.signature),
+        "output": _output(bundle.manifest.output),
         "graphs": described,
         "ort": asdict(runtime),
     }
@@ -149,7 +148,34 @@ def _write(directory: Path, name: str, text: str) -> bytes:
     return content
 
 
-def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, object]:
+def _inputs(signature: Signature) -> list[dict[str, Any]]:
+    """A field for each: how many values it has, null for numbers without end; their names; what "none" is, null for nothing."""
+    found = [_tensor(each.tensor) | _values(each) for each in signature.inputs]
+    nulls = [(each.null_tensor, each.name) for each in signature.inputs if each.null_tensor]
+    return found + [
+        _tensor(tensor) | {"meaning": f"what means none in place of {name}", "choices": None, "names": [], "none": None}
+        for tensor, name in nulls
+    ]
+
+
+def _values(each: Input) -> dict[str, Any]:
+    none = None if each.null_constant is None else float(each.null_constant.flat[0])  # the same everywhere
+    names = each.called(np.arange(each.choices)) if each.choices else []
+    return {"meaning": each.meaning, "choices": each.choices, "names": names, "none": none}
+
+
+def _output(output: Output) -> dict[str, Any]:
+    """What is shown: pictures, or tables with these heads."""
+    axes, columns = output.heads
+    shown = {"about": output.about, "pictures": output.pictures, "axes": axes, "columns": columns}
+    return _tensor(output.tensor) | shown
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": spec.shape, "dtype": spec.dtype}
+
+
+def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, Any]:
     graph: GraphEntry = bundle.manifest.graphs[name]
     if graph.data or graph.plan is None:
         raise ValueError(f"a page loads a graph in one file, {name!r} keeps its weights beside it; export a smaller network")
@@ -163,4 +189,5 @@ def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, object]
         "nfe": bundle.plan(graph.plan).nfe,
         "precision": graph.precision,
         "noise": list(expected.feeds["noise"].shape[1:]),
+        "takes": [tensor for tensor in expected.feeds if tensor != "noise"],
     }

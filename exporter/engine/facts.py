@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import GraphEntry, Layout, Precision
+from fewstep.artifact.manifest import GraphEntry, Layout
+from fewstep.artifact.spec import Precision
 from fewstep.system.extras import install
 
 if TYPE_CHECKING:

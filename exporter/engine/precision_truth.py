@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.artifact.manifest import Precision
+    from fewstep.artifact.spec import Precision
 
 __all__ = ["kernel_types", "layer_precisions"]
 

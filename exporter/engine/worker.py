@@ -24,7 +24,8 @@ from fewstep.exporter.engine.phases import Phases
 from fewstep.exporter.engine.precision_truth import kernel_types, layer_precisions
 
 if TYPE_CHECKING:
-    from fewstep.artifact.manifest import EngineFlag, Precision  # which the process does without
+    from fewstep.artifact.manifest import EngineFlag  # which the process does without
+    from fewstep.artifact.spec import Precision
 
 __all__ = ["GRACE_SECONDS", "Request", "main"]
 

@@ -148,7 +148,9 @@ class Evaluations:
         if each.name in self._brought:
             return self._brought[each.name]
         assert each.null_constant is not None, "plans without it are refused"
-        return self._root.op("Expand", self._root.constant(each.null_constant[None]), self._root.op("Shape", given))
+        return self._root.op(
+            "Expand", self._root.constant(each.null_constant[None], f"{each.name}.none"), self._root.op("Shape", given)
+        )
 
     def _tabled(self, writer: Writer, kind: Kind, row: int | ir.Value | None) -> dict[ir.Value, ir.Value]:
         """The folded values of a row."""

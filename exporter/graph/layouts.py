@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from fewstep.artifact.signature import ArrayOutput, ImageOutput, Output, Signature, TensorSpec
+from fewstep.artifact.signature import Output, Signature, TensorSpec
 from fewstep.exporter.graph.evaluation import At, Evaluations, Network, write
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.specialise import Folded, fold
@@ -181,27 +181,30 @@ def write_output(writer: Writer, x: ir.Value, output: Output, decoder: Decoder |
         (name,) = decoder.traced.inputs
         x = write(writer, decoder.traced, decoder.weights, {decoder.traced.inputs[name]: x}, "decoder")
     sample = writer.op("Identity", x)
-    made = _images(writer, x, output) if isinstance(output, ImageOutput) else _values(writer, x, output)
+    made = _scaled(writer, x, output)
     sample.dtype, sample.shape = ir.DataType.FLOAT, ir.Shape(("batch", *output.shape))
+    made.dtype = ir.DataType.from_numpy(np.dtype(output.tensor.dtype))
     made.shape = ir.Shape(("batch", *output.tensor.shape))
     return {output.tensor.name: made, "sample": sample}
 
 
-def _images(writer: Writer, x: ir.Value, image: ImageOutput) -> ir.Value:
-    """uint8 (B, H, W, C), rounded half to even like numpy. The cast comes last: TensorRT knows uint8 only as an output's type."""
-    moved = writer.op("Sub", x, writer.constant(image.low)) if image.low else x
-    scaled = writer.op("Mul", moved, writer.constant(255 / (image.high - image.low)))
-    clipped = writer.op("Clip", writer.op("Round", scaled), writer.constant(0.0), writer.constant(255.0))
-    images = writer.op("Cast", writer.op("Transpose", clipped, perm=[0, 2, 3, 1]), to=ir.DataType.UINT8)
-    images.dtype = ir.DataType.UINT8
-    return images
+def _scaled(writer: Writer, x: ir.Value, output: Output) -> ir.Value:
+    """A sample (B, C, *axes) as the output (B, *axes, C), rounded half to even like numpy where its numbers are whole.
+
+    The cast comes last: TensorRT knows uint8 only as an output's type.
+    """
+    rank, (low, factor, shift, top) = len(output.shape) - 1, output.scaling
+    for kind, numbers in (("Sub", low), ("Mul", factor), ("Add", shift)):
+        if kind == "Mul" or numbers.any():
+            x = writer.op(kind, x, _by_channel(writer, numbers, rank, f"output.{kind.lower()}"))
+    if top is not None:
+        x = writer.op("Clip", writer.op("Round", x), writer.constant(0.0), writer.constant(top))
+    x = writer.op("Transpose", x, perm=[0, *range(2, rank + 2), 1])
+    return x if top is None else writer.op("Cast", x, to=ir.DataType.UINT8)
 
 
-def _values(writer: Writer, x: ir.Value, array: ArrayOutput) -> ir.Value:
-    """float32 (B, *axes, columns) in the units of the data."""
-    rank = len(array.axes)
-    last = writer.op("Transpose", x, perm=[0, *range(2, rank + 2), 1])
-    std, mean = (np.array([getattr(c, key) for c in array.columns], np.float32) for key in ("std", "mean"))
-    values = writer.op("Add", writer.op("Mul", last, writer.constant(std)), writer.constant(mean))
-    values.dtype = ir.DataType.FLOAT
-    return values
+def _by_channel(writer: Writer, numbers: np.ndarray, rank: int, name: str) -> ir.Value:
+    """One number for all, or one for every channel."""
+    if len(numbers) == 1:
+        return writer.constant(float(numbers[0]))
+    return writer.constant(numbers.astype(np.float32).reshape(-1, *(1,) * rank), name)

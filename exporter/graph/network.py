@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.artifact.manifest import Manifest, Precision
+from fewstep.artifact.manifest import Manifest
+from fewstep.artifact.spec import Precision
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import Decoder
 from fewstep.exporter.graph.traced import Traced, trace

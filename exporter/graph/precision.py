@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from fewstep.artifact.manifest import Precision
 from fewstep.artifact.ranges import LARGEST_WEIGHT, Interval, Ranges
+from fewstep.artifact.spec import Precision
 from fewstep.exporter.graph.layer import Layer
 from fewstep.exporter.graph.writer import Writer
 

@@ -31,7 +31,7 @@ MAX_TABLE_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...), a line for each, for "none" the last."""
+    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...), a line for each and "none"."""
 
     rows: Mapping[ir.Value, npt.NDArray[np.generic]]
     labels: Mapping[ir.Value, npt.NDArray[np.generic]]
@@ -44,9 +44,9 @@ def fold(traced: Traced, weights: Mapping[str, Tensor], tabled: Input | None, ti
     """
     alone = frozenset((TIMESTEP, BATCH))
     chosen = _frontier(traced, alone)
-    label = tabled.name if tabled else None
+    label = tabled.name if tabled else ""
     if tabled and tabled.values:
-        with_labels = _frontier(traced, alone | {tabled.name})
+        with_labels = _frontier(traced, alone | {label})
         found = [v for v in with_labels if label in traced.depends[v]]
         count = len(timesteps) * tabled.values * sum(_numbers(v) for v in found)
         itemsize = np.dtype(found[0].dtype.numpy()).itemsize if found and found[0].dtype else 0
@@ -85,7 +85,7 @@ def _evaluate(
     if not outputs:
         return {}
     batch = tabled.values if tabled and tabled.values else 1
-    label = tabled.name if tabled else None
+    label = tabled.name if tabled else ""
     session = open_session(_model(traced, weights, outputs), "of what is folded")
     feeds: dict[str, npt.NDArray[np.generic]] = {}
     for given in session.get_inputs():

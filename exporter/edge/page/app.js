@@ -1,12 +1,15 @@
 // The page: a form, a grid, a status line. Whatever comes from the bundle is put in as text, never as markup.
 
+import { field } from "./fields.js";
 import { MAX_SEED } from "./noise.js";
+import { shown } from "./output.js";
 import { openRuntime, openSampler, readFacts } from "./sampler.js";
 
 const at = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const LINKED = 500; // characters of a field that go into a link
 const opened = new Map();
-let facts, runtime, running = false, stopped = false;
+let facts, runtime, fields, noun, running = false, stopped = false;
 
 function say(text, bad = false) {
   at("status").textContent = text;
@@ -28,66 +31,71 @@ function options(select, pairs) {
   select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
 }
 
-/** A class by its name, or its number where it has none. */
-const called = (label) => facts.names[label] ?? `${label}`;
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const chosen = () => facts.graphs.find(({ name }) => name === at("graph").value);
 
 function describe() {
-  const { name, image, classes, graphs, ort } = facts;
+  const { name, inputs, output, graphs, ort } = facts;
+  noun = output.pictures ? "image" : "sample";
   document.title = at("name").textContent = name;
   const calls = [...new Set(graphs.map((g) => g.nfe))].sort((a, b) => a - b).join(" or ");
-  at("about").textContent =
-    `${image.width}×${image.height} images from ${calls} network call${calls === "1" ? "" : "s"} each, made in this tab.`;
+  const made = output.pictures ? `${output.shape[1]}×${output.shape[0]} images` : `Samples (${output.about})`;
+  at("about").textContent = `${made} from ${calls} network call${calls === "1" ? "" : "s"} each, made in this tab.`;
   const precise = new Set(graphs.map((g) => g.precision)).size > 1;
-  const title = (g) => `${g.plan}: ${g.nfe} call${g.nfe > 1 ? "s" : ""}${precise ? `, ${g.precision}` : ""}`;
+  const title = (g) => `${g.plan}: ${plural(g.nfe, "call")}${precise ? `, ${g.precision}` : ""}`;
   options(at("graph"), graphs.map((g) => [g.name, title(g)]));
   at("graph-field").hidden = graphs.length === 1;
-  const each = Array.from({ length: classes }, (_, i) => [i, called(i)]);
-  const none = facts.null ? [["none", "no class"]] : [];
-  options(at("label"), [["each", "each in turn"], ...none, ...each]);
-  at("label-field").hidden = !classes;
-  at("grid").style.setProperty("--tile", `${Math.max(80, Math.min(image.width, 320))}px`);
+  fields = inputs.map(field);
+  at("inputs").replaceChildren(...fields.map(({ element }) => element));
+  at("noun").textContent = output.pictures ? "Images" : "Samples";
+  at("grid").style.setProperty("--tile", output.pictures ? `${Math.max(80, Math.min(output.shape[1], 320))}px` : "100%");
   const line = (text) => Object.assign(document.createElement("p"), { textContent: text });
   const sizes = graphs.map((g) => `${g.name} ${megabytes(g.bytes)}`).join(", ");
   at("facts").replaceChildren(
     line(`Graph: ${sizes}. Runtime: onnxruntime-web ${ort.version}, ${megabytes(ort.wasm.bytes)} before compression.`),
-    line("Nothing leaves this browser. The same seed and class give the same image in Python with fewstep."),
+    line(`Nothing leaves this browser. The same seed and inputs give the same ${noun} in Python with fewstep.`),
   );
 }
 
+/** Fields that the chosen graph does not take are put away. */
+function showTaken() {
+  const { takes } = chosen();
+  for (const { input, element, asked } of fields) element.hidden = asked.disabled = !takes.includes(input.name);
+}
+
+/** What a link says, by the names it says it under. */
+const settings = () => [
+  ["graph", at("graph")],
+  ...fields.filter(({ asked }) => !asked.disabled).map(({ input, asked }) => [input.name, asked]),
+  ["seed", at("seed")],
+  ["samples", at("samples")],
+];
+
 function fillForm() {
   const given = new URLSearchParams(location.search);
-  for (const id of ["graph", "label", "seed", "images"]) {
-    const before = at(id).value;
-    if (given.has(id)) at(id).value = given.get(id);
-    if (!at(id).checkValidity() || at(id).value === "") at(id).value = before;
-  }
+  const fill = ([name, asked]) => {
+    const before = asked.value;
+    if (given.has(name)) asked.value = given.get(name);
+    if (!asked.checkValidity() || asked.value === "") asked.value = before;
+  };
+  fill(["graph", at("graph")]);
+  showTaken();
+  settings().forEach(fill);
 }
 
 function readForm() {
   const seed = BigInt(at("seed").value);
-  const count = Number(at("images").value);
+  const count = Number(at("samples").value);
   if (seed + BigInt(count - 1) > MAX_SEED) throw new Error(`the last seed may be ${MAX_SEED}; choose a smaller one`);
-  const graph = facts.graphs.find((g) => g.name === at("graph").value);
-  const label = at("label").value;
-  const fixed = label === "none" ? null : Number(label);
-  const { classes } = facts;
+  const taken = fields.filter(({ asked }) => !asked.disabled);
   const jobs = Array.from({ length: count }, (_, i) => ({
     seed: seed + BigInt(i),
-    label: !classes ? null : label === "each" ? i % classes : fixed,
+    given: Object.fromEntries(taken.map(({ input, value }) => [input.name, value(i)])),
+    name: [...taken.map(({ called }) => called(i)).filter(Boolean), `seed ${seed + BigInt(i)}`].join(" · "),
   }));
-  const link = new URLSearchParams({ graph: graph.name, ...(classes && { label }), seed, images: count });
-  history.replaceState(null, "", `?${link}`);
-  return { graph, jobs };
-}
-
-function tile({ seed, label }) {
-  const canvas = Object.assign(document.createElement("canvas"), { width: facts.image.width, height: facts.image.height });
-  const name = `${facts.classes ? `${label === null ? "no class" : called(label)} · ` : ""}seed ${seed}`;
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", name);
-  const figure = document.createElement("figure");
-  figure.append(canvas, Object.assign(document.createElement("figcaption"), { textContent: name }));
-  return { figure, canvas };
+  const short = settings().map(([name, asked]) => [name, asked.value]).filter(([, text]) => text.length <= LINKED);
+  history.replaceState(null, "", `?${new URLSearchParams(short)}`);
+  return { graph: chosen(), jobs };
 }
 
 const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
@@ -96,24 +104,25 @@ async function generate() {
   const { graph, jobs } = readForm();
   if (!opened.has(graph.name)) opened.set(graph.name, await openSampler(runtime, facts, graph, loading));
   const sample = opened.get(graph.name);
-  const tiles = jobs.map(tile);
+  for (const link of document.querySelectorAll("#grid a")) URL.revokeObjectURL(link.href);
+  const tiles = jobs.map(({ name }) => shown(facts.output, name));
   at("grid").replaceChildren(...tiles.map((t) => t.figure));
   const latencies = [];
-  for (const [i, { seed, label }] of jobs.entries()) {
+  for (const [i, { seed, given }] of jobs.entries()) {
     if (stopped) break;
-    const { pixels, latency } = await sample(seed, label);
-    tiles[i].canvas.getContext("2d").putImageData(new ImageData(pixels, facts.image.width), 0, 0);
+    const { data, latency } = await sample(seed, given);
+    tiles[i].draw(data);
     latencies.push(latency);
     advance(i + 1, jobs.length);
-    say(`${i + 1} of ${jobs.length} images, ${median(latencies).toFixed(1)} ms each`);
+    say(`${i + 1} of ${jobs.length} ${noun}s, ${median(latencies).toFixed(1)} ms each`);
     await new Promise((next) => setTimeout(next)); // lets the page draw and Stop be pressed
   }
   if (!latencies.length) return say("Stopped");
   const threads = runtime.env.wasm.numThreads;
   const all = latencies.reduce((a, b) => a + b, 0) / 1e3;
   say(
-    `${latencies.length} image${latencies.length > 1 ? "s" : ""}, ${median(latencies).toFixed(1)} ms each (median), ` +
-      `${all.toFixed(2)} s in all, ${threads} thread${threads > 1 ? "s" : ""}`,
+    `${plural(latencies.length, noun)}, ${median(latencies).toFixed(1)} ms each (median), ` +
+      `${all.toFixed(2)} s in all, ${plural(threads, "thread")}`,
   );
 }
 
@@ -136,6 +145,7 @@ async function start() {
   facts = await readFacts();
   describe();
   fillForm();
+  at("graph").addEventListener("change", showTaken);
   runtime = await openRuntime(facts, loading);
   at("form").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -1,4 +1,4 @@
-// One graph in onnxruntime-web: from a seed and a label to pixels. Knows nothing of the page.
+// One graph in onnxruntime-web: from a seed and inputs to an output. Knows nothing of the page.
 
 import { noise } from "./noise.js";
 
@@ -42,20 +42,17 @@ export async function openSampler(runtime, facts, graph, progress) {
   const report = (done) => progress(`the graph ${graph.name}`, done, graph.bytes);
   report(0);
   const session = await runtime.InferenceSession.create(await download(graph.file, graph.bytes, null, report));
-  const { channels, height, width } = facts.image;
+  const shapes = Object.fromEntries(facts.inputs.map(({ name, shape }) => [name, shape]));
+  const output = facts.output.name;
 
-  /** {pixels: RGBA of one image, latency in ms}. seed: a BigInt; label: a number, or null for no class. */
-  return async function sample(seed, label) {
-    const dims = [1, ...graph.noise];
-    const feeds = { noise: new runtime.Tensor("float32", noise(seed, dims.reduce((a, b) => a * b)), dims) };
-    if (facts.classes) feeds.labels = new runtime.Tensor("int64", [BigInt(label ?? facts.classes)], [1]);
+  /** {data: of one output, latency in ms}. seed: a BigInt; given: a typed array for every input that the graph takes, by name. */
+  return async function sample(seed, given) {
+    const tensor = (data, shape) => new runtime.Tensor(data instanceof BigInt64Array ? "int64" : "float32", data, [1, ...shape]);
+    const feeds = { noise: tensor(noise(seed, graph.noise.reduce((a, b) => a * b)), graph.noise) };
+    for (const name of graph.takes) feeds[name] = tensor(given[name], shapes[name]);
     const start = performance.now();
-    const { images } = await session.run(feeds, ["images"]);
+    const made = await session.run(feeds, [output]);
     const latency = performance.now() - start;
-    const pixels = new Uint8ClampedArray(4 * width * height).fill(255);
-    for (let i = 0; i < width * height; i++) {
-      for (let c = 0; c < 3; c++) pixels[4 * i + c] = images.data[i * channels + Math.min(c, channels - 1)];
-    }
-    return { pixels, latency };
+    return { data: made[output].data, latency };
   };
 }

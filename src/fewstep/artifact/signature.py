@@ -26,6 +26,7 @@ __all__ = [
     "Input",
     "LabelInput",
     "Output",
+    "Scaling",
     "Signature",
     "State",
     "TensorSpec",
@@ -256,6 +257,24 @@ class State(Strict):
         return self.channels, *self.axes
 
 
+class Scaling(NamedTuple):
+    """How a sample x becomes an output: (x - low) factor + shift, each (1,) or one for every channel (C,).
+
+    top: after that it is rounded and cut to 0 .. top; None for neither.
+    """
+
+    low: Array
+    factor: Array
+    shift: Array
+    top: float | None
+
+    def of(self, sample: Array) -> Array:
+        """Samples (B, C, *axes) as outputs (B, *axes, C) in float64, before the last cast."""
+        moved = np.moveaxis(sample.astype(np.float64), 1, -1)
+        values: Array = (moved - self.low) * self.factor + self.shift
+        return values if self.top is None else np.clip(np.round(values), 0, self.top)
+
+
 class ImageOutput(Strict):
     """Images, uint8 (B, H, W, C). low, high: the numbers of a sample that 0 and 255 stand for."""
 
@@ -325,13 +344,14 @@ class ImageOutput(Strict):
         return max(1.0, float(np.abs(sample).max()))
 
     def rounding(self, values: Array) -> Array:  # noqa: ARG002
-        """How far an output may be from these, which `of_sample` gave: by a level."""
+        """How far an output may be from these, which `scaling` gave: by a level."""
         return np.ones(1)
 
-    def of_sample(self, sample: Array) -> Array:
-        """Samples (B, C, H, W) as outputs, before the last cast."""
-        levels = (sample.astype(np.float64) - self.low) * (255 / (self.high - self.low))
-        return np.clip(np.round(levels), 0, 255).transpose(0, 2, 3, 1)
+    @property
+    def scaling(self) -> Scaling:
+        """How a sample becomes an output."""
+        low, levels = np.array([self.low]), np.array([255 / (self.high - self.low)])
+        return Scaling(low, levels, np.zeros(1), 255.0)
 
 
 class Axis(Strict):
@@ -421,16 +441,16 @@ class ArrayOutput(Strict):
         return float(np.abs(sample).max()) or 1.0
 
     def rounding(self, values: Array) -> Array:
-        """How far an output may be from these, which `of_sample` gave: by a little of each column's numbers, (columns,)."""
-        mean = np.array([abs(column.mean) for column in self.columns])
+        """How far an output may be from these, which `scaling` gave: by a little of each column's numbers, (columns,)."""
+        mean = np.abs(self.scaling.shift)
         most: Array = 1e-5 * (np.abs(values).reshape(-1, len(mean)).max(0) + mean)
         return most
 
-    def of_sample(self, sample: Array) -> Array:
-        """Samples (B, columns, *axes) as outputs."""
+    @property
+    def scaling(self) -> Scaling:
+        """How a sample becomes an output."""
         std, mean = (np.array([getattr(column, key) for column in self.columns]) for key in ("std", "mean"))
-        values: Array = np.moveaxis(sample, 1, -1) * std + mean
-        return values
+        return Scaling(np.zeros(1), std, mean, None)
 
 
 def _with_unit(of: Axis | Column) -> str:
