@@ -46,12 +46,17 @@ class Described(NamedTuple):
 SEEDS = Described("seeds", "UINT64", (), "a whole number for each sample; the same one makes the same sample")
 
 
-def described_inputs(signature: Signature, *, guided: bool) -> list[Described]:
-    """Seeds, and what graphs take; guided ones also what means "none", where that comes with every call."""
+def described_inputs(signature: Signature, *, guided: bool, by_graph: bool = False) -> list[Described]:
+    """Seeds, and what is taken besides; guided, also what means "none", where that comes with every call.
+
+    by_graph: as graphs take it. They know a class too many, for none; a request leaves its classes out for that.
+    """
     found = [SEEDS]
     for each in signature.inputs:
         names = tuple(each.called(np.arange(each.choices))) if each.choices else ()
-        found.append(_described(each.tensor, each.meaning, each.null_constant is not None, each.choices, names))
+        meaning = f"0 to {each.choices - 1} for a class" if each.choices and not by_graph else each.meaning
+        optional = each.null_constant is not None and not by_graph
+        found.append(_described(each.tensor, meaning, optional, each.choices, names))
     nulls = [(each.null_tensor, each.name) for each in signature.inputs if guided and each.null_tensor]
     return found + [_described(tensor, f"what means none in place of {name}") for tensor, name in nulls]
 

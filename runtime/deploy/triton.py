@@ -85,7 +85,7 @@ class _Model:
             if untaken := [size for size in self.buckets if engine.key.profile(size) is None]:
                 raise ValueError(f"the engine {name} does not take batch {untaken[0]}; build it for that, or lower the batch")
         manifest, table = bundle.manifest, bundle.plan(plan)
-        self.seeds, *self.inputs = described_inputs(manifest.signature, guided=table.guided)
+        self.seeds, *self.inputs = described_inputs(manifest.signature, guided=table.guided, by_graph=True)
         self.output = described_output(manifest.signature)
         self.noise_tensor = Described("noise", "FP32", (table.draws, *manifest.state.shape), "unit normal")
 
