@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 
 from fewstep.artifact.components import Component, DecoderEntry, DenoiserEntry
 from fewstep.artifact.records import Records
-from fewstep.artifact.signature import ImageOutput, Output, Signature, State
+from fewstep.artifact.signature import Output, Signature, State
 from fewstep.artifact.spec import Digest, Precision
 from fewstep.sampling.plan import Plan
 from fewstep.system.strict import Strict
@@ -251,6 +251,6 @@ class Manifest(Strict):
             raise ValueError(f"a bundle has one decoder at most, this one has {decoders}")
         if not decoders and self.state.shape != output.shape:
             raise ValueError(f"states {self.state.shape} become outputs {output.shape} by a decoder, and there is none")
-        if decoders and (not isinstance(output, ImageOutput) or (output.low, output.high) != (-1.0, 1.0)):
+        if decoders and not output.decodable:
             raise ValueError("a decoder makes images in [-1, 1]; let the output be one, with low -1 and high 1")
         return self

@@ -320,6 +320,11 @@ class ImageOutput(Strict):
         return self
 
     @property
+    def decodable(self) -> bool:
+        """Whether a decoder makes it: images in [-1, 1]."""
+        return (self.low, self.high) == (-1.0, 1.0)
+
+    @property
     def pictures(self) -> bool:
         """Whether a sample is a picture, as PNG can hold it."""
         return self.channels <= 4
@@ -413,6 +418,11 @@ class ArrayOutput(Strict):
     def as_image(self, what: str) -> ImageOutput:
         """Itself, for `what` that takes images alone. Raises ValueError for an output of another kind."""
         raise ValueError(f"{what} takes images, and this bundle gives arrays; name a bundle of images")
+
+    @property
+    def decodable(self) -> bool:
+        """Whether a decoder makes it: images in [-1, 1]."""
+        return False
 
     @property
     def pictures(self) -> bool:
