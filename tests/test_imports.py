@@ -81,7 +81,7 @@ def test_the_runtime_works_where_nothing_heavy_is_installed() -> None:
     code = (
         f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
         "from fewstep.runtime import Generator\n"
-        "images = Generator.open('examples/digits.bundle')([3, 1, 4], seeds=[0, 1, 2])\n"
+        "images = Generator.open('examples/digits.bundle')(labels=[3, 1, 4], seeds=[0, 1, 2])\n"
         "assert images.shape == (3, 28, 28, 1) and images.std() > 30, images.std()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -106,6 +106,64 @@ def test_a_data_set_is_read_without_torch() -> None:
 
 def _sources() -> list[Path]:
     return [*CORE.rglob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
+
+
+KINDS, KIND_CLASSES = {"label", "array", "image"}, {"LabelInput", "ArrayInput", "ImageOutput", "ArrayOutput"}
+# Files that ask which kind an input or output is. All others loop over the signature, whose kinds say themselves what they are.
+ASKING = {
+    "src/fewstep/artifact/signature.py",
+    "src/fewstep/models/decoder.py",  # an autoencoder makes images
+    "exporter/graph/layouts.py",  # the last nodes of a graph
+}
+
+
+def _asks(node: ast.AST) -> bool:
+    """Whether a piece of code chooses by the kind of an input or output: by its class, or by its word."""
+    if isinstance(node, ast.Call):
+        asks = isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+        return asks and bool(_names(node) & KIND_CLASSES)
+    if not isinstance(node, ast.Compare | ast.MatchClass | ast.Subscript):
+        return False
+    words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+    return bool(_names(node) & KIND_CLASSES) or ("kind" in _names(node) and bool(words & KINDS))
+
+
+def _names(node: ast.AST) -> set[str]:
+    parts = [*ast.walk(node)]
+    return {part.id for part in parts if isinstance(part, ast.Name)} | {p.attr for p in parts if isinstance(p, ast.Attribute)}
+
+
+def test_who_asks_which_kind_an_input_or_output_is_can_be_counted() -> None:
+    folders = [ROOT / name for name in (*FOLDERS, "src", "benchmarks", "examples")]
+    paths = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
+    asking = {
+        path.relative_to(ROOT).as_posix()
+        for path in paths
+        if any(_asks(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    }
+    assert asking <= ASKING, (
+        f"{sorted(asking - ASKING)} ask which kind an input or output is; give every kind a property for it"
+    )
+    assert len(ASKING) <= 4
+
+
+@pytest.mark.parametrize(
+    ("code", "asks"),
+    [
+        ("isinstance(each, LabelInput)", True),
+        ("isinstance(each, int | signature.ArrayInput)", True),
+        ("type(each) is ImageOutput", True),
+        ("output.kind == 'image'", True),
+        ("manifest.output.kind in ('array', 'image')", True),
+        ("{'label': 1, 'array': 2}[each.kind]", True),
+        ("match each:\n    case LabelInput(): pass", True),
+        ("LabelInput(classes=3)", False),
+        ("parametrisation.kind == 'edm'", False),
+        ("{'output': output.kind}", False),
+    ],
+)
+def test_asking_is_seen(code: str, asks: bool) -> None:
+    assert any(_asks(node) for node in ast.walk(ast.parse(code))) is asks
 
 
 def test_cores_are_counted_in_one_place() -> None:
