@@ -34,11 +34,11 @@ def test_an_image_does_not_depend_on_its_batch(generator: Generator) -> None:
     """fp32 bit for bit; in fp16 ONNX Runtime's CPU kernels round by batch size, which moves few pixels by one level."""
     levels, share = (0, 0.0) if generator.graph.endswith("fp32") else (1, 0.01)
     labels, seeds = [3, 1, 4, 1, 5, 9, 2, 6], [7, 2**64 - 1, 0, 5, 5, 11, 12, 13]
-    together = generator(labels, seeds=seeds).astype(int)
+    together = generator(labels=labels, seeds=seeds).astype(int)
     assert together.shape == (8, 28, 28, 1)
-    others = [generator(labels[::-1], seeds=seeds[::-1])[::-1]]
+    others = [generator(labels=labels[::-1], seeds=seeds[::-1])[::-1]]
     for size in (1, 3, 4):
-        parts = [generator(labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 8, size)]
+        parts = [generator(labels=labels[i : i + size], seeds=seeds[i : i + size]) for i in range(0, 8, size)]
         others.append(np.concatenate(parts))
     for other in others:
         assert other.dtype == np.uint8
@@ -47,17 +47,17 @@ def test_an_image_does_not_depend_on_its_batch(generator: Generator) -> None:
 
 
 def test_seed_and_label_both_matter(generator: Generator) -> None:
-    images = generator([3, 3, 4], seeds=[0, 1, 0]).astype(int)
+    images = generator(labels=[3, 3, 4], seeds=[0, 1, 0]).astype(int)
     assert np.abs(images[0] - images[1]).mean() > 5
     assert np.abs(images[0] - images[2]).mean() > 5
 
 
 def test_many_threads_get_the_images_of_one(generator: Generator) -> None:
-    expected = [generator([i], seeds=[i]) for i in range(8)]
+    expected = [generator(labels=[i], seeds=[i]) for i in range(8)]
     results: dict[int, np.ndarray] = {}
 
     def work(i: int) -> None:
-        results[i] = generator([i], seeds=[i])
+        results[i] = generator(labels=[i], seeds=[i])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -91,7 +91,7 @@ def test_the_backend_is_chosen_with_a_reason() -> None:
 @pytest.mark.parametrize(
     ("labels", "seeds", "message"),
     [
-        ([], [], "at least 1 image, got 0"),
+        ([], [], "at least 1 sample, got 0"),
         ([10], [0], "0 to 9, got 10"),
         ([-1], [0], "0 to 9, got -1"),
         ([1, 2], [0], r"one per seed \(1\), got int64 of shape \(2,\)"),
@@ -100,13 +100,13 @@ def test_the_backend_is_chosen_with_a_reason() -> None:
         ([1], [2**64], "seed is a whole number from 0"),
         ([1], [0.5], "seed is a whole number from 0"),
         ([1], [True], "seed is a whole number from 0"),
-        ([1], None, "list of whole numbers, one per image, got NoneType"),
-        ([1], 7, "list of whole numbers, one per image, got int"),
+        ([1], None, "list of whole numbers, one per sample, got NoneType"),
+        ([1], 7, "list of whole numbers, one per sample, got int"),
     ],
 )
 def test_bad_input_is_refused_in_words(labels: list[int], seeds: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Generator.open(BUNDLE, backend="cpu")(labels, seeds=seeds)
+        Generator.open(BUNDLE, backend="cpu")(labels=labels, seeds=seeds)
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,21 @@ def test_importing_the_runtime_adds_little_to_importing_onnx_runtime() -> None:
 def test_generating_into_an_array_fills_it_and_refuses_another(digits: Bundle) -> None:
     generator = Generator(digits, backend="cpu")
     out = np.zeros((2, 28, 28, 1), np.uint8)
-    generator.generate_into(out, [3, 1], seeds=[0, 1])
-    np.testing.assert_array_equal(out, generator([3, 1], seeds=[0, 1]))
+    generator.generate_into(out, labels=[3, 1], seeds=[0, 1])
+    np.testing.assert_array_equal(out, generator(labels=[3, 1], seeds=[0, 1]))
     torch = pytest.importorskip("torch")
     tensor = torch.zeros((2, 28, 28, 1), dtype=torch.uint8)
-    generator.generate_into(tensor, [3, 1], seeds=[0, 1])  # whatever speaks DLPack
+    generator.generate_into(tensor, labels=[3, 1], seeds=[0, 1])  # whatever speaks DLPack
     np.testing.assert_array_equal(tensor.numpy(), out)
     for wrong in (np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1), np.int8)):
         with pytest.raises(ValueError, match=r"out is a writable uint8 array of shape \(2, 28, 28, 1\), got"):
-            generator.generate_into(wrong, [3, 1], seeds=[0, 1])
+            generator.generate_into(wrong, labels=[3, 1], seeds=[0, 1])
 
 
 def test_a_large_batch_is_made_in_parts(digits: Bundle) -> None:
     small, large = Generator(digits, backend="cpu", buckets=(1, 2, 4)), Generator(digits, backend="cpu")
     labels, seeds = [i % 10 for i in range(11)], range(11)
-    np.testing.assert_array_equal(small(labels, seeds=seeds), large(labels, seeds=seeds))
+    np.testing.assert_array_equal(small(labels=labels, seeds=seeds), large(labels=labels, seeds=seeds))
     assert list(small.warm_up()) == [1, 2, 4]
 
 
@@ -187,7 +187,7 @@ def test_buckets_that_are_none_are_refused(buckets: tuple[int, ...], digits: Bun
 def test_a_sample_that_is_not_finite_is_reported_with_its_row(digits: Bundle) -> None:
     generator = Generator(overflowing(digits, "fp16"), plan="sid2", precision="fp16", backend="cpu")
     with pytest.raises(NotFiniteError, match=r"sid2.fp16 on cpu made numbers that are not finite \(from row 1 of 2 on\)"):
-        generator([3], seeds=[0])
+        generator(labels=[3], seeds=[0])
 
 
 def test_a_sample_that_is_not_finite_is_made_again_in_fp32_where_that_was_asked_for(digits: Bundle) -> None:
@@ -196,7 +196,7 @@ def test_a_sample_that_is_not_finite_is_made_again_in_fp32_where_that_was_asked_
     exact = Generator(broken, plan="sid2", precision="fp32", backend="cpu")
     for batch in (1, 3):
         labels, seeds = list(range(batch)), list(range(batch))
-        np.testing.assert_array_equal(generator(labels, seeds=seeds), exact(labels, seeds=seeds))
+        np.testing.assert_array_equal(generator(labels=labels, seeds=seeds), exact(labels=labels, seeds=seeds))
     assert generator.rescued == 2
 
 
@@ -204,11 +204,11 @@ def test_what_makes_a_batch_again_is_opened_with_the_generator_or_it_is_refused(
     """The bundle on disk may be another, or gone, when a number stops being finite."""
     broken = overflowing(digits, "fp16")
     generator = Generator(broken, plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
-    expected = Generator(broken, plan="sid2", precision="fp32", backend="cpu")([3], seeds=[0])
+    expected = Generator(broken, plan="sid2", precision="fp32", backend="cpu")(labels=[3], seeds=[0])
     path = broken.file(broken.manifest.graphs["sid2.fp32"].file)
     content = path.read_bytes()
     path.unlink()
-    np.testing.assert_array_equal(generator([3], seeds=[0]), expected)
+    np.testing.assert_array_equal(generator(labels=[3], seeds=[0]), expected)
     with pytest.raises(ValueError, match=r"sid2\.fp32\.onnx"):
         Generator(broken, plan="sid2", precision="fp16", backend="cpu", on_nan="fp32")
     path.write_bytes(content)
@@ -224,7 +224,7 @@ def test_a_bundle_that_was_changed_since_does_not_hide_what_happened(digits: Bun
     generator = Generator(broken, plan="sid2", precision="fp16", backend="cpu")
     broken.file(broken.manifest.graphs["sid2.fp16"].file).unlink()
     with pytest.raises(NotFiniteError, match=r"not finite \(in which row cannot be looked up: .*sid2.fp16.onnx"):
-        generator([3], seeds=[0])
+        generator(labels=[3], seeds=[0])
 
 
 def test_memory_is_flat_over_ten_thousand_calls(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_memory_is_flat_over_ten_thousand_calls(tmp_path: Path) -> None:
     def resident_after(calls: int) -> int:
         for call in range(calls):
             batch = 1 + call % 5
-            generator([2] * batch, seeds=range(call, call + batch))
+            generator(labels=[2] * batch, seeds=range(call, call + batch))
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     settled = resident_after(2000)
@@ -246,4 +246,4 @@ def test_a_backend_that_fails_while_it_runs_says_so(digits: Bundle) -> None:
     generator = Generator(digits, plan="sid1", backend="cpu")
     with pytest.raises(RunError, match=r"ONNX Runtime could not run the graph: .*indices element out of data bounds"):
         generator.make(Inputs([0], {"labels": np.array([99])}))
-    assert generator([3], seeds=[0]).any()
+    assert generator(labels=[3], seeds=[0]).any()
