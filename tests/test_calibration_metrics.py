@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images, open_images
 from fewstep.evaluation.classifier import Classifier, ClassifierConfig, classifier
 from fewstep.evaluation.features import FITTING, EfficientNet, Inception, feature_network
@@ -30,8 +30,8 @@ def _normal(seed: int, n: int = 2000, mean: float = 0.0, std: float = 1.0) -> to
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:
-    spec, condition = ImageSpec(channels=1, height=1, width=2), Condition(kind="labels", classes=2)
-    return Images("made up", spec, condition, pixels, np.arange(len(pixels)), labels)
+    signature = Signature(inputs=(LabelInput(classes=2),), output=ImageOutput(channels=1, height=1, width=2))
+    return Images("made up", signature, pixels, np.arange(len(pixels)), labels)
 
 
 def test_frechet_distance_of_two_gaussians() -> None:
@@ -92,6 +92,7 @@ def test_accuracy_counts_images_of_the_asked_class() -> None:
     pixels = np.array([[9, 1], [1, 9], [9, 1], [9, 2]] * 2, np.uint8).reshape(8, 1, 1, 2)
     judge = Judge(TwoPixels(), _images(pixels.transpose(0, 2, 3, 1), np.zeros(8, np.int64)))
     assert judge.score(pixels, np.array([0, 1, 1, 0] * 2)).accuracy == 0.75
+    assert judge.score(pixels, None).accuracy is None  # no class was asked for
 
 
 def test_unequal_numbers_are_refused() -> None:
@@ -132,13 +133,7 @@ def test_a_classifier_of_other_images_is_another(tmp_path: Path) -> None:
 
 
 def test_images_without_classes_have_no_classifier(tmp_path: Path) -> None:
-    images = Images(
-        "flat",
-        ImageSpec(channels=1, height=1, width=2),
-        Condition(kind="none"),
-        np.zeros((5, 1, 2, 1), np.uint8),
-        *[np.arange(5)] * 2,
-    )
+    images = Images.of(np.zeros((5, 1, 2, 1), np.uint8), source="flat")
     with pytest.raises(ValueError, match="flat has no classes"):
         classifier(images, tmp_path)
 

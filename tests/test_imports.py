@@ -125,7 +125,8 @@ def _asks(node: ast.AST) -> bool:
     if not isinstance(node, ast.Compare | ast.MatchClass | ast.Subscript):
         return False
     words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
-    return bool(_names(node) & KIND_CLASSES) or ("kind" in _names(node) and bool(words & KINDS))
+    by_class = bool(_names(node) & KIND_CLASSES) and not isinstance(node, ast.Subscript)  # as in tuple[LabelInput, ...]
+    return by_class or ("kind" in _names(node) and bool(words & KINDS))
 
 
 def _names(node: ast.AST) -> set[str]:
@@ -158,6 +159,7 @@ def test_who_asks_which_kind_an_input_or_output_is_can_be_counted() -> None:
         ("{'label': 1, 'array': 2}[each.kind]", True),
         ("match each:\n    case LabelInput(): pass", True),
         ("LabelInput(classes=3)", False),
+        ("inputs: tuple[LabelInput, ...] = ()", False),
         ("parametrisation.kind == 'edm'", False),
         ("{'output': output.kind}", False),
     ],
