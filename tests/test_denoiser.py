@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature, State
 from fewstep.models.denoiser import Denoiser, load_network, save_network, unet
 
-IMAGE, CONDITION = ImageSpec(channels=3, height=8, width=8), Condition(kind="labels", classes=3)
+IMAGE, LABELS = ImageOutput(channels=3, height=8, width=8), (LabelInput(classes=3),)
+SIGNATURE = Signature(inputs=LABELS, output=IMAGE)
 
 
 def small_unet(patch: int = 1) -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CONDITION, channels=(8, 16), layers=1, attention=True, patch=patch).eval()
+    return unet(IMAGE.state, LABELS, channels=(8, 16), layers=1, attention=True, patch=patch).eval()
 
 
 def test_the_dtype_of_the_estimate_is_that_of_the_state_whatever_that_of_the_level_and_the_weights() -> None:
@@ -55,30 +56,35 @@ def test_the_label_and_the_level_matter() -> None:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_network_comes_back_from_a_bundle_bit_for_bit(tmp_path: Path, patch: int) -> None:
     denoiser = small_unet(patch)
-    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
+    with Draft.create(tmp_path / "a.bundle", SIGNATURE) as draft:
         save_network(draft, "teacher", denoiser)
     loaded = load_network(Bundle.load(tmp_path / "a.bundle"), "teacher")
     x, label = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
     with torch.no_grad():
         assert torch.equal(denoiser(x, 0.7, label), loaded(x, 0.7, label))
-    with Draft.create(tmp_path / "b.bundle", image=IMAGE, condition=CONDITION) as draft:
+    with Draft.create(tmp_path / "b.bundle", SIGNATURE) as draft:
         save_network(draft, "student", loaded)
     again = load_network(Bundle.load(tmp_path / "b.bundle"), "student")
     assert loaded.architecture == again.architecture
-    assert str(tmp_path) not in (tmp_path / "b.bundle/networks/student/config.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "b.bundle/components/student/config.json").read_text()
     assert loaded.architecture != small_unet(3 - patch).architecture
 
 
 def test_a_network_of_another_class_is_refused(tmp_path: Path) -> None:
-    with Draft.create(tmp_path / "a.bundle", image=IMAGE, condition=CONDITION) as draft:
+    with Draft.create(tmp_path / "a.bundle", SIGNATURE) as draft:
         save_network(draft, "teacher", small_unet())
-        path = draft.root / "networks/teacher/config.json"
+        path = draft.root / "components/teacher/config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "os.system"}))
-    with pytest.raises(ValueError, match=r"is a os.system; this version of fewstep drives UNet2DModel"):
+    with pytest.raises(ValueError, match=r"is a os.system; this version of fewstep drives DiTTransformer2DModel, "):
         load_network(Bundle.load(tmp_path / "a.bundle"), "teacher")
 
 
 def test_images_that_do_not_divide_are_refused() -> None:
-    image = ImageSpec(channels=1, height=10, width=10)
+    state = State(channels=1, axes=(10, 10))
     with pytest.raises(ValueError, match=r"10x10 images do not divide by 4 \(patch 2, 2 levels\)"):
-        unet(image, CONDITION, channels=(8, 16), layers=1, attention=False, patch=2)
+        unet(state, LABELS, channels=(8, 16), layers=1, attention=False, patch=2)
+
+
+def test_states_without_two_axes_are_not_for_a_unet() -> None:
+    with pytest.raises(ValueError, match="a U-Net of its own walks states with two axes, this one has 1"):
+        unet(State(channels=2, axes=(8,)), LABELS, channels=(8, 16), layers=1, attention=False, patch=1)

@@ -70,7 +70,7 @@ def test_bounds_are_open_below_and_closed_above_and_reach_pure_noise() -> None:
     assert (ddim(flow(4), Guidance(3.0)).guidance == 3.0).all()
 
 
-@pytest.mark.parametrize("bad", [{"lo": 2.0, "hi": 1.0}, {"weight": inf}, {"weight": float("nan")}])
+@pytest.mark.parametrize("bad", [{"lo": 2.0, "hi": 1.0}, {"scale": inf}, {"scale": float("nan")}])
 def test_bad_guidance_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="guidance needs"):
-        Guidance(**{"weight": 2.0, **bad})
+        Guidance(**{"scale": 2.0, **bad})

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 def plan_with(**changes: object) -> Plan:
     tables = {"alphas": np.ones(3), "sigmas": [2.0, 1.0, 0.0], "a": np.eye(2), "b": np.eye(2), "c": np.zeros(2)}
-    return Plan(**({**tables, "weights": np.ones(2)} | changes))
+    return Plan(**({**tables, "guidance": np.ones(2)} | changes))
 
 
 @pytest.mark.parametrize(
