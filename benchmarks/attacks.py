@@ -145,7 +145,7 @@ def values(data: bytes) -> Attack:
     return sends(8, whole(INFER, tensors(1, data)))
 
 
-PICTURE = json.dumps({"images": 64, "scale": 16, "format": "png"}).encode()
+PICTURE = json.dumps({"samples": 64, "scale": 16, "format": "png"}).encode()
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "pipelining": lambda: sends(1, b"", LIVE * 4000, reads=False),
     "pipelining, read": lambda: sends(4, LIVE * 4000),
@@ -206,7 +206,7 @@ def main(root: Path, names: list[str]) -> None:
 
     result: dict[str, Any] = {"date": str(date.today()), "machine": described(), "seconds": 8.0, "attacks": {}}
     port = free_port()
-    with serving(root, port, "--max-images", "64") as process:
+    with serving(root, port, "--max-samples", "64") as process:
         for name in names or ATTACKS:
             found = watched(name, process.pid, port, result["seconds"])
             result["attacks"][name] = found

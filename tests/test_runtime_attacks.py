@@ -377,13 +377,13 @@ def test_what_grows_is_read_and_written_in_threads(repository: Repository, monke
 
         monkeypatch.setattr(service, name, watched)
 
-    for name in ("parse", "answer", "encoded"):
+    for name in ("parse", "answer", "written"):
         watch(name)
     many = json.dumps(inputs(64)).encode() + b" " * 40_000
     with listening(repository) as port:
         assert httpx.post(f"http://127.0.0.1:{port}{INFER}", content=many).status_code == 200
         assert httpx.post(f"http://127.0.0.1:{port}/generate", json={}).status_code == 200
-    assert where == {"parse": {"fewstep-reader"}, "answer": {"fewstep-writer"}, "encoded": {"fewstep-writer"}}
+    assert where == {"parse": {"fewstep-reader"}, "answer": {"fewstep-writer"}, "written": {"fewstep-writer"}}
 
 
 LONG = {
@@ -408,7 +408,7 @@ def test_json_that_would_take_long_to_read_is_refused_unread(name: str, reposito
 
 def test_writing_counts_against_the_deadline(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    monkeypatch.setattr(service, "encoded", lambda *_: gate.wait(30) and b"")
+    monkeypatch.setattr(service, "written", lambda *_: (gate.wait(30), "image/png"))
     with listening(repository, timeout_s=0.5) as port:
         answer = httpx.post(f"http://127.0.0.1:{port}/generate", json={}, timeout=20)
         gate.set()
@@ -515,6 +515,6 @@ def test_batches_of_any_size_share_the_buffers_of_the_largest(repository: Reposi
             assert len(binding.inputs["noise"]) == size
             assert np.shares_memory(binding.inputs["noise"], noise)
             assert np.shares_memory(binding.outputs["images"], images)
-        np.testing.assert_array_equal(generator([3] * size, seeds=range(size)), generator([3] * 4, seeds=range(4))[:size])
+        np.testing.assert_array_equal(generator(labels=[3] * size, seeds=range(size)), generator(labels=[3] * 4, seeds=range(4))[:size])
     with pool.borrow(2) as first, pool.borrow(2) as second:
         assert not np.shares_memory(first.inputs["noise"], second.inputs["noise"])

@@ -56,7 +56,7 @@ def test_tritons_client_queries_and_infers(binary: bool, address: str) -> None:
         inputs[-1].set_data_from_numpy(values, binary_data=binary)
     outputs = [http.InferRequestedOutput("images", binary_data=binary)]
     made = client.infer("digits", inputs, outputs=outputs, request_id="x", timeout=5_000_000).as_numpy("images")
-    np.testing.assert_array_equal(made, Generator.open(BUNDLE, plan="sid1", backend="cpu")([3, 1, 4], seeds=[5, 6, 7]))
+    np.testing.assert_array_equal(made, Generator.open(BUNDLE, plan="sid1", backend="cpu")(labels=[3, 1, 4], seeds=[5, 6, 7]))
     other = client.infer("digits", inputs, parameters={"plan": "sid2"}).as_numpy("images")
     assert (other != made).any()
     with pytest.raises(pytest.importorskip("tritonclient.utils").InferenceServerException, match="no model 'x'"):
@@ -72,7 +72,7 @@ def test_tritons_client_compresses_both_ways(coding: str, address: str) -> None:
         given.set_data_from_numpy(values)
     algorithms = {"request_compression_algorithm": coding, "response_compression_algorithm": coding}
     made = client.infer("digits", inputs, **algorithms)
-    expected = Generator.open(BUNDLE, plan="sid1", backend="cpu")([3, 1], seeds=[5, 6])
+    expected = Generator.open(BUNDLE, plan="sid1", backend="cpu")(labels=[3, 1], seeds=[5, 6])
     np.testing.assert_array_equal(made.as_numpy("images"), expected)
     answer = httpx.post(f"{address}/v2/models/digits/infer", json=INFER, headers={"Accept-Encoding": coding})
     assert answer.headers["content-encoding"] == coding
@@ -125,7 +125,7 @@ def test_many_clients_at_once_get_their_own_images(address: str) -> None:
 
         images = list(pool.map(ask, range(64)))
     for i, image in enumerate(images):
-        np.testing.assert_array_equal(image, generator([i % 10], seeds=[i]))
+        np.testing.assert_array_equal(image, generator(labels=[i % 10], seeds=[i]))
 
 
 def test_sigterm_answers_what_was_accepted_and_ends_with_code_0() -> None:
@@ -135,7 +135,7 @@ def test_sigterm_answers_what_was_accepted_and_ends_with_code_0() -> None:
     ):
         with httpx.Client(base_url=address, timeout=60) as client:
             sent = [pool.submit(client.post, "/generate", json={"labels": [1] * 4}) for _ in range(32)]
-            while not re.search(r"waiting_images{[^}]*} [1-9]", httpx.get(f"{address}/metrics").text):
+            while not re.search(r"waiting_samples{[^}]*} [1-9]", httpx.get(f"{address}/metrics").text):
                 pass
             process.send_signal(signal.SIGTERM)
             outcomes = [future.exception() or future.result().status_code for future in sent]
@@ -215,5 +215,5 @@ def test_the_playground_shows_two_samplers_from_the_same_seeds(address: str, tmp
         assert sizes == [[8 * 56, 2 * 56]] * 2
         page.screenshot(Path(os.environ.get("FEWSTEP_SCREENSHOTS", tmp_path)) / "playground.png")
         page.run("document.getElementById('seed').value = '1'; document.getElementById('next').click()")
-        page.wait("document.getElementById('status').innerText === '16 images from seed 17'")
+        page.wait("document.getElementById('status').innerText === '16 samples from seed 17'")
         assert page.complaints == []

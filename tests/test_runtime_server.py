@@ -70,11 +70,18 @@ def test_metadata_says_what_the_model_takes_and_gives(client: Client) -> None:
     assert client("GET", "/v2").json()["name"] == "fewstep"
     assert client("GET", "/v2/health/live").status_code == client("GET", "/v2/health/ready").status_code == 200
     found = client("GET", "/v2/models/digits").json()
+    said = {"meaning": "a whole number for each sample; the same one makes the same sample", "optional": False}
     assert found["inputs"] == [
-        {"name": "seeds", "datatype": "UINT64", "shape": [-1]},
-        {"name": "labels", "datatype": "INT64", "shape": [-1]},
+        {"name": "seeds", "datatype": "UINT64", "shape": [-1], "parameters": said},
+        {
+            "name": "labels",
+            "datatype": "INT64",
+            "shape": [-1],
+            "parameters": {"meaning": "0 to 9 for a class", "optional": True},
+        },
     ]
-    assert found["outputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}]
+    said = {"meaning": "0 to 255", "optional": False}
+    assert found["outputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1], "parameters": said}]
     assert client("GET", "/v2/models/digits/versions/1/ready").status_code == 200
 
 
@@ -83,13 +90,13 @@ def test_infer_gives_the_generators_images(client: Client, generator: Generator)
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("digits", "1", "a")
     (output,) = answer["outputs"]
     made = np.array(output["data"], np.uint8).reshape(output["shape"])
-    np.testing.assert_array_equal(made, generator([3, 1], seeds=[0, 2**64 - 1]))
+    np.testing.assert_array_equal(made, generator(labels=[3, 1], seeds=[0, 2**64 - 1]))
 
 
 def test_the_plan_is_a_parameter(client: Client) -> None:
     answer = client("POST", "/v2/models/digits/infer", json=infer([5], [3], parameters={"plan": "sid2"})).json()
     made = np.array(answer["outputs"][0]["data"], np.uint8).reshape(1, 28, 28, 1)
-    np.testing.assert_array_equal(made, Generator.open(BUNDLE, plan="sid2", backend="cpu")([3], seeds=[5]))
+    np.testing.assert_array_equal(made, Generator.open(BUNDLE, plan="sid2", backend="cpu")(labels=[3], seeds=[5]))
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -100,7 +107,7 @@ def test_generate_gives_a_picture(form: str, client: Client, generator: Generato
     assert float(answer.headers["x-latency-ms"]) > 0
     picture = Image.open(io.BytesIO(answer.content))
     assert picture.format == form
-    expected = generator([3, 1, 4], seeds=[7, 8, 9])[..., 0]
+    expected = generator(labels=[3, 1, 4], seeds=[7, 8, 9])[..., 0]
     np.testing.assert_array_equal(np.array(picture.convert("L")), np.concatenate(list(expected), axis=1))
 
 
@@ -113,8 +120,8 @@ def test_metrics_count_what_happened(client: Client) -> None:
     def count(text: str, name: str) -> float:
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
-    images = 'fewstep_images_total{model="digits",plan="sid1"}'
-    assert count(after, images) == count(before, images) + 2
+    samples = 'fewstep_samples_total{model="digits",plan="sid1"}'
+    assert count(after, samples) == count(before, samples) + 2
     bad = 'fewstep_requests_total{model="digits",outcome="ValueError",plan="sid1"}'
     assert count(after, bad) == count(before, bad) + 1
     assert 'fewstep_current_version{model="digits"} 1.0' in after
@@ -133,13 +140,19 @@ BAD: list[tuple[int, str, str, Any]] = [
     (400, "/v2/models/digits/infer", "one per seed (1), got int64 of shape (2,)", infer([0], [1, 2])),
     (400, "/v2/models/digits/infer", "needs 1 numbers of UINT64", infer(["a"], [0])),  # type: ignore[list-item]
     (400, "/v2/models/digits/infer", "a number that UINT64 cannot hold", infer([-1], [0])),
-    (400, "/v2/models/digits/infer", "at most 4 images, got 5", infer([0] * 5, [0] * 5)),
+    (400, "/v2/models/digits/infer", "at most 4 samples, got 5", infer([0] * 5, [0] * 5)),
     (400, "/v2/models/digits/infer", "there is no output 'x'", infer([0], [0], outputs=[{"name": "x"}])),
     (400, "/v2/models/digits/infer", "parameters.timeout: Input should be", infer([0], [0], parameters={"timeout": -1})),
-    (400, "/v2/models/digits/infer", "takes no embeddings, got", EXTRA),
+    (400, "/v2/models/digits/infer", "this bundle takes labels, got x; leave that out", EXTRA),
     (400, "/v2/models/digits/infer", "is there twice", {"inputs": [tensor("seeds", "UINT64", [1])] * 2}),
     (400, "/generate", "body.seed", {"seed": -1}),
-    (400, "/generate", "body.more: Extra inputs are not permitted", {"more": 1}),
+    (400, "/generate", "body.more: an input is a list, of a value for each sample or of one for all", {"more": 1}),
+    (400, "/generate", "this bundle takes labels, got more; leave that out", {"more": [1]}),
+    (400, "/generate", "one per seed (2), got int64 of shape (3,)", {"labels": [1, 2, 3], "samples": 2}),
+    (400, "/generate", "body.labels: values are numbers, names of at most 255 characters", {"labels": [True]}),
+    (400, "/generate", "names or whole numbers, one per seed (2), got int64 of shape (2, 1)", {"labels": [[1], [2]]}),
+    (400, "/generate", "names or whole numbers, one per seed (2), got object", {"labels": [[1], [2, 3]]}),
+    (400, "/generate", "scale makes pictures larger, and numbers were asked for", {"format": "npy", "scale": 2}),
     (400, "/generate", "body", b"[" * 50_000),
     (400, "/generate", "0 to 9, got 10", {"labels": [10]}),
     (404, "/generate", "no plan 'x'", {"plan": "x"}),
@@ -310,6 +323,6 @@ def test_a_server_that_ends_makes_what_it_accepted() -> None:
     own = Repository([("digits", BUNDLE)], OPTIONS._replace(plans=("sid1",)))
     own.load("digits")
     batcher: Batcher = own.model("digits").version().batcher(None)
-    future = batcher.submit([1], seeds=[1])
+    future = batcher.submit(labels=[1], seeds=[1])
     own.close()
     assert future.result(0).shape == (1, 28, 28, 1)
