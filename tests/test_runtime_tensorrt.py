@@ -65,8 +65,8 @@ def test_an_engine_is_the_first_rung_and_gives_the_graphs_images(with_engine: Bu
     assert (generator.backend, generator.reason) == ("tensorrt", "the fastest there is")
     for batch in (1, 3, 8, 40):
         labels = [i % 10 for i in range(batch)]
-        images = generator(labels, seeds=range(batch))
-        assert np.abs(images.astype(int) - graph(labels, seeds=range(batch))).max() <= 1
+        images = generator(labels=labels, seeds=range(batch))
+        assert np.abs(images.astype(int) - graph(labels=labels, seeds=range(batch))).max() <= 1
 
 
 def test_buffers_stay_where_they_are_and_later_runs_launch_one_captured_graph(with_engine: Bundle, gpu: Gpu) -> None:
@@ -75,8 +75,8 @@ def test_buffers_stay_where_they_are_and_later_runs_launch_one_captured_graph(wi
     allocated, captures = gpu.calls.count("cudaMallocHost"), gpu.calls.count("cudaStreamBeginCapture")
     assert captures == 2  # one for every bucket
     for seed in range(20):
-        generator([seed % 10], seeds=[seed])
-        generator([1, 2, 3], seeds=[seed, 1, 2])
+        generator(labels=[seed % 10], seeds=[seed])
+        generator(labels=[1, 2, 3], seeds=[seed, 1, 2])
     assert gpu.calls.count("cudaMallocHost") == allocated
     assert gpu.calls.count("cudaStreamBeginCapture") == captures
     assert gpu.calls.count("cudaGraphLaunch") == 40
@@ -86,9 +86,9 @@ def test_what_cannot_be_captured_is_launched_plainly_and_says_so(with_engine: Bu
     gpu = Gpu(capturable=False)
     install(monkeypatch, gpu)
     generator = Generator(with_engine, precision="fp32")
-    expected = Generator(with_engine, precision="fp32", backend="cpu")([3], seeds=[1])
+    expected = Generator(with_engine, precision="fp32", backend="cpu")(labels=[3], seeds=[1])
     for _ in range(3):
-        np.testing.assert_array_equal(generator([3], seeds=[1]), expected)
+        np.testing.assert_array_equal(generator(labels=[3], seeds=[1]), expected)
     assert "cudaGraphLaunch" not in gpu.calls
     with generator._pool.borrow(1) as binding:
         assert "plain, for it cannot be captured (cudaStreamEndCapture: cudaErrorStreamCaptureUnsupported)" in binding.launch
@@ -96,7 +96,7 @@ def test_what_cannot_be_captured_is_launched_plainly_and_says_so(with_engine: Bu
 
 def test_memory_is_given_back(with_engine: Bundle, gpu: Gpu) -> None:
     generator = Generator(with_engine, precision="fp32")
-    generator([3], seeds=[1])
+    generator(labels=[3], seeds=[1])
     assert gpu.memory
     del generator
     gc.collect()
@@ -139,7 +139,7 @@ def test_a_corrupt_engine_falls_back_to_the_graph(with_engine: Bundle, gpu: Gpu)
     path.write_bytes(b"altered later")
     generator = Generator.open(with_engine.root)
     assert "does not match its sha256" in generator.reason
-    assert generator([3], seeds=[0]).shape == (1, 28, 28, 1)
+    assert generator(labels=[3], seeds=[0]).shape == (1, 28, 28, 1)
 
 
 def test_a_batch_without_a_profile_is_refused_in_words(with_engine: Bundle, gpu: Gpu) -> None:

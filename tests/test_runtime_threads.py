@@ -94,13 +94,13 @@ def test_threads_that_were_asked_for_are_taken(monkeypatch: pytest.MonkeyPatch) 
 def test_images_do_not_depend_on_the_number_of_threads(plan: str, precision: str) -> None:
     labels, seeds = [i % 10 for i in range(9)], range(9)
     measured = Generator.open(BUNDLE, plan=plan, precision=precision, backend="cpu", buckets=(1, 4))
-    first = measured(labels, seeds=seeds)
+    first = measured(labels=labels, seeds=seeds)
     measured.warm_up()
     assert f"{usable_cores()} may be used" in measured.reason or usable_cores() == 1
-    np.testing.assert_array_equal(measured(labels, seeds=seeds), first)
+    np.testing.assert_array_equal(measured(labels=labels, seeds=seeds), first)
     for count in (1, 2, 3):
         generator = Generator.open(BUNDLE, plan=plan, precision=precision, backend="cpu", threads=count)
-        np.testing.assert_array_equal(generator(labels, seeds=seeds), first)
+        np.testing.assert_array_equal(generator(labels=labels, seeds=seeds), first)
         assert generator.reason == f"you asked for it; threads: {count} (you asked for that)"
 
 

@@ -95,7 +95,7 @@ def test_a_server_goes_on_with_what_it_has_where_the_next_version_never_opens(
     time.sleep(0.5)
     assert time.process_time() - used < 0.25
     assert repository.models["digits"].current == 2
-    assert repository.models["digits"].version().batcher("sid1").submit([3], seeds=[0]).result().any()
+    assert repository.models["digits"].version().batcher("sid1").submit(labels=[3], seeds=[0]).result().any()
     repository.close()
 
 
@@ -116,17 +116,17 @@ FORK = """
 import os, sys
 from fewstep.runtime import Generator
 generator = Generator.open({bundle!r}, backend="cpu", threads=2)
-before = generator([3, 1], seeds=[0, 1])
+before = generator(labels=[3, 1], seeds=[0, 1])
 child = os.fork()
 if child == 0:
-    assert (generator([3, 1], seeds=[0, 1]) == before).all()
-    assert (Generator.open({bundle!r}, backend="cpu", threads=2)([3, 1], seeds=[0, 1]) == before).all()
+    assert (generator(labels=[3, 1], seeds=[0, 1]) == before).all()
+    assert (Generator.open({bundle!r}, backend="cpu", threads=2)(labels=[3, 1], seeds=[0, 1]) == before).all()
     if {drop}:
         del generator
     print("the child", end="")  # nothing is lost that waits in a buffer
     sys.exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-assert (generator([3, 1], seeds=[0, 1]) == before).all()
+assert (generator(labels=[3, 1], seeds=[0, 1]) == before).all()
 """
 ONLY_IMPORTED = """
 import os, sys
@@ -157,7 +157,7 @@ def test_a_forked_child_opens_sessions_that_end_as_any(digits: Bundle) -> None:
         "import multiprocessing as m\n"
         "from fewstep.runtime import Generator\n"
         f"g = Generator.open({str(digits.root)!r}, backend='cpu', threads=2)\n"
-        "def work(i): return int(g([i], seeds=[i]).sum())\n"
+        "def work(i): return int(g(labels=[i], seeds=[i]).sum())\n"
         "with m.get_context('fork').Pool(2) as pool: print(pool.map(work, range(4)) == [work(i) for i in range(4)])"
     )
     out, err = start(code).communicate(timeout=60)
