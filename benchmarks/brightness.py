@@ -48,7 +48,7 @@ def main(source: Path, data: str) -> None:
 
         def add(arm: str, seed: int, plan: Plan) -> None:
             inputs = teacher.draw(judge.n, seed=seed, labels=judge.labels)
-            runs.add(arm, seed, scores(judge, teacher.images(plan, inputs)))
+            runs.add(arm, seed, scores(judge, teacher.outputs(plan, inputs)))
 
         for seed in SEEDS:
             add("teacher, Heun, 35 calls", seed, heun(grid(REFERENCE_STEPS)))

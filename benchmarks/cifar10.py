@@ -20,9 +20,10 @@ from PIL import Image
 
 from fewstep.data import open_images
 from fewstep.system.console import track
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 
-TEACHER = TeacherConfig(steps=12_000, lr=1e-3, channels=(64, 128), layers=2, halflife_images=2e4)
+TEACHER = TeacherConfig(iterations=12_000, lr=1e-3, channels=(64, 128), layers=2, halflife_images=2e4)
 BATCHES = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
 LABELS = ["train_lables.json", "test_lables.json"]
 

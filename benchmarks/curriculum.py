@@ -24,7 +24,8 @@ from fewstep.evaluation.metrics import Judge
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import dpmpp_2m
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 
 SEEDS, UPDATES, EVERY = (0, 1, 2), 1500, 100
 Choice = dict[str, Any]
@@ -51,7 +52,7 @@ class Look:
 
     def __call__(self, denoiser: Denoiser, _plan: Plan) -> float:
         self.teacher.denoiser = denoiser
-        return self.judge.distance(self.teacher.images(dpmpp_2m(denoiser.parametrisation.grid(10)), self.inputs))
+        return self.judge.distance(self.teacher.outputs(dpmpp_2m(denoiser.parametrisation.grid(10)), self.inputs))
 
 
 def first(curve: list[float], aim: float) -> int | None:

@@ -1,7 +1,7 @@
 """Guidance in an interval against guidance everywhere: python benchmarks/interval.py digits.bundle mnist5k
 
-Sweeps weights and intervals against training images, then judges on held-out ones, over sets of seeds: no guidance, every
-weight everywhere, and the best interval of every weight. Writes benchmarks/results/interval-NAME.json.
+Sweeps scales and intervals against training images, then judges on held-out ones, over sets of seeds: no guidance, every
+scale everywhere, and the best interval of every scale. Writes benchmarks/results/interval-NAME.json.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from board import Board, compiled
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Searched
 from fewstep.calibration.interval import IntervalConfig, Steps, calibrate_interval, interval, pareto
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
@@ -23,7 +24,7 @@ from fewstep.evaluation.metrics import Judge
 from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.system.console import track
 
-CONFIG = IntervalConfig(steps=10, weights=(1.25, 1.5, 2.0, 3.0))
+CONFIG = IntervalConfig(steps=10, scales=(1.25, 1.5, 2.0, 3.0))
 IMAGES = 500  # for each guidance that is tried
 
 
@@ -34,7 +35,8 @@ def main(source: Path, data: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, trials = calibrate_interval(Bundle.load(root), CONFIG, dpmpp_2m, trying, name="found", track=track)
-        about = bundle.manifest.provenance.plans["found"]
+        record = bundle.manifest.records.plans["found"]
+        assert isinstance(record, Searched)
         teacher = compiled(Teacher(bundle))
         board = Board(
             f"interval-{bundle.manifest.name}",
@@ -42,16 +44,16 @@ def main(source: Path, data: str) -> None:
             judge,
             steps=CONFIG.steps,
             tried_on=trying.n,
-            levels=about["levels"],
-            similarity=about["similarity"],
-            trials=about["trials"],
+            levels=record.levels,
+            similarity=record.similarity,
+            trials=record.trials,
             front=[asdict(trial) for trial in pareto(trials)],
         )
         grid = teacher.denoiser.parametrisation.grid(CONFIG.steps)
         wanted = {"no guidance": Steps(0, grid.n - 1, 1.0)}
-        for weight in CONFIG.weights:
-            best = min((t for t in trials if t.steps.weight == weight), key=lambda t: t.value)
-            wanted |= {f"{weight:g} everywhere": Steps(0, grid.n - 1, weight), f"{weight:g} in an interval": best.steps}
+        for scale in CONFIG.scales:
+            best = min((t for t in trials if t.steps.scale == scale), key=lambda t: t.value)
+            wanted |= {f"{scale:g} everywhere": Steps(0, grid.n - 1, scale), f"{scale:g} in an interval": best.steps}
         for name, steps in wanted.items():
             if name not in board.rows:
                 plan = dpmpp_2m(grid, guidance := interval(grid, steps))

@@ -24,8 +24,9 @@ from fewstep.data import Images, open_images
 from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
 from fewstep.sampling.solvers import ddim, scaled
+from fewstep.trainer.configs import TeacherConfig
 from fewstep.trainer.levels import space_of
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
 SEEDS, STEPS, UPDATES, LONGER = (0, 1, 2), (5, 10, 20), 1000, 5000
 SKIPS, TAUS = (1, 9, 49), (0.5, 0.9, 0.99)
@@ -56,7 +57,7 @@ def scores(bundle: Bundle, judge: Judge, skip: int = 0, tau: float = 1.0) -> dic
     else:
         plans["iia10"] = calibrate(bundle, FitConfig(steps=10), name="iia10")[0].plan("iia10")
     inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
-    return {name: judge.distance(teacher.images(plan, inputs)) for name, plan in plans.items()}
+    return {name: judge.distance(teacher.outputs(plan, inputs)) for name, plan in plans.items()}
 
 
 def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str, Any]) -> Bundle:

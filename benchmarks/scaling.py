@@ -33,9 +33,9 @@ from fewstep.models.denoiser import unet
 from fewstep.models.families import family_of
 from fewstep.system.machine import described
 from fewstep.system.progress import silent
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 WIDTHS, BATCH, UPDATES = ((32, 64), (64, 128), (96, 192), (128, 256)), 16, 15

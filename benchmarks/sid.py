@@ -31,8 +31,8 @@ from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import ddim, dpmpp_2m, heun
 from fewstep.trainer.checkpoint import checkpoint_path
+from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
 
 SEEDS, EVERY, SHORT, REAL = (0, 1, 2), 100, 200, 200
 TABLES, SOLVERS = ("pixels", "real"), {"DDIM": ddim, "DPM-Solver++(2M)": dpmpp_2m}
@@ -67,7 +67,7 @@ class Look:
 
     def score(self, plan: Plan) -> dict[str, float]:
         inputs = self.maker.draw(self.judge.n, seed=0, draws=plan.draws, labels=self.judge.labels)
-        found = self.judge.score(self.maker.images(plan, inputs), self.judge.labels)
+        found = self.judge.score(self.maker.outputs(plan, inputs), self.judge.labels)
         return {"frechet": found.frechet, "accuracy": float(found.accuracy or 0), "recall": found.recall}
 
     def __call__(self, denoiser: Denoiser, plan: Plan) -> float:
@@ -81,8 +81,8 @@ def baselines(bundle: Bundle, teacher: Teacher) -> dict[str, Plan]:
     """What the teacher makes in 35 calls and in as many as the generators."""
     grid = teacher.denoiser.parametrisation.grid
     found = {"teacher, Heun 35 calls": heun(grid(18))}
-    weight = SidConfig().guidance
-    found[f"teacher guided by {weight:g}, Heun 70 calls"] = heun(grid(18), Guidance(weight))
+    scale = SidConfig().guidance
+    found[f"teacher guided by {scale:g}, Heun 70 calls"] = heun(grid(18), Guidance(scale))
     found |= {f"teacher, {name} {n} calls": solver(grid(n)) for n in (2, 4) for name, solver in SOLVERS.items()}
     found |= {f"teacher, IIA-DDIM {n} calls": bundle.plan(f"iia{n}") for n in (2, 4)}
     return found | {f"teacher, table to {t} of {n} calls": bundle.plan(f"{t}{n}") for n in (2, 4) for t in TABLES}

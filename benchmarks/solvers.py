@@ -136,7 +136,7 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
         judge = Judge(feature_network(features, images), held_out.about(IMAGES))
         fitting = dict.fromkeys(("classifier", features))
         real = Real.of(images, *(feature_network(of, images, seed=FITTING) for of in fitting))
-        bf16 = bundle.manifest.image.channels == 3
+        bf16 = bundle.manifest.state.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
         board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
         some = (np.random.default_rng(seed).permutation(len(images))[: judge.n] for seed in SEEDS)

@@ -26,7 +26,8 @@ from fewstep.data import Images, open_images
 from fewstep.models.denoiser import unet
 from fewstep.models.mixed_precision import autocast, precision_here
 from fewstep.system.machine import described
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 
 RESULT = Path(__file__).parent / "results" / "throughput.json"
 ROUNDS, WARM = 3, 20

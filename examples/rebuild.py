@@ -20,8 +20,7 @@ from fewstep.cli.demo import DemoConfig, draw, full, run_demo
 from fewstep.evaluation.classifier import ClassifierConfig
 from fewstep.evaluation.comparison import FILE
 from fewstep.evaluation.features import FITTING
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 
 HERE = Path(__file__).parent
 KEEP = ("sid1", "sid2")  # plans whose graphs are shipped

@@ -31,7 +31,7 @@ from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images
 from fewstep.evaluation.features import EfficientNet
 from fewstep.evaluation.metrics import Judge
-from fewstep.models.decoder import to_bytes
+from fewstep.models.decoder import in_units
 from fewstep.models.denoiser import Denoiser, fresh_network, save_network
 from fewstep.models.tensors import save_tensors
 from fewstep.sampling.guidance import guided
@@ -39,7 +39,8 @@ from fewstep.sampling.parametrisation import Edm
 from fewstep.sampling.plan import sample
 from fewstep.sampling.solvers import heun
 from fewstep.system.picture import save_grid
-from fewstep.trainer.teacher import TeacherConfig, TeacherRun, Teaching
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import TeacherRun, Teaching
 from gpu.color import LICENSE, open_color
 from gpu.job import Work
 
@@ -200,14 +201,13 @@ def judge(work: Work, denoiser: Denoiser, held_out: Images) -> dict[str, Any]:
 def draw(denoiser: Denoiser, labels: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.uint8]:
     """Images (n, C, H, W) uint8 by 18 steps of Heun's method."""
     plan, generator = heun(denoiser.parametrisation.grid(18)), torch.Generator().manual_seed(0)
-    image = SIGNATURE.output.as_image("a sheet")
     made = []
     denoiser.eval()
     for some in torch.from_numpy(labels).split(250):
-        noise = torch.randn(len(some), *image.shape, generator=generator).to(device)
+        noise = torch.randn(len(some), *SIGNATURE.output.shape, generator=generator).to(device)
         with torch.inference_mode():
             x = sample(guided(denoiser, (some.to(device),), ()), plan.begin(noise), plan)
-            made.append(to_bytes(x, image).round().to(torch.uint8).cpu())
+            made.append(in_units(x, SIGNATURE.output).round().to(torch.uint8).cpu())
     images: npt.NDArray[np.uint8] = torch.cat(made).numpy()
     return images
 

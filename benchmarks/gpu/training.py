@@ -21,9 +21,9 @@ from fewstep.artifact.records import Distilled, Trained
 from fewstep.data import Images
 from fewstep.system.progress import Track, silent
 from fewstep.trainer.checkpoint import checkpoint_path
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, _network, train_teacher
+from fewstep.trainer.teacher import _network, train_teacher
 from gpu.job import Work
 from gpu.scale import Scale
 

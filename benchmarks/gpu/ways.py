@@ -20,7 +20,7 @@ from fewstep.backends.base import Binding, buffers
 from fewstep.backends.onnx import PLAIN_LAUNCH, OnnxGpuBinding
 from fewstep.backends.sessions import CUDA, open_session
 from fewstep.exporter.parity import walk
-from fewstep.models.decoder import to_bytes
+from fewstep.models.decoder import in_units
 from fewstep.models.denoiser import Denoiser
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
@@ -219,7 +219,7 @@ class Case:
 
     def _bytes(self, make: Make, start: Tensor) -> Tensor:
         x = make(self.plan.begin(start[:, 0]), list(start[:, 1:].unbind(1)))
-        return to_bytes(x, self.bundle.manifest.output.as_image("this")).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return in_units(x, self.bundle.manifest.output).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     def _images(self, make: Make, array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         with torch.inference_mode():

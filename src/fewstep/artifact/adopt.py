@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -53,8 +54,8 @@ def adopt(
                 f"no step of {plan!r} starts at a noise level above {guidance.lo:g} and up to {guidance.hi:g}, so none would "
                 f"be guided; its steps start at {', '.join(f'{level:.3g}' for level in levels[:-1])}"
             )
-    settings = guidance.settings() if guidance else None
-    adopted = Adopted(bundle=source.manifest.name, plan=plan, guidance=settings and dict(settings))
+    own: dict[str, Any] | None = dict(guidance.settings()) if guidance else None
+    adopted = Adopted(bundle=source.manifest.name, plan=plan, guidance=own)
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(table, denoiser=denoiser, solver=entry.solver)
         draft.manifest.records.plans[name] = _with(source.manifest.records.plans.get(plan), adopted)

@@ -230,11 +230,11 @@ def tau(
     from fewstep.data import open_images
     from fewstep.evaluation.features import trial_judge
     from fewstep.evaluation.tau import TauConfig, best_tau, search_tau
-    from fewstep.trainer.teacher import TeacherConfig
+    from fewstep.trainer.configs import TeacherConfig
 
     chosen_solver = solver_of(solver)
     check_folder(out)
-    config = TauConfig(TeacherConfig(steps=updates, skip=skip, precision=precision), tuple(value), runs, steps)
+    config = TauConfig(TeacherConfig(iterations=updates, skip=skip, mixed_precision=precision), tuple(value), runs, steps)
     images = open_images(data, track=track)
     following = telling(images)
     judge = trial_judge(images, samples, features=features, track=following)

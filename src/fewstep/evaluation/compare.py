@@ -164,10 +164,10 @@ def make(
     return np.ascontiguousarray(np.concatenate(chunks).transpose(0, 3, 1, 2))
 
 
-def _tensors(generator: Generator, conditions: Conditions, numbers: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _tensors(generator: Generator, conditions: Conditions, numbers: npt.NDArray[np.int64]) -> dict[str, Any]:
     """What a generator takes of conditions that are numbered (B,), by name."""
     given = conditions.of(torch.from_numpy(numbers))
-    found = {each.name: value.numpy() for each, value in zip(conditions.inputs, given, strict=True)}
+    found: dict[str, Any] = {each.name: value.numpy() for each, value in zip(conditions.inputs, given, strict=True)}
     if generator.plan.guided:
         nulls = zip(conditions.inputs, conditions.null(given), strict=True)
         found |= {each.null_tensor.name: value.numpy() for each, value in nulls if each.null_tensor}

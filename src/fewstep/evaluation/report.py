@@ -102,7 +102,7 @@ def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
     signature = generator.signature
     if not signature.finite:
         return ""  # a comparison keeps no arrays
-    given = signature.example(SHOWN, guided=generator.plan.guided)  # the classes in turn
+    given: dict[str, Any] = signature.example(SHOWN, guided=generator.plan.guided)  # the classes in turn
     images = generator(seeds=range(SHOWN), **given)
     called = [name for each in signature.inputs for name in each.called(given[each.name])]
     facts = f"{judged.nfe} calls, Frechet distance {judged.frechet}, {judged.p50_ms:.1f} ms"

@@ -19,7 +19,8 @@ from fewstep.sampling.plan import Plan
 from fewstep.sampling.schedule import Grid
 from fewstep.system.progress import Track, silent
 from fewstep.trainer.checkpoint import FREE
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 
 __all__ = ["TauConfig", "best_tau", "search_tau"]
 
@@ -65,11 +66,11 @@ def search_tau(
             bundle = Bundle.load(path)
             _refuse_others(bundle, replace(settings, tau=tau, seed=seed), images)
             # All alike, also where the search goes on on a machine that is quicker at another precision.
-            settings = replace(settings, precision=_record(bundle).mixed_precision)
+            settings = replace(settings, mixed_precision=_record(bundle).mixed_precision)
             teacher = Teacher(bundle)
             inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
             plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
-            distances.append(judge.distance(teacher.images(plan, inputs, track=track)))
+            distances.append(judge.distance(teacher.outputs(plan, inputs, track=track)))
         found[tau] = Spread(mean=mean(distances), std=stdev(distances))
     return found
 
@@ -83,10 +84,10 @@ def _record(bundle: Bundle) -> Trained:
 
 def _refuse_others(bundle: Bundle, config: TeacherConfig, images: Images) -> None:
     wanted = asdict(config) | {"data_sha256": images.sha256}
-    if config.precision == "auto":  # the first run says what that came to
-        del wanted["precision"]
+    if config.mixed_precision == "auto":  # the first run says what that came to
+        del wanted["mixed_precision"]
     record = _record(bundle)
-    about = record.settings | {"data_sha256": record.data_sha256}
+    about = record.settings | {"mixed_precision": record.mixed_precision, "data_sha256": record.data_sha256}
     for key, value in json.loads(json.dumps(wanted)).items():
         if key not in FREE and about[key] != value:
             raise ValueError(

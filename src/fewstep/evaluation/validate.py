@@ -30,6 +30,6 @@ def validator(
     def distance(denoiser: Denoiser, plan: Plan) -> float:
         maker.denoiser, maker.device = denoiser, next(denoiser.parameters()).device
         inputs = maker.draw(judge.n, seed=0, draws=plan.draws, labels=judge.labels)
-        return judge.distance(maker.images(plan, inputs))
+        return judge.distance(maker.outputs(plan, inputs))
 
     return distance
