@@ -268,7 +268,8 @@ def test_what_leans_on_uvicorn_is_there() -> None:
     assert own >= {"on_body", "on_message_complete", "on_response_complete", "pause_writing", "resume_writing"}
     assert "send_400_response" in own
     config = uvicorn.Config(lambda: None, lifespan="off")
-    made = HttpToolsProtocol(config=config, server_state=uvicorn.Server(config).server_state, app_state={}, _loop=object())  # type: ignore[arg-type, call-arg]
+        alike = generator(labels=[3] * 4, seeds=range(4))[:size]
+        np.testing.assert_array_equal(generator(labels=[3] * size, seeds=range(size)), alike)
     for name in ("connections", "tasks", "cycle", "headers", "url", "parser", "loop", "transport"):
         assert hasattr(made, name) or name in ("headers", "url"), name
     for name in ("more_body", "response_complete", "response_started", "keep_alive", "default_headers"):
@@ -515,6 +516,8 @@ def test_batches_of_any_size_share_the_buffers_of_the_largest(repository: Reposi
             assert len(binding.inputs["noise"]) == size
             assert np.shares_memory(binding.inputs["noise"], noise)
             assert np.shares_memory(binding.outputs["images"], images)
-        np.testing.assert_array_equal(generator(labels=[3] * size, seeds=range(size)), generator(labels=[3] * 4, seeds=range(4))[:size])
+        np.testing.assert_array_equal(
+            generator(labels=[3] * size, seeds=range(size)), generator(labels=[3] * 4, seeds=range(4))[:size]
+        )
     with pool.borrow(2) as first, pool.borrow(2) as second:
         assert not np.shares_memory(first.inputs["noise"], second.inputs["noise"])

@@ -227,7 +227,11 @@ def test_a_deadline_in_the_past_is_a_deadline_that_passed(batcher: Batcher, gate
 def test_a_request_larger_than_a_batch_has_one_of_its_own(gated: Gated) -> None:
     with Batcher(gated, max_request=6) as batcher:
         occupy(batcher)
-        futures = [batcher.submit(labels=[1], seeds=[1]), batcher.submit(labels=[2] * 6, seeds=range(6)), batcher.submit(labels=[3], seeds=[3])]
+        futures = [
+            batcher.submit(labels=[1], seeds=[1]),
+            batcher.submit(labels=[2] * 6, seeds=range(6)),
+            batcher.submit(labels=[3], seeds=[3]),
+        ]
         gated.gate.set()
         assert [len(future.result(30)) for future in futures] == [1, 6, 1]
     assert gated.batches == [[100], [1], [0, 1, 2, 3, 4, 5], [3]]

@@ -6,6 +6,7 @@ Triton runs where FEWSTEP_TRITON names a virtual environment with nvidia-pytrito
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,8 +22,9 @@ import pytest
 from ports import free_port
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import EngineEntry, EngineKey, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
-from fewstep.artifact.spec import Condition
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import EngineEntry, EngineKey, GraphEntry, PlanEntry
+from fewstep.artifact.signature import ArrayInput, ArrayOutput, Axis, Column, ImageOutput, LabelInput, Signature
 from fewstep.runtime import Generator
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm
@@ -81,6 +83,7 @@ def test_a_repository_parses_and_says_what_the_graph_is(tmp_path: Path) -> None:
     assert list(ensemble.output[0].dims) == [28, 28, 1]
     assert [step.model_name for step in ensemble.ensemble_scheduling.step] == ["digits.sid2.noise", "digits.sid2.sampler"]
     assert noise.output[0].dims == sampler.input[0].dims == [EXAMPLE.plan("sid2").draws, 1, 28, 28]
+    assert json.loads(ensemble.parameters["labels"].string_value) == {"meaning": "0 to 9 for a class, 10 for none"}
     assert sampler.input[1].HasField("reshape")
     assert not ensemble.input[1].HasField("reshape")
     assert [warm.batch_size for warm in sampler.model_warmup] == [1, 2, 4, 8]
@@ -154,27 +157,52 @@ def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Pa
         write_repository(bundle, tmp_path / "out", ["sid1"], Settings(max_batch=32))
 
 
-def test_embeddings_and_weights_beside_the_graph_go_along(tmp_path: Path) -> None:
-    condition = Condition(kind="embeddings", tokens=5, width=12, pooled=3)
-    with Draft.create(tmp_path / "b", image=ImageSpec(channels=4, height=8, width=8), condition=condition) as draft:
+def with_a_graph(path: Path, signature: Signature) -> Bundle:
+    """A bundle of three guided rows, whose graph nobody will run."""
+    with Draft.create(path, signature) as draft:
         edm = Edm(sigma_data=0.5)
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=edm)
-        draft.manifest.plans["p"] = PlanEntry.of(ddim(edm.grid(3), Guidance(2.0)), network="net", solver="ddim")
+        draft.manifest.components["net"] = DenoiserEntry(kind="UNet2DModel", directory=None, parametrisation=edm)
+        draft.manifest.plans["p"] = PlanEntry.of(ddim(edm.grid(3), Guidance(2.0)), denoiser="net", solver="ddim")
         external(draft.new("graphs/p.onnx"), "p.onnx.data")
         draft.manifest.graphs["p"] = GraphEntry(
             file="graphs/p.onnx",
             data="graphs/p.onnx.data",
-            network="net",
+            denoiser="net",
             plan="p",
             precision="fp32",
             layout="unrolled",
             opset=20,
             limit=1,
         )
-    write_repository(Bundle.load(tmp_path / "b"), tmp_path / "out", ["p"], Settings("cpu"))
+    return Bundle.load(path)
+
+
+def test_arrays_and_weights_beside_the_graph_go_along(tmp_path: Path) -> None:
+    prompts = (
+        ArrayInput(name="prompt_embeds", shape=(5, 12), null="given"),
+        ArrayInput(name="pooled_prompt_embeds", shape=(3,), null="given"),
+    )
+    bundle = with_a_graph(tmp_path / "b", Signature(inputs=prompts, output=ImageOutput(channels=4, height=8, width=8)))
+    write_repository(bundle, tmp_path / "out", ["p"], Settings("cpu"))
     shapes = {i.name: list(i.dims) for i in config(tmp_path / "out", "b.p").input}
-    assert shapes == {"seeds": [1], "embeddings": [5, 12], "pooled": [3], "null_embeddings": [5, 12], "null_pooled": [3]}
+    given = {"prompt_embeds": [5, 12], "pooled_prompt_embeds": [3]}
+    assert shapes == {"seeds": [1], **given, **{f"negative_{name}": shape for name, shape in given.items()}}
     assert (tmp_path / "out/b.p.sampler/1/p.onnx.data").stat().st_size > 0
+
+
+def test_an_output_that_is_no_image_has_its_own_type_shape_and_meaning(tmp_path: Path) -> None:
+    path = ArrayOutput(axes=(Axis(name="time", size=6),), columns=(Column(name="x", unit="m"), Column(name="y", unit="m")))
+    robot = Signature(inputs=(LabelInput(name="task", classes=2), ArrayInput(name="seen", shape=(), null="zeros")), output=path)
+    write_repository(with_a_graph(tmp_path / "b", robot), tmp_path / "out", ["p"], Settings("cpu"))
+    ensemble, noise, sampler = (config(tmp_path / "out", f"b.p{part}") for part in ("", ".noise", ".sampler"))
+    for model in (ensemble, sampler):
+        assert [(o.name, o.data_type, list(o.dims)) for o in model.output] == [("values", pb.TYPE_FP32, [6, 2])]
+    assert dict(ensemble.ensemble_scheduling.step[1].output_map) == {"values": "values"}
+    assert list(noise.output[0].dims) == list(sampler.input[0].dims) == [1, 2, 6]
+    assert [(i.name, i.HasField("reshape")) for i in sampler.input] == [("noise", False), ("task", True), ("seen", True)]
+    said = {name: json.loads(value.string_value)["meaning"] for name, value in ensemble.parameters.items()}
+    assert said["values"] == "in units: x (m), y (m)"
+    assert (said["task"], said["seen"]) == ("0 to 1 for a class, 2 for none", "seen, finite, zeros for none")
 
 
 def external(path: Path, location: str) -> None:
@@ -226,7 +254,7 @@ def test_the_real_triton_serves_the_repository_with_the_runtimes_images(triton: 
         for seeds in ([0], [5, 2**64 - 1, 7]):
             labels = [3, 1, 4][: len(seeds)]
             made = infer(address, f"digits.{plan}", seeds, labels, (len(seeds), 1))
-            assert np.abs(made.astype(int) - generator(labels, seeds=seeds)).max() <= 1
+            assert np.abs(made.astype(int) - generator(labels=labels, seeds=seeds)).max() <= 1
     with pytest.raises(Exception, match="batch"):
         infer(address, "digits.sid1", list(range(9)), [0] * 9, (9, 1))
 
@@ -280,7 +308,7 @@ def test_two_replicas_of_ray_serve_answer_and_outlive_one(tmp_path: Path) -> Non
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
             until(lambda: is_ready(address) and len(replicas()) == 2, process)
-            expected = Generator(EXAMPLE, plan="sid1", backend="cpu")([3, 1], seeds=[5, 6])
+            expected = Generator(EXAMPLE, plan="sid1", backend="cpu")(labels=[3, 1], seeds=[5, 6])
             for _ in range(8):
                 np.testing.assert_array_equal(infer(address, "digits", [5, 6], [3, 1], (2,)), expected)
             first = replicas()[0]
@@ -299,6 +327,6 @@ def replicas() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(b"ray::ServeReplica:digits:Images"):
+            if path.read_bytes().startswith(b"ray::ServeReplica:digits:Sampler"):
                 found.append(int(path.parent.name))
     return found

@@ -14,11 +14,13 @@ class TritonPythonModel:
         self.session = ort.InferenceSession(path)
 
     def execute(self, requests):
-        return [triton.InferenceResponse([triton.Tensor("images", self.images(request))]) for request in requests]
+        (output,) = self.config["output"]
+        made = [self.made(request, output["name"]) for request in requests]
+        return [triton.InferenceResponse([triton.Tensor(output["name"], values)]) for values in made]
 
-    def images(self, request):
+    def made(self, request, output):
         feeds = {}
         for spec in self.config["input"]:  # the server reshapes for backends in C++ only
             array = triton.get_input_tensor_by_name(request, spec["name"]).as_numpy()
             feeds[spec["name"]] = array.reshape(len(array), *spec["reshape"].get("shape", [])) if "reshape" in spec else array
-        return self.session.run(["images"], feeds)[0]
+        return self.session.run([output], feeds)[0]
