@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.digests import model_digest
 from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.artifact.records import Fitted
+from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
 from fewstep.calibration.inputs import Inputs, draw
@@ -25,42 +26,17 @@ from fewstep.calibration.teacher import Teacher
 from fewstep.data.inputs import Arrays
 from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
 from fewstep.models.denoiser import load_network
-from fewstep.sampling.guidance import PLAIN, Guidance, guided
+from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Floats, Plan
 from fewstep.sampling.schedule import Grid
 from fewstep.sampling.solvers import dpmpp_2m, heun
 from fewstep.system.processes import keep_to_own_cores, several_on_cpu
 from fewstep.system.progress import Track, silent
 
-__all__ = ["FitConfig", "TableConfig", "calibrate", "calibrate_table"]
+__all__ = ["calibrate", "calibrate_table"]
 
 NOT_OF_CONFIG = ("network_sha256", "inputs_sha256", "data", "features", "trained_in")  # of what a fit depends on
 REFERENCE_STEPS = 18  # of Heun, 35 calls where it ends in clean data
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to fit. method: a key of METHODS. steps: of the solver. guidance: of the plan.
-
-    fine: steps that a fitted one should land on. samples: noise and condition pairs; batch: how many the network takes at once.
-    """
-
-    method: str = "iia-ddim"
-    steps: int = 4
-    guidance: Guidance = PLAIN
-    fine: int = 10
-    samples: int = 64
-    batch: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"a method is one of table, {', '.join(METHODS)}, got {self.method!r}")
-        if self.steps < 2:
-            raise ValueError(f"IIA corrects a step by the one before it and needs at least 2 steps, got {self.steps}")
-        for name in ("fine", "samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"a fit needs {name} of 1 or more, got {getattr(self, name)}")
 
 
 def calibrate(
@@ -88,7 +64,7 @@ def calibrate(
     denoiser = load_network(bundle, network).to(processes.device).requires_grad_(False)
     grid = denoiser.parametrisation.grid(config.steps)
     inputs = draw(bundle.manifest, config.samples, seed=config.seed, arrays=arrays)
-    begin, parts = method.solver(grid, config.guidance).begin, []
+    begin, parts = method.solver(grid, config.interval()).begin, []
     with processes.split_between_processes(list(range(0, config.samples, config.batch))) as starts:
         for start in starts:
             some = inputs[start : start + config.batch].to(processes.device)
@@ -109,7 +85,7 @@ def calibrate(
         method,
         grid,
         parts,
-        guidance=config.guidance,
+        guidance=config.interval(),
         fine=config.fine,
         coordinates=denoiser.parametrisation.coordinates,
         known=known,
@@ -122,29 +98,6 @@ def calibrate(
         _add(bundle, name, network, title, done.plan, settings, steps=[step._asdict() for step in done.steps])
     processes.wait_for_everyone()
     return Bundle.load(bundle.root), done
-
-
-@dataclass(frozen=True)
-class TableConfig:
-    """How to fit a table as a whole. steps: network calls, beside those of guided steps.
-
-    samples: noise and condition pairs to fit on; toward real images, conditions, and noise is new in every iteration. unseen:
-    pairs that decide.
-    """
-
-    steps: int = 4
-    guidance: Guidance = PLAIN
-    iterations: int = 100
-    samples: int = 128
-    unseen: int = 128
-    batch: int = 32
-    lr: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "iterations", "samples", "unseen", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"a table needs {name} of 1 or more, got {getattr(self, name)}")
 
 
 def calibrate_table(
@@ -200,10 +153,10 @@ def _table(
     parametrisation = teacher.denoiser.parametrisation
 
     def many_step(inputs: Inputs) -> Tensor:
-        return teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.guidance), inputs, track=track)
+        return teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.interval()), inputs, track=track)
 
     def start(grid: Grid) -> Table:
-        return Table(dpmpp_2m(parametrisation.coordinates(grid), config.guidance), parametrisation)
+        return Table(dpmpp_2m(parametrisation.coordinates(grid), config.interval()), parametrisation)
 
     if known and known["step"] == config.iterations:
         return TableFit.of(start(Grid(*known["grid"])), known)
@@ -213,7 +166,7 @@ def _table(
         grid = Grid(*known["grid"])
     else:
         few = inputs[: 2 * config.batch]
-        grid = best_grid(teacher, config.steps, config.guidance, few, many_step(few), track=track)
+        grid = best_grid(teacher, config.steps, config.interval(), few, many_step(few), track=track)
     return fit_table(
         start(grid),
         teacher.denoiser,
@@ -245,17 +198,13 @@ def _seen(config: TableConfig, inputs: Inputs, targets: Tensor | None) -> Callab
     return seen
 
 
-def _settings(
-    config: FitConfig | TableConfig, bundle: Bundle, network: str, arrays: Arrays | None
-) -> dict[str, Any]:
+def _settings(config: FitConfig | TableConfig, bundle: Bundle, network: str, arrays: Arrays | None) -> dict[str, Any]:
     """What a fit depends on."""
-    settings = asdict(config) | {"guidance": config.guidance.settings()} | {"network_sha256": model_digest(bundle.manifest, network)}
+    settings = asdict(config) | {"network_sha256": model_digest(bundle.manifest, network)}
     return settings | ({"inputs_sha256": arrays_digest(arrays)} if arrays else {})
 
 
-def _add(
-    bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any], **found: Any
-) -> None:
+def _add(bundle: Bundle, name: str, network: str, solver: str, plan: Plan, settings: Mapping[str, Any], **found: Any) -> None:
     consistency = np.round(plan.consistency(), 12).tolist()
     with bundle.edit() as draft:
         draft.manifest.plans[name] = PlanEntry.of(plan, denoiser=network, solver=solver)

@@ -36,9 +36,7 @@ class Inputs:
         )
 
 
-def draw(
-    manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None
-) -> Inputs:
+def draw(manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None) -> Inputs:
     """Unit noise from a seed, with every label in turn or, where samples are made from arrays, every row of those in turn.
 
     arrays: see fewstep.data.conditions. Raises ValueError where some are needed and missing, or have other names or shapes.

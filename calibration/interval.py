@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.digests import model_digest
 from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.artifact.records import Searched
+from fewstep.calibration.configs import IntervalConfig
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
 from fewstep.data.inputs import Arrays
@@ -31,7 +31,6 @@ from fewstep.sampling.schedule import Grid
 from fewstep.system.progress import Track, silent
 
 __all__ = [
-    "IntervalConfig",
     "Steps",
     "Trial",
     "calibrate_interval",
@@ -61,29 +60,6 @@ class Trial:
 
 
 Evaluate = Callable[[Steps], Trial]
-
-
-@dataclass(frozen=True)
-class IntervalConfig:
-    """How to search. steps: of the solver. scales: of the sweep; the search draws from 1 up to the largest.
-
-    recipe: sweep, the paper's, or search, optuna's, of so many trials. calls: at most this many for the plan that is taken.
-    """
-
-    steps: int = 10
-    scales: tuple[float, ...] = (1.5, 2.0, 3.0)
-    recipe: Literal["sweep", "search"] = "sweep"
-    trials: int = 60
-    calls: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.recipe not in ("sweep", "search"):
-            raise ValueError(f"an interval is found by sweep or search, got {self.recipe!r}")
-        if not self.scales or not all(1 < scale < np.inf for scale in self.scales):
-            raise ValueError(f"guidance begins above the scale 1, got the scales {list(self.scales)}")
-        if self.trials < 1:
-            raise ValueError(f"a search needs 1 trial or more, got {self.trials}")
 
 
 def calibrate_interval(
@@ -133,9 +109,9 @@ def calibrate_interval(
 
     trials = [evaluate(Steps(0, grid.n - 1, 1.0))]  # no guidance
     if config.recipe == "sweep":
-        trials += sweep(grid, config.scales, evaluate, track=track)
+        trials += sweep(grid, config.guidance, evaluate, track=track)
     else:
-        trials += search(grid, max(config.scales), evaluate, trials=config.trials, seed=config.seed, track=track)
+        trials += search(grid, max(config.guidance), evaluate, trials=config.trials, seed=config.seed, track=track)
     first, last, scale = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
     plan = solver(grid, interval(grid, best))
     found: dict[str, Any] = {

@@ -63,7 +63,7 @@ class Teacher:
         return torch.cat(made)
 
     def outputs(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[Any]:
-        """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, or values (n, columns, *axes)."""
+        """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, values (n, columns, *axes)."""
         return self.rounded(self.sample(plan, inputs, track=track))
 
     def rounded(self, states: Tensor) -> npt.NDArray[Any]:

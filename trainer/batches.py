@@ -22,7 +22,7 @@ from fewstep.system.cores import usable_cores
 from fewstep.system.progress import Track, silent
 from fewstep.trainer.draws import Draws
 
-__all__ = ["Loader", "open_examples", "samples_of"]
+__all__ = ["Loader", "examples_like", "is_of_images", "open_examples", "samples_of"]
 
 THREADS = min(usable_cores(), 8)
 ANNOUNCED = 32  # steps ahead
@@ -34,14 +34,16 @@ def open_examples(
 ) -> Samples:
     """Training samples of a source that `open_images`, `open_stream` or `open_arrays` knows, or latents that `encode` wrote.
 
-    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError as these do.
+    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError as they do.
     """
     path = Path(source)
     if is_url(source):
         return open_stream(source, resolution=resolution, inputs=inputs)
     arrays = path.exists() and is_arrays(path)
     if resolution and (arrays or is_latents(path)):
-        raise ValueError(f"{source} holds {'arrays' if arrays else 'latents'}, whose size is what it is; leave --resolution out")
+        raise ValueError(
+            f"{source} holds {'arrays' if arrays else 'latents'}, whose size is what it is; leave --resolution out"
+        )
     if arrays:
         found = open_arrays(path)
         if inputs and found.arrays:
@@ -50,6 +52,24 @@ def open_examples(
     if is_latents(path):
         return open_latents(path, inputs=inputs)
     return open_images(source, resolution=resolution, inputs=inputs, track=track)
+
+
+def examples_like(bundle: Bundle, source: str, *, rows: bool, track: Track = silent) -> Samples:
+    """Training samples like those that a bundle makes. rows: their labels number rows of arrays that are given elsewhere."""
+    manifest = bundle.manifest
+    sized = is_of_images(source)
+    return open_examples(
+        source,
+        resolution=manifest.output.shape[1] if sized else None,
+        inputs=manifest.signature.inputs if rows else None,
+        track=track,
+    )
+
+
+def is_of_images(source: str) -> bool:
+    """Whether a source is a data set here whose samples are decoded from images: no stream, no latents, no arrays."""
+    path = Path(source)
+    return not (is_url(source) or is_latents(path) or (path.exists() and is_arrays(path)))
 
 
 def samples_of(bundle: Bundle, samples: Samples) -> Samples:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-__all__ = ["Draws", "accumulated", "refuse_parts"]
+__all__ = ["Draws", "accumulated"]
 
 
 class Draws:
@@ -81,9 +81,3 @@ def accumulated(accelerator: Accelerator, model: nn.Module, parts: Sequence[Draw
             model.set_requires_gradient_sync(last)
         with nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model):
             yield part
-
-
-def refuse_parts(batch: int, accumulate: int) -> None:
-    """Raises ValueError where a batch does not come apart into equal parts."""
-    if accumulate < 1 or batch % accumulate:
-        raise ValueError(f"a batch is computed in equal parts: {batch} images do not come apart into {accumulate}")

@@ -24,64 +24,20 @@ from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays
 from fewstep.models.decoder import Decoder
 from fewstep.models.denoiser import Denoiser, on_meta
-from fewstep.models.mixed_precision import refuse_precision
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader
-from fewstep.trainer.draws import Draws, accumulated, refuse_parts
+from fewstep.trainer.configs import RunConfig, refuse_parts
+from fewstep.trainer.draws import Draws, accumulated
 from fewstep.trainer.ema import average_into
-from fewstep.trainer.rates import refuse_rate
 from fewstep.trainer.shards import gathered, shard
 from fewstep.trainer.watch import Watch, accelerator_for, scale_as, scaling
 
-__all__ = ["Material", "Run", "RunConfig", "Validate", "adam"]
+__all__ = ["Material", "Run", "Validate", "adam"]
 
 MAX_RETRIES = 3
 Validate = Callable[[Denoiser, Plan], float]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Settings that every run has.
-
-    Args:
-        iterations: updates, each of `batch` samples over all processes.
-        seed: of everything that is drawn.
-        halflife_images: of the average of weights, in samples.
-        mixed_precision: what networks compute in: auto, no, bf16 or fp16.
-        accumulate: parts that a batch is computed in, one after the other.
-        checkpointing: forget activations and compute them again, for memory.
-        shard: every process keeps a share of the weights, see fewstep.trainer.shards.
-        checkpoint_every: updates between two checkpoints.
-        validate_every: updates between two looks at a metric.
-        patience: looks without a better one that end the run (0: none does).
-    """
-
-    iterations: int = 2000
-    batch: int = 32
-    seed: int = 0
-    halflife_images: float = 5e3
-    mixed_precision: str = "auto"
-    accumulate: int = 1
-    checkpointing: bool = False
-    shard: bool = False
-    checkpoint_every: int = 50
-    validate_every: int = 200
-    patience: int = 0
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch < 1:
-            raise ValueError(f"a run needs 1 iteration and 1 sample a batch, got {self.iterations} and {self.batch}")
-        if self.validate_every < 1 or self.checkpoint_every < 1 or self.patience < 0:
-            raise ValueError("a run looks at its metric and saves every 1 iteration or more, and its patience is 0 or more")
-        refuse_parts(self.batch, self.accumulate)
-        refuse_precision(self.mixed_precision)
-        refuse_rate(self.rate())
-
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return 1e-3
 
 
 @dataclass(frozen=True)
@@ -124,8 +80,7 @@ class Progress:
 class Run(ABC):
     """One run of a method.
 
-    A method makes its networks in `__init__`, hands them to `begin`, and says in `update` what an update does and in `keep` what
-    comes of the run.
+    A method makes its networks in `__init__` and hands them to `begin`; `update` is an update, `keep` what comes of all of them.
     """
 
     keeps_best: ClassVar[bool] = False  # whether the weights that a metric found best are what comes of it

@@ -8,8 +8,7 @@ GAN as in arXiv 2410.14919.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,33 +18,9 @@ from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.guidance import mix
 from fewstep.trainer.levels import per_sample
 
-__all__ = ["FakeScore", "Mode", "Weights", "discriminator_loss", "evaluate", "generator_loss"]
+__all__ = ["FakeScore", "discriminator_loss", "evaluate", "generator_loss"]
 
-Mode: TypeAlias = Literal["teacher", "lsg", "zero", "anti"]
 LOGIT_LIMIT = 10.0
-
-
-class Weights(NamedTuple):
-    """k_train, k_fake and k_teacher."""
-
-    train: float
-    fake: float
-    teacher: float
-
-    @classmethod
-    def of(cls, mode: Mode, k: float) -> Weights:
-        """teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the
-        teacher plain, F guided by -k where it learns and where it is asked, for only as it was taught is it the score of what G
-        makes; the paper gives no values.
-
-        Raises ValueError for another mode, or a k that is not a finite number of 0 or more.
-        """
-        if not 0 <= k < inf:
-            raise ValueError(f"guidance in a distillation has a weight of 0 or more, got {k:g}; the mode anti is that below 0")
-        made = {"teacher": cls(1, 1, k), "lsg": cls(k, k, k), "zero": cls(0, 0, 1), "anti": cls(-k, -k, 1)}
-        if mode not in made:
-            raise ValueError(f"guidance in a distillation is one of {', '.join(get_args(Mode))}, got {mode!r}")
-        return made[mode]
 
 
 Condition: TypeAlias = tuple[Tensor, ...]
@@ -62,7 +37,8 @@ class FakeScore(nn.Module):
         denoiser.family.middle(denoiser.net).register_forward_hook(self._keep)
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, tuple):  # a U-Net's level has what it skips besides; blocks that carry the text along return it first
+        # Levels of a U-Net also give what is skipped, last; blocks that carry a text along give it first.
+        if isinstance(output, tuple):
             output = output[-1 if self.denoiser.family.tokens else 0]
         self._seen.append(output)
 

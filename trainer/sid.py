@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,21 +28,24 @@ from fewstep.data.conditions import Given
 from fewstep.data.inputs import Arrays
 from fewstep.models.decoder import load_decoder
 from fewstep.models.denoiser import Denoiser, load_network, save_network
+from fewstep.sampling.parametrisation import Edm, Flow, Parametrisation
 from fewstep.sampling.plan import Plan, trajectory
+from fewstep.sampling.schedule import Grid, flow, uniform
 from fewstep.sampling.solvers import few_step
 from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import samples_of
+from fewstep.trainer.configs import SidConfig, Weights
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Space, space_of
 from fewstep.trainer.losses import sid_loss, sid_scale
 from fewstep.trainer.run import Material, Run, Validate, adam
-from fewstep.trainer.scores import FakeScore, Weights, discriminator_loss, evaluate, generator_loss
+from fewstep.trainer.scores import FakeScore, discriminator_loss, evaluate, generator_loss
 from fewstep.trainer.shards import prepared
-from fewstep.trainer.sid_config import SidConfig, generator_grid
 
-__all__ = ["Distilling", "SidRun", "distill"]
+__all__ = ["Distilling", "SidRun", "distill", "generator_grid"]
 
+VP_START = 0.625  # of the table's times, where few steps begin
 DROPPED = 0.1  # conditions that LSG withholds from F while it learns
 
 
@@ -116,9 +120,7 @@ class SidRun(Run):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
         nothing = manifest.signature.inputs and not manifest.signature.guidable
         if nothing and (config.mode != "teacher" or config.guidance != 1):
-            raise ValueError(
-                f"no input of {bundle.root.name} means none, so its teacher cannot be guided; give --guidance 1"
-            )
+            raise ValueError(f"no input of {bundle.root.name} means none, so its teacher cannot be guided; give --guidance 1")
         samples = samples_of(bundle, given.samples) if given.samples else None
         decoder = (lambda: load_decoder(bundle)) if manifest.decoder else None
         arrays = given.arrays if given.arrays or not samples else samples.arrays or None
@@ -293,3 +295,18 @@ def _plan_of(bundle: Bundle, config: SidConfig, teacher: Denoiser) -> tuple[Plan
         )
     numbers = bundle.manifest.plans[config.plan].model_dump_json(exclude={"solver"})
     return plan, hashlib.sha256(numbers.encode()).hexdigest()
+
+
+def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: float = 2.5) -> Grid:
+    """Where a generator of K steps evaluates its network, k = 0 .. K - 1, and clean data.
+
+    sigma_start (K - k) / K for EDM, the time 0.625 T (K - k) / K of the VP table, (K - k) / K for a flow.
+    """
+    if isinstance(parametrisation, Edm):
+        return uniform(steps, sigma_start)
+    if isinstance(parametrisation, Flow):
+        return flow(steps)
+    signal = parametrisation.betas.signal()
+    times = (VP_START * signal.size * (1 - np.arange(steps) / steps)).astype(int)
+    abar = np.append(signal[times], 1.0)
+    return Grid(np.sqrt(abar), np.sqrt(1 - abar))

@@ -11,9 +11,8 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,87 +28,19 @@ from fewstep.data.latents import Latents
 from fewstep.models.decoder import save_decoder
 from fewstep.models.denoiser import Denoiser, fresh_network, load_network, save_network, unet
 from fewstep.models.families.field_transformer import field_transformer
-from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.sampling.solvers import heun
 from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader, samples_of
+from fewstep.trainer.configs import TeacherConfig, refuse_lskip
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
-from fewstep.trainer.rates import Schedule, rates
-from fewstep.trainer.run import Material, Run, RunConfig, Validate, adam
+from fewstep.trainer.rates import rates
+from fewstep.trainer.run import Material, Run, Validate, adam
 from fewstep.trainer.shards import prepared
 
-__all__ = ["TeacherConfig", "TeacherRun", "Teaching", "train_teacher"]
-
-Kind = Literal["edm", "eps", "v", "flow"]
-
-
-@dataclass(frozen=True)
-class TeacherConfig(RunConfig):
-    """Settings of a teacher run.
-
-    Args:
-        lr: peak learning rate.
-        warmup: updates until it is reached.
-        kind: what the network estimates; with sigma_data, of the data, for EDM.
-        network: its configuration as diffusers writes it, with _class_name; where there is none, a UNet2DModel of channels,
-            layers and attention for what has two axes and no arrays, else a FieldTransformer.
-        patch: pixels of a side that are folded into channels before it.
-        noise_mean, noise_std: of ln(sigma / alpha), for EDM and flows.
-        tau, skip, shared: Lskip, and whether its second noise is the first one.
-        curriculum: width of the CLTS normal.
-        schedule: of the learning rate and of Adam's momentum, see fewstep.trainer.rates.
-        drop_label: share of samples that are made from nothing, for guidance.
-        compile: by torch.compile.
-    """
-
-    lr: float = 3e-3
-    warmup: int = 100
-    kind: Kind = "edm"
-    network: Mapping[str, Any] | None = None
-    channels: tuple[int, ...] = (32, 64)
-    layers: int = 1
-    attention: bool = False
-    patch: int = 2
-    sigma_data: float = 0.5
-    noise_mean: float = -0.6
-    noise_std: float = 1.3
-    tau: float = 0.99
-    skip: int = 9
-    shared: bool = False
-    curriculum: float | None = None
-    schedule: Schedule = "linear"
-    drop_label: float = 0.1
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.sigma_data < inf:
-            raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
-        if not 0 <= self.tau <= 1 or self.skip < 0:  # also where tau is not a number
-            raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
-        rates(self.schedule, 0, self.iterations, self.warmup)
-        if self.curriculum is not None:
-            Curriculum(self.curriculum)
-        _refuse_lskip(self.parametrisation(), self.tau)
-
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return self.lr
-
-    def parametrisation(self) -> Parametrisation:
-        """What the network estimates. Raises ValueError for a kind there is not."""
-        made: dict[str, Parametrisation] = {
-            "eps": Eps(),
-            "v": Velocity(),
-            "flow": Flow(),
-            "edm": Edm(sigma_data=self.sigma_data),
-        }
-        if self.kind not in made:
-            raise ValueError(f"a network estimates one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        return made[self.kind]
+__all__ = ["TeacherRun", "Teaching", "train_teacher"]
 
 
 def train_teacher(
@@ -182,10 +113,10 @@ class TeacherRun(Run):
             samples.signature, samples.state, samples, given.arrays, given.validate, decoder=decoder, log=given.log
         )
         super().__init__(out, name, config, material)
-        self.given, self.samples = given, samples
+        self.given, self.samples, self.tau = given, samples, config.plain_share()
         torch.manual_seed(config.seed)
         self.denoiser = load_network(origin, str(given.start)).train() if origin else _network(samples, config)
-        _refuse_lskip(self.denoiser.parametrisation, config.tau)
+        refuse_lskip(self.denoiser.parametrisation, self.tau)
         ema = copy.deepcopy(self.denoiser).requires_grad_(False)
         self.placed(self.denoiser, ema)
         self.plan = heun(self.denoiser.parametrisation.grid(18))
@@ -194,7 +125,7 @@ class TeacherRun(Run):
         about: dict[str, Any] = {"classes": list(samples.names)} if samples.names else {}
         if origin and given.start:
             about |= {"start": given.start, "start_sha256": component_digest(origin.manifest, given.start)}
-        self.begin(parts, average=ema, learns={"net": self.denoiser}, **about)
+        self.begin(parts, average=ema, learns={"net": self.denoiser}, tau=self.tau, **about)
         if config.compile:
             self.denoiser.compile()
         self.model = prepared(self.accelerator, self.denoiser)
@@ -223,7 +154,7 @@ class TeacherRun(Run):
         position = self.space.draw(draws, self.curriculum, progress)
         noise, other = self.normal(draws), self.normal(draws)
         other = noise if config.shared else other
-        losses = lskip_loss(self.model, x0, position, noise, other, condition, self.space, skip=config.skip, tau=config.tau)
+        losses = lskip_loss(self.model, x0, position, noise, other, condition, self.space, skip=config.skip, tau=self.tau)
         return self.backward(losses)
 
     def keep(self, made: Denoiser) -> None:
@@ -250,12 +181,6 @@ class TeacherRun(Run):
         rows = settings.pop("rows", None)
         start = {key: settings.pop(key, None) for key in ("start", "start_sha256")}
         return Trained(**about, **start, settings=settings, rows=rows, metrics=self.metrics(), license=self.given.license)
-
-
-def _refuse_lskip(parametrisation: Parametrisation, tau: float) -> None:
-    """Raises ValueError for Lskip where it is not stated."""
-    if isinstance(parametrisation, Flow) and tau != 1:
-        raise ValueError(f"Lskip is stated for EDM, eps and v, not for flows, got tau={tau}; train a flow with tau 1")
 
 
 def _network(samples: Samples, config: TeacherConfig) -> Denoiser:

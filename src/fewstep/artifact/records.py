@@ -137,7 +137,7 @@ class Searched(Strict):
     network_sha256: str
     inputs_sha256: str | None = None
     judge_sha256: str
-    guidance: Settings
+    guidance: dict[str, float | None]
     levels: list[float | None]
     similarity: list[float]
     trials: list[Settings]

@@ -25,6 +25,7 @@ from fewstep.sampling import solvers
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.schedule import Grid
+from fewstep.system.arrays import read_arrays
 from fewstep.system.console import SPEAKS, listen, print_json, results_as_json, say, track, visible
 from fewstep.system.extras import install_for
 from fewstep.system.progress import Track, noted
@@ -43,6 +44,7 @@ __all__ = [
     "finish",
     "finite",
     "free_name",
+    "given_arrays",
     "guidance_of",
     "main",
     "precisions",
@@ -82,7 +84,7 @@ BundlePath = Annotated[Path, typer.Argument(help="A bundle directory, such as di
 MixedPrecision = Annotated[
     str,
     typer.Option(
-        "--precision", help="What networks compute in while they learn: bf16, fp16, no (fp32), or auto, the faster one here."
+        help="What networks compute in while they learn: bf16, fp16, no (fp32), or auto, the faster one here.", hidden=True
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
@@ -117,6 +119,11 @@ def guidance_of(scale: float | None, lo: float, hi: float) -> Guidance | None:
     if scale is None and (lo, hi) != (0.0, inf):
         raise ValueError("--lo and --hi need a --guidance")
     return None if scale is None else Guidance(scale, lo, hi)
+
+
+def given_arrays(path: Path | None) -> dict[str, Any] | None:
+    """The arrays of --inputs; None where there are none."""
+    return read_arrays(path) if path else None
 
 
 def telling(samples: Samples | None) -> Track:

@@ -18,8 +18,11 @@ import torch
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.card import write_card
-from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry, Precision
-from fewstep.calibration.calibrate import TableConfig, calibrate_table
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.signature import LabelInput, State
+from fewstep.artifact.spec import Precision
+from fewstep.calibration.calibrate import calibrate_table
+from fewstep.calibration.configs import TableConfig
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import Images, open_images
@@ -40,9 +43,9 @@ from fewstep.system.console import clock, meter, say, track
 from fewstep.system.machine import described
 from fewstep.system.picture import save_grid
 from fewstep.system.places import check_folder
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
 __all__ = ["SAMPLERS", "SHIPPED", "DemoConfig", "draw", "full", "run_demo", "short", "small"]
 
@@ -123,7 +126,7 @@ def small(config: DemoConfig) -> DemoConfig:
     """The same way with few steps; what learns in it is poor."""
     return replace(
         config,
-        teacher=config.teacher and replace(config.teacher, steps=40),
+        teacher=config.teacher and replace(config.teacher, iterations=40),
         two_steps=replace(config.two_steps, iterations=6),
         one_step=config.one_step and replace(config.one_step, iterations=6),
         fitting=replace(config.fitting, epochs=1),
@@ -179,7 +182,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
 def draw(path: Path, plan: str, out: Path) -> None:
     """A picture of ten digits of every class."""
     generator = Generator.open(path, plan=plan, backend="cpu")
-    save_grid(out, generator(np.repeat(range(10), 10), seeds=range(100)), columns=10, scale=2)
+    save_grid(out, generator(labels=np.repeat(range(10), 10), seeds=range(100)), columns=10, scale=2)
 
 
 def _teacher(path: Path, images: Images, config: TeacherConfig | None) -> None:
@@ -189,14 +192,14 @@ def _teacher(path: Path, images: Images, config: TeacherConfig | None) -> None:
         return
     shipped = Bundle.load(SHIPPED)
     manifest = shipped.manifest
-    with Draft.create(path, image=manifest.image, condition=manifest.condition) as draft:
+    with Draft.create(path, manifest.signature, state=manifest.state) as draft:
         for name, plan in (("teacher", "heun18"), ("sid1", "sid1")):
-            entry = manifest.networks[name]
+            entry = manifest.components[name]
             assert entry.directory
-            shutil.copytree(shipped.network(name), draft.root / entry.directory)
-            draft.manifest.networks[name] = entry
+            shutil.copytree(shipped.component(name), draft.root / entry.directory)
+            draft.manifest.components[name] = entry
             draft.manifest.plans[plan] = manifest.plans[plan]
-            draft.manifest.provenance.networks[name] = manifest.provenance.networks[name]
+            draft.manifest.records.components[name] = manifest.records.components[name]
         draft.manifest.default = "sid1"
         write_card(draft)
 
@@ -207,7 +210,7 @@ def _export(path: Path, samplers: tuple[str, ...]) -> None:
     with bundle.edit() as draft:
         for name in samplers:
             if name in SOLVERS:
-                draft.manifest.plans[name] = PlanEntry.of(SOLVERS[name], network="teacher", solver=SAMPLERS[name])
+                draft.manifest.plans[name] = PlanEntry.of(SOLVERS[name], denoiser="teacher", solver=SAMPLERS[name])
     bundle = export_graphs(Bundle.load(path), samplers, ["fp32"], track=track)
     bundle = export_graphs(bundle, FP16, ["fp16"], track=track)
     bundle = calibrate_ranges(bundle, "sid1", EIGHT_BITS, track=track)
@@ -229,7 +232,7 @@ def _decide(out: Path, path: Path, found: Comparison, calls: int) -> dict[str, A
     with bundle.edit() as draft:
         draft.manifest.default = chosen
     write_report(Bundle.load(path), out / "report.html", track=track)
-    rows = [Generator.open(path, plan=name, backend="cpu")(range(10), seeds=range(10)) for name in found.plans]
+    rows = [Generator.open(path, plan=name, backend="cpu")(labels=range(10), seeds=range(10)) for name in found.plans]
     save_grid(out / "samplers.png", np.concatenate(rows), columns=10, scale=2)
     draw(path, chosen, out / "digits.png")
     say(f"{out}/digits.png: digits of {chosen}; {out}/samplers.png: a row of each sampler; {out}/report.html: all about them")
@@ -280,8 +283,9 @@ def _seconds_per_update() -> float:
     """What forward and backward of the network take here, with a teacher's batch."""
     device = torch.device("cpu")
     precision = precision_here("auto", device, "the demo").precision
-    image, condition = ImageSpec(channels=1, height=28, width=28), Condition(kind="labels", classes=10)
-    net = unet(image, condition, channels=(32, 64), layers=1, attention=False, patch=2)
+    net = unet(
+        State(channels=1, axes=(28, 28)), [LabelInput(classes=10)], channels=(32, 64), layers=1, attention=False, patch=2
+    )
     inputs = torch.zeros(BATCH, 1, 28, 28), torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64)
     times = []
     for _ in range(4):
@@ -301,7 +305,7 @@ def _work(config: DemoConfig) -> dict[str, float]:
     images = config.compare.seeds * 1000 / config.compare.thin + TIMED
     sids = [sid for sid in (config.two_steps, config.one_step) if sid]
     return {
-        "teacher": 1.4 * config.teacher.steps if config.teacher else 1,
+        "teacher": 1.4 * config.teacher.iterations if config.teacher else 1,
         "table": 1.2 * config.fitting.epochs * learnt / 128 + 2.5 * table.samples + 5 * table.iterations + 30,
         "distil": sum(6.5 * sid.iterations for sid in sids),
         "export": 42.0 * len(config.samplers),

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from fewstep.artifact.components import DecoderEntry
 from fewstep.artifact.signature import ImageOutput, Input, Signature, State
 from fewstep.artifact.staging import check_place
-from fewstep.data import Images, Labels, Samples, classes, described, digest, open_images, positions
+from fewstep.data import Images, Samples, classes, described, digest, open_images, positions
 from fewstep.models.decoder import Decoder, decoded, load_autoencoder
 from fewstep.system.processes import several_on_cpu
 from fewstep.system.progress import Track, silent, unsaid
@@ -116,9 +116,7 @@ def encode_images(
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(
-            source=source, image=images.image, state=state, decoder=entry, names=images.names, notes=images.notes
-        )
+        about = About(source=source, image=images.image, state=state, decoder=entry, names=images.names, notes=images.notes)
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()

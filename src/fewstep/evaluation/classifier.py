@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.artifact.spec import refuse_mixed_precision
 from fewstep.data import Images, batches, digest
 from fewstep.evaluation.metrics import Features
-from fewstep.models.mixed_precision import autocast, precision_here, refuse_precision
+from fewstep.models.mixed_precision import autocast, precision_here
 from fewstep.models.tensors import save_tensors
 from fewstep.system.processes import keep_to_own_cores
 from fewstep.system.progress import Track, silent
@@ -38,7 +39,7 @@ class ClassifierConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        refuse_precision(self.precision)
+        refuse_mixed_precision(self.precision)
 
 
 class Classifier(Features):

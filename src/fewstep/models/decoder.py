@@ -20,8 +20,8 @@ from fewstep.system.readable import readable
 
 __all__ = [
     "Decoder",
-    "check_decoder_class",
     "as_output",
+    "check_decoder_class",
     "decoded",
     "in_units",
     "load_autoencoder",

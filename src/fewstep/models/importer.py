@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from fewstep.artifact.bundle import Bundle, Draft, check_new
 from fewstep.artifact.card import write_card
 from fewstep.artifact.manifest import PlanEntry

@@ -17,22 +17,13 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-__all__ = ["PRECISIONS", "WORTH", "Chosen", "autocast", "precision_here", "refuse_precision", "times_fp32"]
+__all__ = ["WORTH", "Chosen", "autocast", "precision_here", "times_fp32"]
 
-PRECISIONS = ("auto", "bf16", "fp16", "no")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 WORTH = 0.9  # bf16 rounds more: a processor must gain at least this by it
 ROUNDS, SECONDS = 15, 0.3  # of a measurement, two rounds at least
 
 log = logging.getLogger(__name__)
-
-
-def refuse_precision(precision: str) -> None:
-    """Raises ValueError for what networks do not compute in."""
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"networks compute in bf16, fp16, with no in fp32, or with auto in what is faster here, got {precision!r}"
-        )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -182,4 +182,6 @@ def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
     return {"inputs": (told, _told_of(inputs))}
 
 
-FAMILY = Family("FieldTransformer", None, _call, _facts, axes=None, tokens=True, middle=middle_of_blocks, network=FieldTransformer)
+FAMILY = Family(
+    "FieldTransformer", None, _call, _facts, axes=None, tokens=True, middle=middle_of_blocks, network=FieldTransformer
+)

@@ -78,7 +78,9 @@ def _read(net: Any, asked: Asked) -> Told:
         constants["time_ids"] = [float(n) for n in (*asked.size, 0, 0, *asked.size)]
     if config.time_cond_proj_dim is not None:
         constants["guidance_scale"] = scale = asked.default_guidance if asked.guidance is None else asked.guidance
-        asked.notes.append(f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another")
+        asked.notes.append(
+            f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another"
+        )
     return tuple(inputs), constants
 
 
