@@ -12,7 +12,7 @@ from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.trainer.rates import Schedule, rates, refuse_rate
 
-__all__ = ["Kind", "Mode", "RunConfig", "SidConfig", "TeacherConfig", "Weights", "refuse_lskip", "refuse_parts"]
+__all__ = ["Kind", "Mode", "RunConfig", "SidConfig", "TeacherConfig", "Weights", "plain_share", "refuse_parts"]
 
 Kind: TypeAlias = Literal["edm", "eps", "v", "flow"]
 Mode: TypeAlias = Literal["teacher", "lsg", "zero", "anti"]
@@ -23,7 +23,8 @@ class RunConfig:
     """Settings that every run has.
 
     Args:
-        iterations: updates, each of `batch` samples over all processes.
+        iterations: updates.
+        batch: samples of an update, over all processes.
         seed: of everything that is drawn.
         halflife_images: of the average of weights, in samples.
         mixed_precision: what networks compute in: auto, no, bf16 or fp16.
@@ -132,20 +133,16 @@ class TeacherConfig(RunConfig):
         super().__post_init__()
         if not 0 < self.sigma_data < inf:
             raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
-        if not 0 <= self.plain_share() <= 1 or self.skip < 0:  # also where tau is not a number
+        if not (self.tau is None or 0 <= self.tau <= 1) or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         rates(self.schedule, 0, self.iterations, self.warmup)
         if self.curriculum is not None and not 0 < self.curriculum < inf:
             raise ValueError(f"the curriculum's normal needs a width above 0 that is finite, got {self.curriculum}")
-        refuse_lskip(self.parametrisation(), self.plain_share())
+        plain_share(self.tau, self.parametrisation())
 
     def rate(self) -> float:
         """The peak learning rate."""
         return self.lr
-
-    def plain_share(self) -> float:
-        """tau."""
-        return self.tau if self.tau is not None else 1.0 if self.kind == "flow" else 0.99
 
     def parametrisation(self) -> Parametrisation:
         """What the network estimates. Raises ValueError for a kind there is not."""
@@ -231,7 +228,12 @@ def refuse_parts(batch: int, accumulate: int) -> None:
         raise ValueError(f"a batch is computed in equal parts: {batch} samples do not come apart into {accumulate}")
 
 
-def refuse_lskip(parametrisation: Parametrisation, tau: float) -> None:
-    """Raises ValueError for Lskip where it is not stated."""
-    if isinstance(parametrisation, Flow) and tau != 1:
+def plain_share(tau: float | None, parametrisation: Parametrisation) -> float:
+    """What the plain loss counts: tau or, unless said, 0.99, and 1 where Lskip is not stated.
+
+    Raises ValueError for another number there.
+    """
+    flow = isinstance(parametrisation, Flow)
+    if flow and tau not in (None, 1):
         raise ValueError(f"Lskip is stated for EDM, eps and v, not for flows, got tau={tau}; train a flow with tau 1")
+    return 1.0 if flow else 0.99 if tau is None else tau

@@ -84,6 +84,7 @@ class Run(ABC):
     """
 
     keeps_best: ClassVar[bool] = False  # whether the weights that a metric found best are what comes of it
+    doing: ClassVar[str] = "train"
     way_out: ClassVar[str] = "lower --lr"
 
     def __init__(self, bundle: Path, name: str, config: RunConfig, material: Material) -> None:
@@ -91,7 +92,7 @@ class Run(ABC):
             raise ValueError("patience counts looks at a metric, and there is none; give samples to --validate")
         self.out, self.name, self.config, self.material = bundle, name, config, material
         self.saved = checkpoint.checkpoint_path(bundle, name)
-        chosen = accelerator_for(config.mixed_precision, material.log, saved=self.saved, what=f"train {name}")
+        chosen = accelerator_for(config.mixed_precision, material.log, saved=self.saved, what=f"{self.doing} {name}")
         self.accelerator, self.chosen = chosen
         refuse_parts(config.batch, config.accumulate * self.accelerator.num_processes)
         samples = material.samples
@@ -145,7 +146,7 @@ class Run(ABC):
         """All updates, from wherever a checkpoint stands, and what comes of them into a bundle."""
         self.chosen.say()
         while self.progress.done < self.config.iterations:
-            for step in track(range(self.progress.done, self.config.iterations), f"train {self.name}"):
+            for step in track(range(self.progress.done, self.config.iterations), f"{self.doing} {self.name}"):
                 self.watch.curve(step + 1, **self.update(step))
                 if self._after(step + 1):
                     break

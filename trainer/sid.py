@@ -112,6 +112,7 @@ class SidRun(Run):
 
     config: SidConfig
     keeps_best = True
+    doing = "distil"
     way_out = "lower --lr or --alpha"
 
     def __init__(self, bundle: Bundle, name: str, config: SidConfig, given: Distilling) -> None:

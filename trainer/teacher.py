@@ -32,7 +32,7 @@ from fewstep.sampling.solvers import heun
 from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader, samples_of
-from fewstep.trainer.configs import TeacherConfig, refuse_lskip
+from fewstep.trainer.configs import TeacherConfig, plain_share
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
@@ -113,10 +113,10 @@ class TeacherRun(Run):
             samples.signature, samples.state, samples, given.arrays, given.validate, decoder=decoder, log=given.log
         )
         super().__init__(out, name, config, material)
-        self.given, self.samples, self.tau = given, samples, config.plain_share()
+        self.given, self.samples = given, samples
         torch.manual_seed(config.seed)
         self.denoiser = load_network(origin, str(given.start)).train() if origin else _network(samples, config)
-        refuse_lskip(self.denoiser.parametrisation, self.tau)
+        self.tau = plain_share(config.tau, self.denoiser.parametrisation)
         ema = copy.deepcopy(self.denoiser).requires_grad_(False)
         self.placed(self.denoiser, ema)
         self.plan = heun(self.denoiser.parametrisation.grid(18))
