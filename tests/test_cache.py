@@ -38,7 +38,7 @@ def test_a_bundle_in_a_cache_opens_runs_and_is_not_changed(tmp_path: Path) -> No
     snapshot = cached(plain.root, tmp_path / "models--somebody--a")
     bundle = Bundle.load(snapshot)
     bundle.verify()
-    wanted, found = (Generator(b, plan="one")([0, 1], seeds=[2, 3]) for b in (plain, bundle))
+    wanted, found = (Generator(b, plan="one")(labels=[0, 1], seeds=[2, 3]) for b in (plain, bundle))
     np.testing.assert_array_equal(wanted, found)
     assert "lies in a cache" in refused("adopt", snapshot, "--plan", "one", "--name", "b", "--network", "net", cwd=tmp_path)
     assert all(path.is_symlink() for path in snapshot.rglob("*") if not path.is_dir())

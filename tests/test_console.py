@@ -87,7 +87,7 @@ def test_words_of_a_bundle_have_no_power_over_a_terminal(digits: Bundle) -> None
     path = digits.root / MANIFEST
     raw = json.loads(path.read_text())
     raw["plans"]["heun18"]["solver"] = EVIL
-    raw["provenance"]["networks"]["teacher"]["license"] = EVIL
+    raw["records"]["components"]["teacher"]["license"] = EVIL
     path.write_text(json.dumps(raw))
     _harmless(fewstep("inspect", digits.root).stdout)
     json_text = fewstep("inspect", digits.root, "--json").stdout

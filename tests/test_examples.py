@@ -27,7 +27,9 @@ from onnx import TensorProto as Type
 from onnx import helper
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import GraphEntry, PlanEntry
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 from fewstep.sampling.parametrisation import Edm
@@ -91,18 +93,19 @@ def color(tmp_path: Path) -> Bundle:
     shapes |= {"images": (Type.UINT8, [4, 5, 3]), "sample": (Type.FLOAT, [3, 4, 5])}
     values = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, (kind, shape) in shapes.items()]
     graph = helper.make_graph(nodes, "color", values[:2], values[2:], constants)
-    image, condition = ImageSpec(channels=3, height=4, width=5), Condition(kind="labels", classes=3, names=NAMES)
-    with Draft.create(tmp_path / "color.bundle", image=image, condition=condition) as draft:
+    image, labels = ImageOutput(channels=3, height=4, width=5), LabelInput(classes=3, names=NAMES)
+    with Draft.create(tmp_path / "color.bundle", Signature(inputs=(labels,), output=image)) as draft:
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         helper.set_model_props(made, {"fewstep.names": "\n".join(NAMES)})
         onnx.save(made, draft.new("graphs/color.fp32.onnx"))
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
+        about = {"directory": None, "parametrisation": Edm(sigma_data=0.5)}
+        draft.manifest.components["net"] = DenoiserEntry(kind="UNet2DModel", **about)
         plan = Plan(*map(np.array, ([1, 1], [1, 0], [[0]], [[1]], [0], [1])))
-        draft.manifest.plans["color"] = PlanEntry.of(plan, network="net", solver="none")
+        draft.manifest.plans["color"] = PlanEntry.of(plan, denoiser="net", solver="none")
         draft.manifest.default = "color"
         draft.manifest.graphs["color.fp32"] = GraphEntry(
             file="graphs/color.fp32.onnx",
-            network="net",
+            denoiser="net",
             plan="color",
             precision="fp32",
             layout="unrolled",
@@ -219,14 +222,14 @@ def test_plain_python_makes_the_generators_images(bundle: Bundle, tmp_path: Path
     done = run(sys.executable, "-c", BARE, EMBED / "plain.py", bundle.root, "0,2,1", out, "--seed", 7)
     assert done.returncode == 0, done.stderr
     assert "3 images" in done.stdout
-    expected = Generator(bundle)([0, 2, 1], seeds=[7, 8, 9])
+    expected = Generator(bundle)(labels=[0, 2, 1], seeds=[7, 8, 9])
     np.testing.assert_array_equal(read_pnm(out.read_bytes(), 3), expected)
 
 
 def test_other_languages_make_the_generators_images(program: Program, bundle: Bundle, raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pnm"
     assert program(bundle.root, "0,2,1", out, raw).returncode == 0
-    expected = Generator(bundle)([0, 2, 1], seeds=[0, 1, 2])
+    expected = Generator(bundle)(labels=[0, 2, 1], seeds=[0, 1, 2])
     assert np.abs(read_pnm(out.read_bytes(), 3) - expected).max() <= 1
 
 
@@ -238,13 +241,13 @@ def test_the_page_makes_bytes_of_the_numbers(
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(code, "docs/embedding.md", "exec"), names)
     assert capsys.readouterr().out == "0.0\n"
-    np.testing.assert_array_equal(names["images"], Generator(digits, precision="fp32")([3, 1, 4], seeds=[0, 1, 2]))
+    np.testing.assert_array_equal(names["images"], Generator(digits, precision="fp32")(labels=[3, 1, 4], seeds=[0, 1, 2]))
     assert np.abs(names["sample"]).max() > 1  # it is not clipped
 
 
 def test_classes_are_given_by_name_in_all_languages(program: Program, color: Bundle, tmp_path: Path) -> None:
     noise(range(3), (1, 3, 4, 5)).tofile(tmp_path / "noise.f32")
-    expected = Generator(color)([2, 0, 1], seeds=range(3))
+    expected = Generator(color)(labels=[2, 0, 1], seeds=range(3))
     assert program(color.root, "bright,dark,dusk red", tmp_path / "out.ppm", tmp_path / "noise.f32").returncode == 0
     assert np.abs(read_pnm((tmp_path / "out.ppm").read_bytes(), 3) - expected).max() <= 1
     assert_refused(program(color.root, "red", tmp_path / "no.ppm"), "labels are names or whole numbers")
@@ -311,7 +314,7 @@ def test_the_service_answers_many_at_once_and_refuses_what_it_cannot_queue(servi
             return await asyncio.gather(*map(insist, range(count)))
 
     images = np.concatenate([read_pnm(answer) for answer in asyncio.run(all_of_them())])
-    expected = Generator.open(EXAMPLE)([i % 10 for i in range(count)], seeds=range(count))
+    expected = Generator.open(EXAMPLE)(labels=[i % 10 for i in range(count)], seeds=range(count))
     np.testing.assert_array_equal(images, expected)
     assert busy > 0
 
@@ -329,12 +332,12 @@ def test_the_service_says_what_is_wrong_and_goes_on(service: int) -> None:
         assert asyncio.run(ask(service, "3" * 100_000)) == b""  # longer than a line may be
     both = asyncio.run(ask(service, "3 0 9000\n4 1 9000"))
     images = [read_pnm(answer)[0] for answer in (both[: len(both) // 2], both[len(both) // 2 :])]
-    np.testing.assert_array_equal(images, Generator.open(EXAMPLE)([3, 4], seeds=[0, 1]))
+    np.testing.assert_array_equal(images, Generator.open(EXAMPLE)(labels=[3, 4], seeds=[0, 1]))
 
 
 @pytest.mark.parametrize("served", ["color"], indirect=True)
 def test_the_service_takes_names_with_blanks_in_them(service: int, color: Bundle) -> None:
     (image,) = read_pnm(asyncio.run(ask(service, "dusk red 7 9000")))
-    np.testing.assert_array_equal(image, Generator(color)([1], seeds=[7])[0])
+    np.testing.assert_array_equal(image, Generator(color)(labels=[1], seeds=[7])[0])
     known = "refused: a label of this bundle is dark, dusk red, bright or 0 to 2, got 'red'; did you mean 'dusk red'?"
     assert asyncio.run(ask(service, "red 7 9000")).decode().strip() == known

@@ -274,7 +274,7 @@ def test_the_ladder_takes_cuda_in_fp16_and_gives_the_images_of_the_cpu(digits: B
     cpu = Generator(digits, backend="cpu", precision="fp16")
     for batch in (1, 3, 40):
         labels, seeds = [i % 10 for i in range(batch)], list(range(batch))
-        difference = np.abs(generator(labels, seeds=seeds).astype(int) - cpu(labels, seeds=seeds))
+        difference = np.abs(generator(labels=labels, seeds=seeds).astype(int) - cpu(labels=labels, seeds=seeds))
         assert difference.max() <= 1
 
 
@@ -287,13 +287,13 @@ def test_onnx_runtime_knows_the_option_that_tells_captured_graphs_apart() -> Non
 def test_every_batch_size_replays_its_own_graph_in_every_thread(digits: Bundle) -> None:
     generator = Generator(digits, backend="cuda", buckets=(1, 4))
     labels, seeds = [3, 1, 4, 1], [0, 1, 2, 3]
-    alone = generator(labels[:1], seeds=seeds[:1])
-    images = generator(labels, seeds=seeds)
-    assert np.abs(images.astype(int) - Generator(digits, backend="cpu", precision="fp16")(labels, seeds=seeds)).max() <= 1
+    alone = generator(labels=labels[:1], seeds=seeds[:1])
+    images = generator(labels=labels, seeds=seeds)
+    assert np.abs(images.astype(int) - Generator(digits, backend="cpu", precision="fp16")(labels=labels, seeds=seeds)).max() <= 1
     assert np.abs(images[:1].astype(int) - alone).max() <= 1
     with ThreadPoolExecutor(1) as other:
         assert (other.submit(generator, labels, seeds=seeds).result() == images).all()
-    assert (generator(labels[:1], seeds=seeds[:1]) == alone).all()
+    assert (generator(labels=labels[:1], seeds=seeds[:1]) == alone).all()
 
 
 @pytest.mark.usefixtures("cuda")
@@ -303,7 +303,7 @@ def test_a_graph_that_cannot_be_captured_runs_without_and_says_why(digits: Bundl
     generator = Generator(digits, backend="cuda")
     assert "no CUDA graphs: ONNX Runtime" in generator.reason
     assert "control flow nodes" in generator.reason
-    assert generator([3], seeds=[0]).shape == (1, 28, 28, 1)
+    assert generator(labels=[3], seeds=[0]).shape == (1, 28, 28, 1)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -37,7 +37,7 @@ def test_the_built_wheel_makes_images_with_the_runtimes_dependencies_alone(tmp_p
     assert "rich" not in installed
     code = (
         "from fewstep.runtime import Generator\n"
-        f"images = Generator.open({str(ROOT / 'examples' / 'digits.bundle')!r})([3], seeds=[0])\n"
+        f"images = Generator.open({str(ROOT / 'examples' / 'digits.bundle')!r})(labels=[3], seeds=[0])\n"
         "assert images.shape == (1, 28, 28, 1) and images.std() > 30"
     )
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fewstep.artifact.classes import Classes
 from fewstep.runtime import Generator
 
 
@@ -26,7 +27,10 @@ def pnm(images: npt.NDArray[np.uint8]) -> bytes:
 def main(bundle: Path, labels: str, out: Path, seed: int) -> None:
     """Write one image per label, from the seeds that count up from `seed`."""
     generator = Generator.open(bundle)  # checks hashes, picks a backend
-    numbers = generator.classes.read(labels)
+    known = generator.signature.labels
+    if known is None:
+        raise ValueError(f"{bundle} makes no images of classes; name one that does")
+    numbers = Classes(known.classes, known.names).read(labels)
     seeds = range(seed, seed + len(numbers))
     images = generator(labels=numbers, seeds=seeds)
     out.write_bytes(pnm(images))

@@ -24,7 +24,7 @@ async def answer(batcher: Batcher, line: bytes) -> bytes:
     except ValueError:
         return b"refused: a request is a label, a seed and the milliseconds until it must begin, such as 3 0 500\n"
     try:
-        images = await batcher.generate([label], seeds=[seed], timeout_s=deadline_ms / 1e3)
+        images = await batcher.generate(labels=[label], seeds=[seed], timeout_s=deadline_ms / 1e3)
     except FullError as error:  # raised at once, so that the client can wait or go elsewhere
         return f"busy: try again in {error.retry_s:.1f} s\n".encode()
     except (DeadlineError, OverflowError, ValueError) as error:

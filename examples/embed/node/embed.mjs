@@ -12,14 +12,15 @@ import { InferenceSession, Tensor } from "onnxruntime-node";
 function openBundle(bundle) {
   const manifest = join(bundle, "bundle.json");
   if (!existsSync(manifest)) throw new Error(`${bundle} is not a bundle: it has no bundle.json`);
-  const { default: plan, graphs, files, condition } = JSON.parse(readFileSync(manifest, "utf8"));
+  const { default: plan, graphs, files, signature } = JSON.parse(readFileSync(manifest, "utf8"));
   const graph = Object.values(graphs).find((g) => g.plan === plan && g.precision === "fp32" && g.layout !== "step");
-  if (!graph || condition.kind !== "labels") throw new Error(`${bundle} has no fp32 graph that takes labels`);
+  const [input] = signature.inputs;
+  if (!graph || input?.kind !== "label") throw new Error(`${bundle} has no fp32 graph that takes labels`);
   for (const name of [graph.file, graph.data].filter(Boolean)) {
     const sha256 = createHash("sha256").update(readFileSync(join(bundle, name))).digest("hex");
     if (sha256 !== files[name].sha256) throw new Error(`${bundle}/${name} does not match its sha256; copy it again`);
   }
-  return { graph: join(bundle, graph.file), condition };
+  return { graph: join(bundle, graph.file), input };
 }
 
 function parseLabels(text, { classes, names = [] }) {
@@ -40,13 +41,13 @@ function readNoise(path, count) {
 
 async function main(bundle, text, out, noiseFile) {
   if (!out) throw new Error("usage: node embed.mjs BUNDLE LABELS IMAGES [NOISE]");
-  const { graph, condition } = openBundle(bundle);
-  const labels = parseLabels(text, condition);
+  const { graph, input } = openBundle(bundle);
+  const labels = parseLabels(text, input);
   const session = await InferenceSession.create(graph);
   const shape = [labels.length, ...session.inputMetadata[0].shape.slice(1)]; // (B, draws, C, H, W)
   const count = shape.reduce((a, b) => a * b);
   const noise = noiseFile ? readNoise(noiseFile, count) : Float32Array.from({ length: count }, normal);
-  const feeds = { noise: new Tensor("float32", noise, shape), labels: new Tensor("int64", labels, [labels.length]) };
+  const feeds = { noise: new Tensor("float32", noise, shape), [input.name]: new Tensor("int64", labels, [labels.length]) };
   const { images } = await session.run(feeds, ["images"]);
   const [batch, height, width, channels] = images.dims;
   const header = `${channels === 1 ? "P5" : "P6"} ${width} ${batch * height} 255\n`;
