@@ -133,7 +133,7 @@ class Family:
 
     def names(self, config: Any) -> tuple[str, ...]:
         """The inputs it may take, in their order."""
-        return tuple(config.inputs) if self.takes is None else self.takes
+        return tuple(name for name, _ in config.inputs) if self.takes is None else self.takes
 
     def refuse_inputs(self, config: Any, inputs: Sequence[Input]) -> None:
         """Raises ValueError for inputs that the network does not take, or where it needs others."""

@@ -6,7 +6,7 @@ adaLN-Zero; inputs that are sequences themselves are tokens beside them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -32,7 +32,8 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         sample_size: the axes.
         in_channels: C.
         patch_size: side of the cubes that are a token, by axis.
-        inputs: by name, how many classes there are, "none" among them, or the shape of an array.
+        inputs: in the order of a signature (keys of a JSON file have none), the name of each and how many classes there are,
+            "none" among them, or the shape of an array.
         width, depth, heads: of the transformer.
     """
 
@@ -42,7 +43,7 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         sample_size: Sequence[int],
         in_channels: int,
         patch_size: Sequence[int],
-        inputs: Mapping[str, int | Sequence[int]] = {},
+        inputs: Sequence[tuple[str, int | Sequence[int]]] = (),
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
@@ -57,7 +58,7 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.positions = nn.Parameter(0.02 * torch.randn(1, prod(self.grid), width))
         self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(width, width)
-        self.told = nn.ModuleDict({name: _Told(about, width) for name, about in inputs.items()})
+        self.told = nn.ModuleDict({name: _Told(about, width) for name, about in inputs})
         self.transformer_blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         for last in (self.out, self.modulation):
@@ -168,8 +169,8 @@ def field_transformer(state: State, inputs: Sequence[Input]) -> dict[str, Any]:
     }
 
 
-def _told_of(inputs: Sequence[Input]) -> dict[str, int | list[int]]:
-    return {each.name: each.values or list(each.tensor.shape) for each in inputs}
+def _told_of(inputs: Sequence[Input]) -> list[list[Any]]:
+    return [[each.name, each.values or list(each.tensor.shape)] for each in inputs]
 
 
 def _call(net: Any, x: Tensor, timestep: Tensor, inputs: Tensors, _: Tensors) -> Tensor:
@@ -178,7 +179,7 @@ def _call(net: Any, x: Tensor, timestep: Tensor, inputs: Tensors, _: Tensors) ->
 
 
 def _facts(config: Any, inputs: Sequence[Input], _: Constants) -> Facts:
-    told = {name: about if isinstance(about, int) else list(about) for name, about in config.inputs.items()}
+    told = [[name, about if isinstance(about, int) else list(about)] for name, about in config.inputs]
     return {"inputs": (told, _told_of(inputs))}
 
 
