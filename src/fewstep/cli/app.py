@@ -33,7 +33,6 @@ from fewstep.system.progress import Track, noted
 __all__ = [
     "SOLVERS",
     "BundlePath",
-    "Embeddings",
     "Inputs",
     "Json",
     "MixedPrecision",
@@ -64,14 +63,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Embeddings = Annotated[
-    Path | None,
-    typer.Option(
-        help="Conditions of a bundle that makes images from embeddings: a safetensors file with embeddings (N, tokens, width), "
-        "pooled (N, width) where it has one, and null_... (1, ...).",
-        show_default=False,
-    ),
-]
 Inputs = Annotated[
     Path | None,
     typer.Option(

@@ -20,9 +20,11 @@ from fewstep.cli.app import (
     editable,
     finish,
     finite,
+    given_arrays,
     solver_of,
     telling,
 )
+from fewstep.cli.verb import verb
 from fewstep.evaluation.comparison import (
     FARTHEST,
     Candidate,
@@ -40,6 +42,7 @@ from fewstep.system.places import check_folder
 
 __all__ = ["compare", "consistency", "pick_sampler", "report", "tau"]
 
+PANEL = "Decide what ships"
 # What to watch once a sampler answers requests, beside what was measured before.
 WATCH = (
     "fewstep_request_seconds (fewstep serve, /metrics): its p99 against {p99:.1f} ms of the graph alone",
@@ -49,7 +52,7 @@ WATCH = (
 )
 
 
-@app.command(rich_help_panel="Decide what ships")
+@verb(app, panel=PANEL)
 def compare(
     bundle: BundlePath,
     data: Annotated[
@@ -64,16 +67,15 @@ def compare(
     seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, max=60.0, help="How long each batch size is timed at least.")] = 1.0,
-    precision: MixedPrecision = "auto",
+    mixed_precision: MixedPrecision = "auto",
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
     from fewstep.evaluation import compare as judging
-    from fewstep.system.arrays import read_arrays
 
-    given = read_arrays(inputs) if inputs else None
-    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, precision), editable(bundle)
+    given = given_arrays(inputs)
+    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, mixed_precision), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
     found = judging.compare(loaded, config, plan or (), arrays=given, note=say, track=track)
@@ -119,7 +121,7 @@ def _likeness(found: Comparison, name: str) -> str:
     return "reference" if name == found.reference else f"{found.plans[name].scores['psnr_db'].mean:.1f}"
 
 
-@app.command("pick", rich_help_panel="Decide what ships")
+@verb(app, "pick", panel=PANEL)
 def pick_sampler(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles whose samplers were compared.", show_default=False)],
     frechet: Annotated[
@@ -192,7 +194,7 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
     return [[title, *values] for title, values in lines.items()]
 
 
-@app.command(rich_help_panel="Decide what ships")
+@verb(app, panel=PANEL)
 def report(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -206,7 +208,7 @@ def report(
     show(f"wrote {out}")
 
 
-@app.command(rich_help_panel="Decide what ships")
+@verb(app, panel=PANEL)
 def tau(
     data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory for the trained bundles.")] = Path("taus"),
@@ -217,13 +219,13 @@ def tau(
         1.0,
     ],
     skip: Annotated[int, typer.Option(help="Levels of 1000 that Lskip looks ahead.")] = 9,
-    updates: Annotated[int, typer.Option(help="Of each training run.")] = 500,
+    iterations: Annotated[int, typer.Option(help="Updates of each training run.")] = 500,
     runs: Annotated[int, typer.Option(help="Training runs of each tau.")] = 3,
     solver: Annotated[str, typer.Option(help=f"To judge with: {', '.join(SOLVERS)}.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Of the solver.")] = 10,
     samples: Annotated[int, typer.Option(min=10, help="Images to judge a run by.")] = 1000,
     features: Annotated[str, typer.Option(help="As for compare.")] = "classifier",
-    precision: MixedPrecision = "auto",
+    mixed_precision: MixedPrecision = "auto",
     as_json: Json = False,
 ) -> None:
     """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
@@ -234,7 +236,8 @@ def tau(
 
     chosen_solver = solver_of(solver)
     check_folder(out)
-    config = TauConfig(TeacherConfig(iterations=updates, skip=skip, mixed_precision=precision), tuple(value), runs, steps)
+    teacher = TeacherConfig(iterations=iterations, skip=skip, mixed_precision=mixed_precision)
+    config = TauConfig(teacher, tuple(value), runs, steps)
     images = open_images(data, track=track)
     following = telling(images)
     judge = trial_judge(images, samples, features=features, track=following)
@@ -248,7 +251,7 @@ def tau(
     finish(result, as_json, f"fewstep train --data {data} --tau {chosen:g} --out tau{chosen:g}.bundle")
 
 
-@app.command(rich_help_panel="Decide what ships")
+@verb(app, panel=PANEL)
 def consistency(
     bundle: BundlePath,
     other: Annotated[Path, typer.Argument(help="A bundle of the same samples from another run.", show_default=False)],
@@ -262,12 +265,11 @@ def consistency(
 
     from fewstep.calibration.consistency import consistency
     from fewstep.calibration.teacher import Teacher
-    from fewstep.system.arrays import read_arrays
 
     loaded = Bundle.load(bundle), Bundle.load(other)
     plans = loaded[0].plan(plan), loaded[1].plan(plan)
     first, second = (Teacher(b, b.manifest.plans[plan].denoiser) for b in loaded)
-    drawn = first.draw(samples, seed=0, arrays=read_arrays(inputs) if inputs else None)
+    drawn = first.draw(samples, seed=0, arrays=given_arrays(inputs))
     found = consistency((first, second), plans, drawn, track=track)
     rows = [
         ("equal noise", f"{found.cosine:.3f}", f"{found.mse:.4f}"),

@@ -15,6 +15,7 @@ from fewstep.artifact.manifest import EngineFlag, Layout
 from fewstep.artifact.spec import Precision
 from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, whole_numbers
 from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
+from fewstep.cli.verb import verb
 from fewstep.sampling.guidance import Guidance
 from fewstep.system.console import meter, say, show, table, track
 from fewstep.system.places import check_file
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "export", "package"]
 
+PANEL = "Export and build"
 
-@app.command(rich_help_panel="Export and build")
+
+@verb(app, panel=PANEL)
 def export(
     bundle: BundlePath,
     plan: Annotated[
@@ -116,7 +119,7 @@ def _with_ranges(bundle: Bundle, plans: Sequence[str], wanted: Sequence[Precisio
     return bundle
 
 
-@app.command(rich_help_panel="Export and build")
+@verb(app, panel=PANEL)
 def build(
     bundle: BundlePath,
     graph: Annotated[list[str] | None, typer.Option(help="A graph of the bundle; repeat for more.", show_default="all")] = None,
@@ -194,7 +197,7 @@ def _say_engines(bundle: Bundle, jobs: Sequence[Job]) -> None:
         show(f"{entry.file}: {kinds}, {size(bundle.manifest.files[entry.file].bytes)}, built in {entry.seconds:.1f} s")
 
 
-@app.command(rich_help_panel="Export and build")
+@verb(app, panel=PANEL)
 def package(
     bundle: BundlePath,
     target: Annotated[list[str], typer.Option(help="ort, web, openvino, device or all; repeat for more.", show_default=False)],
