@@ -11,6 +11,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.digests import component_digest
 from fewstep.artifact.golden import GOLDEN, Arrays, read_golden, write_golden
 from fewstep.artifact.manifest import GraphEntry, Layout
 from fewstep.artifact.ranges import Ranges
@@ -24,6 +25,7 @@ from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
 from fewstep.exporter.graph.metadata import describe
 from fewstep.exporter.graph.network import trace_decoder, trace_network, with_weights
 from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
+from fewstep.exporter.graph.shared import SharedWeights, every_weight
 from fewstep.exporter.graph.traced import OPSET
 from fewstep.exporter.reference import reference
 from fewstep.exporter.statements import LIMITS, Limits
@@ -37,8 +39,9 @@ from fewstep.system.readable import readable
 __all__ = ["MAX_INLINE_BYTES", "MAX_UNROLLED_NODES", "choose_layout", "export_graphs", "refuse_layouts"]
 
 MAX_UNROLLED_NODES = 4_000  # ONNX Runtime's loading grows with their square
-MAX_INLINE_BYTES = 512 << 20  # a protobuf is copied whole several times wherever it is written or read; ends at 2 GB anyway
-WRITTEN_AT_ONCE_BYTES = 256 << 20
+MAX_INLINE_BYTES = 16 << 20  # up to this, one file is handier
+MAX_GRAPH_BYTES = 1 << 30  # a protobuf is copied whole several times wherever it is written or read; ends at 2 GB anyway
+MAX_MEASURED_BYTES = 512 << 20
 PSNR_MARGIN_DB = 6.0
 
 
@@ -56,8 +59,8 @@ def export_graphs(
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
     layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch, twice its size,
-    or in two passes; what is faster on this machine when None. Weights of more than max_inline_bytes go to a file beside the
-    graph. report takes a sentence for every choice made.
+    or in two passes; what is faster on this machine when None. Weights of a component of more than max_inline_bytes lie in a
+    file beside its graphs, see fewstep.exporter.graph.shared. report takes a sentence for every choice made.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
@@ -166,8 +169,7 @@ class _Exporter:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, output, decoder=decoder, batched_guidance=batched_guidance, layers=layers), None
         limits = _limits(precision, ranges)
-        for old in draft.manifest.graphs[name].paths if name in draft.manifest.graphs else ():
-            draft.remove(old)
+        draft.drop_graph(name)
         graph = GraphEntry(
             file=f"graphs/{name}.onnx",
             postprocess=f"graphs/{name}.postprocess.onnx" if end else None,
@@ -183,9 +185,10 @@ class _Exporter:
         )
         for written in (model, end) if end else (model,):
             describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.signature)
-        graph.data = self._save(draft, graph.file, model)
+        shared = self._shared(plan_name, precision, network, layers)
+        graph.data = self._save(draft, graph.file, model, shared)
         if end and graph.postprocess:
-            self._save(draft, graph.postprocess, end)
+            graph.data = sorted({*graph.data, *self._save(draft, graph.postprocess, end, shared)})
         draft.manifest.graphs[name] = graph
 
     def _network(self, plan: str, precision: Precision) -> Network:
@@ -202,7 +205,7 @@ class _Exporter:
         if self.batched_guidance is not None:
             return self.batched_guidance
         if name not in self.faster:
-            if network.traced.bytes(network.weights) > self.max_inline_bytes:
+            if network.traced.bytes(network.weights) > MAX_MEASURED_BYTES:
                 self.faster[name] = False
                 self.report(f"{name}: guided rows in two passes, which need half the memory (too large to measure both here)")
             else:
@@ -212,22 +215,36 @@ class _Exporter:
                 self.report(f"{name}: guided rows in {how} (batched guidance is {speedup:.2f} times as fast on this CPU)")
         return self.faster[name]
 
-    def _save(self, draft: Draft, file: str, model: ir.Model) -> str | None:
-        """Write a model; where its weights are large, beside it, in the file whose name is given back.
-
-        One tensor after the other, so that memory holds no second copy.
-        """
-        constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-        size = sum(constant.nbytes for constant in constants if constant is not None)
-        path = draft.new(file)
-        if size <= self.max_inline_bytes:
-            ir.save(model, path)
-            return None
-        data = f"{file}.data"
-        draft.new(data)
-        ir.save(model, path, external_data=Path(data).name, max_workers=1, max_in_flight_bytes=WRITTEN_AT_ONCE_BYTES)
-        self.report(f"{Path(file).name}: {size / 1e9:.2f} GB of weights, in {Path(data).name} beside it")
+    def _save(self, draft: Draft, file: str, model: ir.Model, shared: Sequence[SharedWeights]) -> list[str]:
+        """Write a model; the files of shared weights that it reads, written where they were not there."""
+        path, data = draft.new(file), []
+        for weights in shared:
+            if weights.bytes > self.max_inline_bytes and weights.attach(model, draft.root):
+                data.append(weights.file)
+                if weights.write(draft):
+                    self.report(f"{Path(weights.file).name}: {weights.bytes / 1e9:.2f} GB of weights, once for all graphs")
+        _refuse_too_large(file, model)
+        ir.save(model, path)
         return data
+
+    def _shared(self, plan: str, precision: Precision, network: Network, layers: LayerPrecision) -> list[SharedWeights]:
+        """The weights that a plan's graph may have in common with others."""
+        manifest, name = self.bundle.manifest, self.bundle.manifest.plans[plan].denoiser
+        found = {name: every_weight(network.traced, network.weights, layers)}
+        if decoder := self._decoder(precision):
+            found["decoder"] = every_weight(decoder.traced, decoder.weights, LayerPrecision(frozenset()))
+        return [SharedWeights(part, precision, component_digest(manifest, part), found[part]) for part in found]
+
+
+def _refuse_too_large(file: str, model: ir.Model) -> None:
+    """Raises ValueError for a model that no protobuf holds."""
+    constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    size = sum(c.nbytes for c in constants if c is not None and not isinstance(c, ir.ExternalTensor))
+    if size > MAX_GRAPH_BYTES:
+        raise ValueError(
+            f"{file} would have {size / 1e9:.1f} GB of numbers of its own, such as layers left in higher precision; leave out "
+            "fewer, with a lower --min-psnr for quantize, or fewer steps"
+        )
 
 
 def _limits(precision: Precision, ranges: Ranges | None) -> Limits:

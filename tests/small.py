@@ -9,14 +9,34 @@ import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-from fewstep.artifact.signature import ArrayInput, ImageOutput, Input, LabelInput, Signature
-from fewstep.models.denoiser import Denoiser
+from fewstep.artifact.signature import (
+    ArrayInput,
+    ArrayOutput,
+    Axis,
+    Column,
+    ImageOutput,
+    Input,
+    LabelInput,
+    Signature,
+)
+from fewstep.models.denoiser import Denoiser, fresh_network
+from fewstep.models.families.field_transformer import field_transformer
 from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 
 IMAGE = ImageOutput(channels=4, height=8, width=8)
 STABLE = Betas(kind="scaled_linear", start=0.00085, end=0.012)
 LABELS, TEXT = (LabelInput(classes=3),), (ArrayInput(name="prompt_embeds", shape=(5, 12), null="given"),)
 POOLED = (*TEXT, ArrayInput(name="pooled_prompt_embeds", shape=(6,), null="given"))
+# What a robot is told, and where it is to go; and something with as many axes as space has.
+ROBOT = (LabelInput(name="task", classes=3), ArrayInput(name="observation", shape=(5,), null="zeros"))
+PATH = ArrayOutput(
+    axes=(Axis(name="time", size=8, unit="s"),),
+    columns=(Column(name="x", unit="mm", mean=10.0, std=2.0), Column(name="y", unit="m", mean=-0.003, std=0.0005)),
+)
+VOLUME = ArrayOutput(
+    axes=tuple(Axis(name=name, size=size) for name, size in (("depth", 2), ("row", 4), ("column", 6))),
+    columns=(Column(name="density", mean=1.5, std=0.25),),
+)
 NAMES = ("unet", "plain", "dit", "text", "sdxl", "sd3")
 
 
@@ -38,6 +58,18 @@ def small(name: str, seed: int = 0) -> Small:
         if parameter.ndim == 1 or not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return Small(made.denoiser.eval(), made.inputs)
+
+
+def field(signature: Signature, seed: int = 0) -> Denoiser:
+    """A small random network for arrays of any rank, in eval mode; every parameter random."""
+    torch.manual_seed(seed)
+    state = signature.output.state
+    config = field_transformer(state, signature.inputs) | {"width": 16, "depth": 2, "heads": 2}
+    denoiser = fresh_network(config, state, signature.inputs, parametrisation=Edm(sigma_data=0.5))
+    for parameter in denoiser.parameters():
+        if parameter.ndim == 1 or not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return denoiser.eval()
 
 
 def given(inputs: Sequence[Input], batch: int, seed: int = 0) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small import IMAGE, LABELS, small
+from small import small
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.manifest import Layout, PlanEntry
@@ -18,7 +18,7 @@ from fewstep.exporter.export import MAX_UNROLLED_NODES, choose_layout, export_gr
 from fewstep.exporter.parity import check_graphs
 from fewstep.models.denoiser import save_network
 from fewstep.runtime import Generator
-from fewstep.runtime.walker import CancelledError
+from fewstep.runtime.walker import CancelledError, Preview
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
@@ -27,11 +27,12 @@ from fewstep.sampling.solvers import ddim
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("shared") / "small.bundle"
-    with Draft.create(path, image=IMAGE, condition=LABELS) as draft:
-        save_network(draft, "teacher", small("unet").denoiser)
+    made = small("unet")
+    with Draft.create(path, made.signature) as draft:
+        save_network(draft, "teacher", made.denoiser)
         for name, guidance in (("plain", Guidance()), ("interval", Guidance(2.0, 1.0))):
             plan = ddim(karras(2, 0.5, 20.0), guidance)
-            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+            draft.manifest.plans[name] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM")
         draft.manifest.default = "plain"
     return Bundle.load(path)
 
@@ -55,7 +56,7 @@ def test_all_layouts_give_the_same_images_with_weights_beside_the_graph(exported
     results = check_graphs(exported)
     assert all(r.ok and r.psnr_db > 90 for r in results)
     assert [len(r.drift) for r in results] == [2, 1, 2]  # the states of a Loop stay inside
-    made = [Generator(exported, graph=name, plan="interval")([0, 1, 2], seeds=[5, 6, 7]) for name in graphs]
+    made = [Generator(exported, graph=name, plan="interval")(labels=[0, 1, 2], seeds=[5, 6, 7]) for name in graphs]
     for images in made[1:]:
         assert np.abs(images.astype(int) - made[0].astype(int)).max() <= 1
     assert made[0].std() > 10
@@ -106,7 +107,7 @@ def test_an_architecture_is_traced_once_and_gives_the_same_bytes(
     before = copy.file("graphs/interval.fp32.onnx").read_bytes(), copy.file("graphs/interval.fp32.onnx.data").read_bytes()
     with copy.edit() as draft:
         save_network(draft, "other", small("unet", seed=1).denoiser)
-        draft.manifest.plans["other"] = draft.manifest.plans["interval"].model_copy(update={"network": "other"})
+        draft.manifest.plans["other"] = draft.manifest.plans["interval"].model_copy(update={"denoiser": "other"})
     monkeypatch.setattr("fewstep.exporter.graph.network.trace", lambda *_, **__: pytest.fail("traced again"))
     again = export_graphs(
         Bundle.load(copy.root), ["interval", "other"], ["fp32"], batched_guidance=True, max_inline_bytes=100_000
@@ -149,8 +150,9 @@ def test_a_plan_of_another_network_is_refused(exported: Bundle, tmp_path: Path) 
     copy = tmp_path / "small.bundle"
     shutil.copytree(exported.root, copy)
     with Bundle.load(copy).edit() as draft:
-        draft.manifest.networks["other"] = exported.manifest.networks["teacher"].model_copy(update={"directory": None})
-        draft.manifest.plans["foreign"] = exported.manifest.plans["plain"].model_copy(update={"network": "other"})
+        shipped = exported.manifest.denoisers["teacher"].model_copy(update={"directory": None})
+        draft.manifest.components["other"] = shipped
+        draft.manifest.plans["foreign"] = exported.manifest.plans["plain"].model_copy(update={"denoiser": "other"})
     with pytest.raises(ValueError, match=r"the plan 'foreign' belongs to the network 'other', the graph .* to 'teacher'"):
         Generator(Bundle.load(copy), graph="teacher.step.fp32", plan="foreign")
     with pytest.raises(ValueError, match="no graph of the plan 'foreign'"):
@@ -180,10 +182,13 @@ def test_the_weights_inside_a_loop_count_as_weights(in_bf16: Bundle) -> None:
 def test_walking_shows_every_row_and_stops_when_asked(in_bf16: Bundle) -> None:
     generator = Generator(in_bf16, graph="teacher.step.fp32", plan="plain", backend="cpu")
     seen = []
-    images = generator([0, 1], seeds=[5, 6], on_step=lambda preview: seen.append((preview.row, preview.images().shape)))
-    np.testing.assert_array_equal(images, generator([0, 1], seeds=[5, 6]))
-    assert seen == [(0, (2, *generator.image_shape)), (1, (2, *generator.image_shape))]
+    def look(preview: Preview) -> None:
+        seen.append((preview.row, preview.output().shape))
+
+    images = generator(labels=[0, 1], seeds=[5, 6], on_step=look)
+    np.testing.assert_array_equal(images, generator(labels=[0, 1], seeds=[5, 6]))
+    assert seen == [(0, images.shape), (1, images.shape)]
     with pytest.raises(CancelledError, match="stopped after row 1 of 2"):
-        generator([0, 1], seeds=[5, 6], on_step=lambda _: False)
+        generator(labels=[0, 1], seeds=[5, 6], on_step=lambda _: False)
     with pytest.raises(ValueError, match=r"holds the whole plan in one graph; for previews export it with --layout step"):
-        Generator(in_bf16, graph="plain.loop.fp32", backend="cpu")([0], seeds=[0], on_step=print)
+        Generator(in_bf16, graph="plain.loop.fp32", backend="cpu")(labels=[0], seeds=[0], on_step=print)

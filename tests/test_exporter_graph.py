@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fewstep.artifact.manifest import Condition, ImageSpec, Manifest
+from fewstep.artifact.manifest import Manifest
+from fewstep.artifact.signature import ImageOutput, Input, LabelInput, Signature
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layouts import postprocess, step, unroll
 from fewstep.exporter.graph.loop import loop
@@ -24,9 +25,14 @@ from fewstep.sampling.plan import Plan, sample
 from fewstep.sampling.schedule import karras, uniform
 from fewstep.sampling.solvers import ddim, dpmpp_2m, few_step, heun
 
-IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
-MANIFEST = Manifest(name="small", image=IMAGE, condition=CLASSES)
+IMAGE, LABELS = ImageOutput(channels=1, height=8, width=8), (LabelInput(classes=3),)
 GRID = karras(4, 0.002, 80.0)
+
+
+def _manifest(inputs: Sequence[Input]) -> Manifest:
+    return Manifest(name="small", signature=Signature(inputs=tuple(inputs), output=IMAGE), state=IMAGE.state)
+
+
 PLANS = {
     "ddim": ddim(GRID),
     "heun": heun(GRID),
@@ -35,13 +41,14 @@ PLANS = {
     "guided": ddim(GRID, Guidance(2.0)),
     "interval": heun(GRID, Guidance(2.0, 0.1, 20.0)),
 }
+MANIFEST = _manifest(LABELS)
 LAYOUTS: dict[str, Callable[..., ir.Model]] = {"unrolled": unroll, "loop": loop}
 
 
-def _denoiser(seed: int, condition: Condition = CLASSES) -> Denoiser:
+def _denoiser(seed: int, inputs: Sequence[Input] = LABELS) -> Denoiser:
     """Two channels in each of its 8 norm groups: in groups of one, the norm would wipe out label and noise level."""
     torch.manual_seed(seed)
-    return unet(IMAGE, condition, channels=(16,), layers=1, attention=True, patch=1).eval()
+    return unet(IMAGE.state, inputs, channels=(16,), layers=1, attention=True, patch=1).eval()
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +117,11 @@ def test_one_graph_gives_torchs_images_at_every_batch_size(
 def test_one_step_graph_walks_every_plan(name: str, networks: dict[str, Network], tmp_path: Path) -> None:
     plan, network = PLANS[name], networks["fp32"]
     session = _session(step(network), tmp_path)
-    assert [i.name for i in session.get_inputs()] == ["x", "scales", "weight", "labels"]
+    assert [i.name for i in session.get_inputs()] == ["x", "scales", "guidance_scale", "labels"]
     feeds = _inputs(plan, 3)
 
-    def denoise(x: np.ndarray, sigma: float, weight: float = 1.0) -> np.ndarray:
-        row = {"scales": np.array(network.scales(sigma), np.float32), "weight": np.array(weight, np.float32)}
+    def denoise(x: np.ndarray, sigma: float, scale: float = 1.0) -> np.ndarray:
+        row = {"scales": np.array(network.scales(sigma), np.float32), "guidance_scale": np.array(scale, np.float32)}
         return session.run(["denoised"], {"x": x, "labels": feeds["labels"]} | row)[0]
 
     noise = feeds["noise"]
@@ -204,8 +211,8 @@ def test_nothing_that_depends_on_the_noise_level_alone_is_left(networks: dict[st
 
 def test_tables_of_labels_that_would_outgrow_the_weights_are_not_made(tmp_path: Path) -> None:
     """With many classes only what no label enters is folded; the image is the same."""
-    many = Condition(kind="labels", classes=2000)
-    manifest = Manifest(name="many", image=IMAGE, condition=many)
+    many = (LabelInput(classes=2000),)
+    manifest = _manifest(many)
     denoiser = _denoiser(1, many)
     network = with_weights(trace_network(denoiser, manifest, "fp32"), denoiser, manifest)
     plan = ddim(karras(2, 0.002, 80.0), Guidance(2.0))
@@ -222,10 +229,9 @@ def test_tables_of_labels_that_would_outgrow_the_weights_are_not_made(tmp_path: 
     assert np.abs(_session(model, tmp_path).run(["sample"], feeds)[0] - expected).max() < 1e-4
 
 
-def test_a_network_without_condition_needs_no_labels_and_takes_no_guidance(tmp_path: Path) -> None:
-    none = Condition(kind="none")
-    manifest = Manifest(name="plain", image=IMAGE, condition=none)
-    denoiser = _denoiser(1, none)
+def test_a_network_without_inputs_needs_no_labels_and_takes_no_guidance(tmp_path: Path) -> None:
+    manifest = _manifest(())
+    denoiser = _denoiser(1, ())
     network = with_weights(trace_network(denoiser, manifest, "fp32"), denoiser, manifest)
     session = _session(unroll(network, ddim(GRID), IMAGE), tmp_path)
     assert [i.name for i in session.get_inputs()] == ["noise"]
@@ -234,5 +240,5 @@ def test_a_network_without_condition_needs_no_labels_and_takes_no_guidance(tmp_p
         expected = sample(denoiser, 80.0 * torch.tensor(noise[:, 0]), ddim(GRID)).numpy()
     assert np.abs(session.run(["sample"], {"noise": noise})[0] - expected).max() < 1e-4
     assert [i.name for i in _session(step(network), tmp_path).get_inputs()] == ["x", "scales"]
-    with pytest.raises(ValueError, match="its network has no condition to guide by"):
+    with pytest.raises(ValueError, match="this plan is guided but nothing that its network takes means none"):
         unroll(network, PLANS["guided"], IMAGE)

@@ -16,8 +16,10 @@ import torch
 from onnx import numpy_helper
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Condition, ImageSpec, Manifest, Precision
+from fewstep.artifact.manifest import Manifest
 from fewstep.artifact.ranges import Ranges
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
+from fewstep.artifact.spec import Precision
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.ranges import collect, rounded_sample
 from fewstep.exporter.engine.build import build_engines
@@ -33,8 +35,8 @@ from fewstep.sampling.plan import Plan
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
 
-IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
-MANIFEST = Manifest(name="small", image=IMAGE, condition=CLASSES)
+IMAGE, LABELS = ImageOutput(channels=1, height=8, width=8), (LabelInput(classes=3),)
+MANIFEST = Manifest(name="small", signature=Signature(inputs=LABELS, output=IMAGE), state=IMAGE.state)
 PLAN = ddim(karras(3, 0.1, 20.0))
 NAMES = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 
@@ -42,7 +44,7 @@ NAMES = ("fp32", "fp16", "int8", "int8-fp16", "fp8")
 @pytest.fixture(scope="module")
 def denoiser() -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=True, patch=1).eval()
+    return unet(IMAGE.state, LABELS, channels=(16,), layers=1, attention=True, patch=1).eval()
 
 
 @pytest.fixture(scope="module")

@@ -54,9 +54,9 @@ def _describe(target: Manifest, source: Manifest, plans: Sequence[str], graphs: 
 def _report(bundle: Bundle, graphs: Sequence[str]) -> Report:
     report = Report()
     for name in graphs:
-        graph: GraphEntry = bundle.manifest.graphs[name]
-        data = bundle.file(graph.data) if graph.data else None
-        report += Report(graph_parts("device", name, bundle.file(graph.file), data=data))
+        report += Report(graph_parts("device", name, bundle.file(bundle.manifest.graphs[name].file)))
+    for path in dict.fromkeys(path for name in graphs for path in bundle.manifest.graphs[name].data):
+        report += Report([Part("device", f"{Path(path).name}: weights", bundle.file(path).stat().st_size)])
     rest = sum(p.stat().st_size for p in bundle.root.rglob("*") if p.is_file()) - sum(part.bytes for part in report.parts)
     runtime = installed("device", ["onnxruntime", "tensorrt", "polygraphy"])
     return report + Report([Part("device", "manifest, references, card", rest), *runtime])

@@ -132,7 +132,7 @@ def _key(bundle: Bundle, entry: GraphEntry, case: Case) -> EngineKey:
     settings, native = case.settings, not case.flavour.rtx
     return EngineKey(
         graph_sha256=sha256[entry.file],
-        data_sha256=sha256[entry.data] if entry.data else None,
+        data_sha256=[sha256[path] for path in entry.data],
         postprocess_sha256=sha256[entry.postprocess] if entry.postprocess else None,
         flavour=case.flavour.name,
         version=case.flavour.version or "",

@@ -70,7 +70,7 @@ def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
         declared_opset=entry.opset,
         known_opset=onnx.defs.onnx_opset_version(),
         graph_bytes=sizes[entry.file].bytes,
-        data_bytes=sizes[entry.data].bytes if entry.data else 0,
+        data_bytes=sum(sizes[path].bytes for path in entry.data),
         fixed_batch=_fixed_batch(model.graph),
         dynamic=tuple(_dynamic(model.graph)),
         asymmetric=_names(n for n, zero in zeros if _nonzero(zero)),
@@ -154,8 +154,8 @@ def _golden_batch(bundle: Bundle, entry: GraphEntry) -> int:
 
 
 def _stray(entry: GraphEntry, tensors: list[onnx.TensorProto]) -> Iterator[str]:
-    """External files that are not the one the manifest has a hash for."""
-    allowed = str(PurePosixPath(entry.data).relative_to(PurePosixPath(entry.file).parent)) if entry.data else None
+    """External files that are none of those the manifest has a hash for."""
+    allowed = {str(PurePosixPath(path).relative_to(PurePosixPath(entry.file).parent)) for path in entry.data}
     yield from sorted(
-        {item.value for t in tensors for item in t.external_data if item.key == "location" and item.value != allowed}
+        {item.value for t in tensors for item in t.external_data if item.key == "location" and item.value not in allowed}
     )

@@ -62,7 +62,9 @@ def write(
             inputs.append(known[value] if value is not None else None)
         layer = Layer.of(node, traced, weights)
         if layer is None:
-            known |= zip(node.outputs, writer.copy(node, inputs, f"{prefix}/{node.outputs[0].name}"), strict=True)
+            name = f"{prefix}/{node.outputs[0].name}"
+            label = f"{name}/{node.op_type}"  # a layer may be called as a value is
+            known |= zip(node.outputs, writer.copy(node, inputs, name, label=label), strict=True)
         elif layers is not None and layers.takes(layer):
             known[node.outputs[0]] = layers.write(writer, layer, inputs, prefix, row)
         else:

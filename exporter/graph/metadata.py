@@ -46,7 +46,7 @@ def _sentences(facts: Mapping[str, str]) -> str:
     has = {key.removeprefix(PREFIX): value for key, value in facts.items()}
     calls = f"{has.get('calls')} call{'s' if has.get('calls') != '1' else ''}"
     what = f"the plan {has['plan']} ({has['solver']}), {calls}" if "plan" in has else "one step of any plan"
-    made = f"Makes {has['output']}s {has['shape']} with the network {has['network']} of {has['bundle']}: {what}"
+    made = f"Makes {has['shape']} {has['output']}s with the network {has['network']} of {has['bundle']}: {what}"
     return f"{made}, {has['precision']}. License: {has['license']}. Written by fewstep {has['version']}."
 
 

@@ -49,7 +49,11 @@ class LayerPrecision:
 
     def takes(self, layer: Layer) -> bool:
         """Whether a layer is to be written in a precision of its own."""
-        return layer.name in self.excluded or (self.ranges is not None and layer.name in self.ranges.layers)
+        return layer.name in self.excluded or self.quantizes(layer)
+
+    def quantizes(self, layer: Layer) -> bool:
+        """Whether a layer is one of those that may be in eight bits, left out or not."""
+        return self.ranges is not None and layer.name in self.ranges.layers
 
     def write(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
         """Write a layer and return its output. inputs: its own, in the graph; row None: the widest range of all."""
@@ -67,13 +71,10 @@ class LayerPrecision:
         assert self.ranges is not None
         assert inputs[0] is not None
         ranges, dtype = self.ranges.layers[layer.name], layer.dtype.numpy()
-        array = layer.tensor(1).numpy().astype(np.float32)
-        axis = array.ndim - 1 if layer.node.op_type == "MatMul" else 0  # Conv and Gemm keep outputs first
-        largest = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis))
-        scales = np.maximum(largest, 1e-12) / self._largest_weight
+        codes, scales, axis = self.codes(layer)
         interval = _widest(ranges.input, row)
         quantized: Inputs = [self._activation(writer, inputs[0], interval, dtype)]
-        quantized.append(self._weight(writer, layer.name, array, scales, axis, dtype))
+        quantized.append(self._weight(writer, layer.name, codes, scales.astype(dtype), axis))
         if len(inputs) > 2:
             bias = self._bias(writer, layer, scales * self._scale(interval)[0], row) if self.for_cpu else inputs[2]
             quantized.append(bias)
@@ -107,16 +108,26 @@ class LayerPrecision:
             self._written[key] = writer.op("DequantizeLinear", codes, *parameters)
         return self._written[key]
 
-    def _weight(
-        self, writer: Writer, name: str, array: Array, scales: Array, axis: int, dtype: np.dtype[np.generic]
-    ) -> ir.Value:
-        scales = scales.astype(dtype)
-        shaped = scales.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    def codes(self, layer: Layer) -> tuple[ir.TensorProtocol, Array, int]:
+        """A layer's weight in eight bits, made when it is read; its scales, one for each output, and their axis."""
+        array = layer.tensor(1).numpy().astype(np.float32)
+        axis = array.ndim - 1 if layer.node.op_type == "MatMul" else 0  # Conv and Gemm keep outputs first
+        largest = np.abs(array).max(axis=tuple(i for i in range(array.ndim) if i != axis))
+        scales = np.maximum(largest, 1e-12) / self._largest_weight
+        name, shape = f"{layer.name}.{self.kind}", ir.Shape(array.shape)
+        dtype = ir.DataType.from_numpy(np.dtype(self._code))
+        return ir.LazyTensor(lambda: self._coded(layer, scales, axis, name), dtype, shape, name=name), scales, axis
+
+    def _coded(self, layer: Layer, scales: Array, axis: int, name: str) -> ir.TensorProtocol:
+        array = layer.tensor(1).numpy().astype(np.float32)
+        shaped = scales.astype(layer.dtype.numpy()).astype(np.float32).reshape(_along(axis, array.ndim))
         codes = np.clip(array / shaped, -self._largest_weight, self._largest_weight)
-        codes = (codes.round() if self.kind == "int8" else codes).astype(self._code)
+        return ir.tensor((codes.round() if self.kind == "int8" else codes).astype(self._code), name=name)
+
+    def _weight(self, writer: Writer, name: str, codes: ir.TensorProtocol, scales: Array, axis: int) -> ir.Value:
         return writer.op(
             "DequantizeLinear",
-            writer.constant(codes, f"{name}.{self.kind}"),
+            writer.weight(str(codes.name), codes),
             writer.constant(scales, f"{name}.scale"),
             writer.constant(np.zeros(scales.shape, self._code), f"{name}.zero"),
             axis=axis,
@@ -132,6 +143,11 @@ class LayerPrecision:
             writer.constant(np.zeros(scales.shape, np.int32), f"{name}.zero"),
             axis=0,
         )
+
+
+def _along(axis: int, rank: int) -> list[int]:
+    """The shape in which numbers go along an axis."""
+    return [-1 if i == axis else 1 for i in range(rank)]
 
 
 def _widest(intervals: Sequence[Interval], row: int | None) -> Interval:
