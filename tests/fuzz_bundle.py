@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-TARGETS = ("manifest", "graph", "ranges", "comparison", "config", "weights", "embeddings", "checkpoint", "golden", "request")
+TARGETS = ("manifest", "graph", "ranges", "comparison", "config", "weights", "arrays", "checkpoint", "golden", "request")
 CORPUS = Path(__file__).parent / "corpus"
 MEMORY_MIB, INPUT_SECONDS, INPUT_BYTES = 2048, 20, 1 << 16
 

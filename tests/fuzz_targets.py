@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError, Message
@@ -28,7 +29,6 @@ from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.artifact.external import locations
 from fewstep.artifact.manifest import Manifest
 from fewstep.backends.base import RunError
-from fewstep.data.embeddings import read_embeddings
 from fewstep.evaluation.comparison import FILE, Comparison, Limits, digest, read
 from fewstep.models.denoiser import load_network, save_network, unet
 from fewstep.models.edm_weights import load_edm_weights
@@ -36,6 +36,7 @@ from fewstep.runtime.finite import NotFiniteError
 from fewstep.runtime.generator import Generator
 from fewstep.runtime.server import limits
 from fewstep.runtime.server.protocol import answer, parse
+from fewstep.system.arrays import read_arrays
 
 __all__ = ["TARGETS", "EscapeError", "home", "seeds", "watched"]
 
@@ -57,7 +58,7 @@ def home() -> Path:
     torch.manual_seed(0)
     with sampler_bundle(root).edit() as draft:
         sizes = {"channels": (8,), "layers": 1, "attention": False, "patch": 1}
-        save_network(draft, "real", unet(draft.manifest.image, draft.manifest.condition, **sizes))
+        save_network(draft, "real", unet(draft.manifest.state, draft.manifest.signature.inputs, **sizes))
         draft.new(FILE).write_text(_compared(draft.manifest).model_dump_json())
     return root
 
@@ -125,7 +126,7 @@ def bundle_with(name: str, content: bytes) -> Iterator[Bundle]:
 
 
 def manifest(content: bytes) -> None:
-    """bundle.json, and everything that is asked of a bundle afterwards, to the images."""
+    """bundle.json, and everything that is asked of a bundle afterwards, to the samples."""
     root = home()
     before = (root / MANIFEST).read_bytes()
     (root / MANIFEST).write_bytes(content)
@@ -133,9 +134,9 @@ def manifest(content: bytes) -> None:
         bundle = Bundle.load(root)
         with suppress(ValueError):
             bundle.verify()
-        for network in bundle.manifest.networks:
+        for component in bundle.manifest.components:
             with suppress(ValueError):
-                bundle.network(network)
+                bundle.component(component)
         for plan in bundle.manifest.plans:
             with suppress(ValueError):
                 bundle.ranges(plan)
@@ -179,22 +180,22 @@ def comparison(content: bytes) -> None:
 
 def config(content: bytes) -> None:
     """The configuration of a network."""
-    with bundle_with("networks/real/config.json", content) as bundle:
+    with bundle_with("components/real/config.json", content) as bundle:
         load_network(bundle, "real")
 
 
 def weights(content: bytes) -> None:
     """Its weights; most of their bytes are a header."""
-    with bundle_with(f"networks/real/{WEIGHTS}", content) as bundle:
+    with bundle_with(f"components/real/{WEIGHTS}", content) as bundle:
         load_network(bundle, "real")
 
 
-def embeddings(content: bytes) -> None:
-    """Conditions that a user gives."""
-    path = home() / "given"
+def arrays(content: bytes) -> None:
+    """What a user gives samples to be made from, as a file of either kind."""
+    path = home() / ("given.npz" if content.startswith(b"PK") else "given.safetensors")
     path.write_bytes(content)
     try:
-        read_embeddings(path)
+        read_arrays(path)
     finally:
         path.unlink()
 
@@ -230,11 +231,13 @@ def seeds(target: str) -> dict[str, bytes]:
     """Bytes that are as they should be, to begin with."""
     root = home()
     files = {"manifest": MANIFEST, "graph": "graphs/one.onnx", "ranges": "ranges.json", "golden": "golden.npz"}
-    files |= {"comparison": FILE, "config": "networks/real/config.json", "weights": f"networks/real/{WEIGHTS}"}
+    files |= {"comparison": FILE, "config": "components/real/config.json", "weights": f"components/real/{WEIGHTS}"}
     if target in files:
         return {"good": (root / files[target]).read_bytes()}
-    if target == "embeddings":
-        return {"good": save({"embeddings": torch.zeros(1, 2, 3), "null_embeddings": torch.zeros(1, 2, 3)})}
+    if target == "arrays":
+        file, given = io.BytesIO(), {"prompt_embeds": torch.zeros(1, 2, 3), "negative_prompt_embeds": torch.zeros(1, 2, 3)}
+        np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in given.items()})
+        return {"safetensors": save(given), "npz": file.getvalue()}
     if target == "checkpoint":
         file = io.BytesIO()
         torch.save({"model.map_layer0.weight": torch.zeros(4, 2)}, file)
@@ -246,5 +249,5 @@ def seeds(target: str) -> dict[str, bytes]:
     return {"json": b"\n" + plain, "binary": b"%d\n" % len(binary) + binary + bytes(32)}
 
 
-FUNCTIONS = (manifest, graph, ranges, comparison, config, weights, embeddings, checkpoint, golden, request)
+FUNCTIONS = (manifest, graph, ranges, comparison, config, weights, arrays, checkpoint, golden, request)
 TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in FUNCTIONS}

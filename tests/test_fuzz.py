@@ -29,7 +29,7 @@ import uvicorn
 from fuzz_mutations import mutated
 from fuzz_targets import TARGETS, home, seeds, watched
 from schemathesis.engine import events, from_schema
-from small_sampler import LABELS, TEXT, sampler_bundle
+from small_sampler import IMAGE, LABELS, PATH, TEXT, sampler_bundle
 
 from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.artifact.external import check_files, locations
@@ -49,6 +49,7 @@ OPTIONS = Options(plans=("one",), backend="cpu", threads=1, max_batch=4, max_req
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
     root = tmp_path_factory.mktemp("fuzz")
     bundles = {"labels": sampler_bundle(root / "labels.bundle", LABELS), "text": sampler_bundle(root / "text.bundle", TEXT)}
+    bundles["path"] = sampler_bundle(root / "path.bundle", TEXT, PATH)
     made = Repository([(name, bundle.root) for name, bundle in bundles.items()], OPTIONS)
     for name in bundles:
         made.load(name)
@@ -120,7 +121,7 @@ def test_answers_are_as_the_openapi_file_says(examples: int, app: Any, tmp_path:
 
 def _with_known_names(app: Any) -> Any:
     """Every other name in a path is a model's. Whoever runs a whole application ends it, and the models: that is left out."""
-    names = cycle(("labels", None, "text", None))
+    names = cycle(("labels", None, "text", None, "path", None))
 
     async def changed(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -167,19 +168,22 @@ GOOD = {
     "text": infer(
         [
             given("seeds", "UINT64", [1], parameters={"binary_data_size": 8}),
-            given("embeddings", "FP32", [1, 2, 3], parameters={"binary_data_size": 24}),
+            given("prompt_embeds", "FP32", [1, 2, 3], parameters={"binary_data_size": 24}),
         ],
         bytes(32),
         outputs=[{"name": "images", "parameters": {"binary_data": True}}],
     ),
 }
-PICTURE = json.dumps({"model": "labels", "labels": [0, 1], "seed": 3, "format": "webp", "scale": 2}).encode()
+ASKED = (
+    json.dumps({"model": "labels", "labels": [0, 1], "seed": 3, "format": "webp", "scale": 2}).encode(),
+    json.dumps({"model": "path", "prompt_embeds": [[[1, 2.5, 0]] * 2], "samples": 3, "format": "json"}).encode(),
+)
 
 
 def test_changed_requests_get_an_answer(app: Any) -> None:
     requests = [("POST", f"/v2/models/{name}/infer", {"content": c, "headers": h}) for name, (c, h) in GOOD.items()]
-    requests.append(("POST", "/generate", {"content": PICTURE, "headers": {"Content-Type": "application/json"}}))
-    assert [answer.status_code for answer in send_all(app, requests)] == [200] * 3
+    requests += [("POST", "/generate", {"content": c, "headers": {"Content-Type": "application/json"}}) for c in ASKED]
+    assert [answer.status_code for answer in send_all(app, requests)] == [200] * 4
     changed = []
     for i in range(1500):
         random = Random(i)
@@ -218,15 +222,15 @@ WRONG: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     ),
     "numbers that are none": (
         "text",
-        "embeddings has numbers that are not finite",
+        "prompt_embeds has numbers that are not finite",
         400,
-        {"content": infer([SEEDS, given("embeddings", "FP32", [2, 2, 3], data=[float("nan")] * 12)])[0]},
+        {"content": infer([SEEDS, given("prompt_embeds", "FP32", [2, 2, 3], data=[float("nan")] * 12)])[0]},
     ),
     "numbers that float32 does not have": (
         "text",
         "a number that FP32 cannot hold",
         400,
-        {"json": {"inputs": [SEEDS, given("embeddings", "FP32", [2, 2, 3], data=[1e39] * 12)]}},
+        {"json": {"inputs": [SEEDS, given("prompt_embeds", "FP32", [2, 2, 3], data=[1e39] * 12)]}},
     ),
     "more digits than Python reads": (
         "labels",
@@ -264,20 +268,22 @@ def test_large_requests_are_refused_before_they_cost_anything(app: Any) -> None:
     )
     assert time.process_time() - begin < 5
     assert [answer.status_code for answer in answers] == [413, 400, 400, 413]
-    messages = ["at most 32768 bytes", "has at most 262144 values", "at most 4 images", "at most 32768 bytes"]
+    messages = ["at most 32768 bytes", "has at most 262144 values", "at most 4 samples", "at most 32768 bytes"]
     assert [message in error_of(answer) for message, answer in zip(messages, answers, strict=True)] == [True] * 4
 
 
 def test_a_picture_too_large_to_make_is_refused_before_its_images_are(tmp_path: Path) -> None:
     bundle = sampler_bundle(tmp_path / "a.bundle")
-    wide = bundle.manifest.image.model_copy(update={"width": 16384, "channels": 5})
+    wide = IMAGE.model_copy(update={"width": 16384})
     repository = Repository([("a", bundle.root)], OPTIONS)
     repository.load("a")
-    repository.model("a").version().bundle.manifest.image = wide
+    generator = repository.model("a").version().batcher(None).generator
+    generator.signature = bundle.manifest.signature.model_copy(update={"output": wide})
     app = create_app(repository, Policy())
     assert "this one would have 32768 x 8" in error_of(send(app, "POST", "/generate", json={"scale": 2}))
-    wide.width = 4
-    assert "5 channels are no picture" in error_of(send(app, "POST", "/generate", json={}))
+    wide.width, wide.channels = 4, 5
+    refused = error_of(send(app, "POST", "/generate", json={"format": "png"}))
+    assert refused == "samples are uint8 [4, 4, 5], and no pictures; ask for the format json or npy"
     repository.close()
 
 
@@ -573,11 +579,19 @@ FORGED: dict[str, tuple[str, Any, str]] = {
     "a name with a zero": ("files", {"a\0": FILE}, "not a plain path inside it"),
     "a name that is another's": ("files", {"a//b": FILE}, "not a plain path inside it"),
     "too many files": ("files", {f"{i}": FILE for i in range(10_001)}, "at most 10000 items"),
-    "images of 2**31 channels": ("image.channels", 2**31, "image.channels: Input should be less than or equal to 16384"),
-    "more classes than memory": ("condition.classes", 10**30, "condition.classes: Input should be less"),
-    "a square that is zero": ("networks.net.parametrisation.sigma_data", 1e-200, "sigma_data: Input should be greater"),
+    "images of 2**31 channels": (
+        "signature.output.channels",
+        2**31,
+        "output.image.channels: Input should be less than or equal to 16384",
+    ),
+    "more classes than memory": (
+        "signature.inputs",
+        [{"kind": "label", "classes": 10**30}],
+        "inputs.0.label.classes: Input should be less",
+    ),
+    "a square that is zero": ("components.net.parametrisation.sigma_data", 1e-200, "sigma_data: Input should be greater"),
     "a square that is infinite": ("plans.one.sigmas", [1e200, 0.0], "sigmas are at most 1e\\+09"),
-    "a number of 5000 digits": ("image.low", 0.125, "is not JSON"),  # see below
+    "a number of 5000 digits": ("signature.output.low", 0.125, "is not JSON"),  # see below
 }
 
 
@@ -612,9 +626,9 @@ def test_a_manifest_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_network_with_files_that_have_no_hash_is_refused(digits: Bundle) -> None:
-    (digits.network("teacher") / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"does not know: networks/teacher/model\.safetensors\.index\.json"):
-        digits.network("teacher")
+    (digits.component("teacher") / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"does not know: components/teacher/model\.safetensors\.index\.json"):
+        digits.component("teacher")
 
 
 @pytest.mark.parametrize(
