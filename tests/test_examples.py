@@ -96,7 +96,7 @@ def color(tmp_path: Path) -> Bundle:
     image, labels = ImageOutput(channels=3, height=4, width=5), LabelInput(classes=3, names=NAMES)
     with Draft.create(tmp_path / "color.bundle", Signature(inputs=(labels,), output=image)) as draft:
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        helper.set_model_props(made, {"fewstep.names": "\n".join(NAMES)})
+        helper.set_model_props(made, {"fewstep.input.labels.names": "\n".join(NAMES)})
         onnx.save(made, draft.new("graphs/color.fp32.onnx"))
         about = {"directory": None, "parametrisation": Edm(sigma_data=0.5)}
         draft.manifest.components["net"] = DenoiserEntry(kind="UNet2DModel", **about)

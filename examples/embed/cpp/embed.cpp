@@ -15,7 +15,7 @@
 // The graph's metadata has the names of its classes, a line for each, where they have names.
 std::map<std::string, int64_t> read_names(const Ort::Session& session) {
   Ort::AllocatorWithDefaultOptions allocator;
-  const auto lines = session.GetModelMetadata().LookupCustomMetadataMapAllocated("fewstep.names", allocator);
+  const auto lines = session.GetModelMetadata().LookupCustomMetadataMapAllocated("fewstep.input.labels.names", allocator);
   std::map<std::string, int64_t> names;
   std::istringstream stream(lines ? lines.get() : "");
   for (std::string name; std::getline(stream, name);) names.emplace(name, names.size());
