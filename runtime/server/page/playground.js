@@ -43,7 +43,7 @@ function field({ name, shape, meaning, optional, choices, names }) {
     fill(asked, [["", "each in turn"], ...(optional ? [["none", "none"]] : []), ...values]);
   } else {
     if (shape.reduce((a, b) => a * b, 1) <= ZEROS && !optional) asked.value = JSON.stringify(shape.length ? zeros(shape) : 0);
-    asked.placeholder = `${shape.join("×")} numbers as JSON${optional ? ", or nothing for none" : ""}`;
+    asked.placeholder = `${shape.join("x")} numbers as JSON${optional ? ", or nothing for none" : ""}`;
     asked.required = !optional;
     asked.rows = 2;
   }

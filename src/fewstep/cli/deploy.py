@@ -9,12 +9,15 @@ import typer
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, precisions
+from fewstep.cli.verb import verb
 from fewstep.system.console import show
 
 __all__ = ["ray", "triton"]
 
+PANEL = "Run it in production"
+
 deploy = typer.Typer(help="Write a bundle as NVIDIA Triton or Ray Serve take it.", no_args_is_help=True)
-app.add_typer(deploy, name="deploy", rich_help_panel="Run it in production")
+app.add_typer(deploy, name="deploy", rich_help_panel=PANEL)
 
 Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat for more.", show_default="the default")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]
@@ -28,7 +31,7 @@ Timeout = Annotated[
 ]
 
 
-@deploy.command()
+@verb(deploy, panel=PANEL)
 def triton(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="The model repository; other models in it stay.")] = Path("model_repository"),
@@ -58,7 +61,7 @@ def triton(
     finish({"out": str(out), "models": names}, as_json, f"tritonserver --model-repository {out}")
 
 
-@deploy.command()
+@verb(deploy, panel=PANEL)
 def ray(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("serve.yaml"),

@@ -10,13 +10,16 @@ import typer
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import BundlePath, Json, app, finish, finite, size, whole_numbers
+from fewstep.cli.verb import verb
 from fewstep.system.console import say, show, table, track
 from fewstep.system.places import check_file
 
 __all__ = ["bench", "doctor", "serve"]
 
+PANEL = "Run it in production"
 
-@app.command(rich_help_panel="Run it in production")
+
+@verb(app, panel=PANEL)
 def serve(
     bundles: Annotated[list[str], typer.Argument(help="Bundles, each PATH or NAME=PATH.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
@@ -58,7 +61,7 @@ def serve(
     run(repository, policy, host=host, port=port, names=allow_host or (), report=say)
 
 
-@app.command(rich_help_panel="Run it in production")
+@verb(app, panel=PANEL)
 def bench(
     bundle: BundlePath,
     plan: Annotated[list[str] | None, typer.Option(help="A plan; repeat for more.", show_default="the default")] = None,
@@ -118,7 +121,7 @@ def bench(
     finish({"bundle": str(bundle), "results": results}, as_json)
 
 
-@app.command(rich_help_panel="Run it in production")
+@verb(app, panel=PANEL)
 def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle to try on every backend.", show_default="none")] = None,
     as_json: Json = False,

@@ -16,6 +16,7 @@ from fewstep.artifact.classes import Classes, listed
 from fewstep.artifact.manifest import Manifest
 from fewstep.artifact.signature import Output
 from fewstep.cli.app import BundlePath, Inputs, Json, app, finish, size
+from fewstep.cli.verb import verb
 from fewstep.system.arrays import read_arrays
 from fewstep.system.console import say, show, table, track
 from fewstep.system.places import check_file, writing
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "demo", "generate", "inspect"]
 
+PANEL = "Use it"
+
 Rows = dict[str, npt.NDArray[Any]]
 AT_ONCE = 100  # samples, between two lines of progress
 SCALE = 4
 
 
-@app.command(rich_help_panel="Use it")
+@verb(app, panel=PANEL)
 def generate(
     bundle: BundlePath,
     labels: Annotated[
@@ -157,7 +160,7 @@ def _write(out: Path, made: npt.NDArray[Any], scale: int) -> None:
         np.save(file, made, allow_pickle=False)
 
 
-@app.command(rich_help_panel="Use it")
+@verb(app, panel=PANEL)
 def check(bundle: BundlePath, as_json: Json = False) -> None:
     """Verify every file of a bundle and compare graphs and engines with torch's reference, state by state. Needs no torch.
 
@@ -190,7 +193,7 @@ def check(bundle: BundlePath, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel="Use it")
+@verb(app, panel=PANEL)
 def inspect(bundle: BundlePath, as_json: Json = False) -> None:
     """Show what a bundle holds."""
     manifest = Bundle.load(bundle).manifest
@@ -244,7 +247,7 @@ def _exported(manifest: Manifest, plan: str) -> str:
     return " ".join(dict.fromkeys(found)) or "none yet"
 
 
-@app.command(rich_help_panel="Use it")
+@verb(app, panel=PANEL)
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the bundle, pictures, report and result.")] = Path("demo"),
     full: Annotated[bool, typer.Option("--full", help="Train the teacher first, and everything that comes of it.")] = False,
