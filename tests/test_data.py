@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.signature import LabelInput
 from fewstep.data import Images, batches, images_like, open_images
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def test_mnist5k_has_balanced_disjoint_splits() -> None:
     assert np.bincount(held_out.labels).tolist() == [100] * 10
     assert not set(train.index) & set(held_out.index)
     assert train.image.shape == (1, 28, 28)
-    assert train.condition.classes == 10
+    assert train.signature.labels == LabelInput(classes=10)
     pixels, labels = train[np.array([0, 3999])]
     assert pixels.shape == (2, 1, 28, 28)
     assert pixels.dtype == np.uint8
@@ -42,17 +43,18 @@ def test_mnist5k_has_balanced_disjoint_splits() -> None:
 def test_an_image_folder_becomes_square_images_with_labels(tmp_path: Path) -> None:
     train = open_images(str(_folder(tmp_path / "data")))
     assert train.image.shape == (3, 10, 10)
-    assert train.condition.classes == 2
+    assert train.signature.labels is not None
+    assert train.signature.labels.classes == 2
     pixels, labels = next(batches(train, 100))
     assert labels.tolist() == [0] * 4 + [1] * 4
     assert pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 40, 41, 42, 43]
     assert open_images(str(tmp_path / "data"), resolution=6).image.shape == (3, 6, 6)
 
 
-def test_a_flat_grey_folder_has_no_condition(tmp_path: Path) -> None:
+def test_a_flat_grey_folder_has_no_inputs(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "data", classes=1, mode="L") / "class0"
     images = open_images(str(folder))
-    assert (images.condition.kind, images.image.channels, len(images)) == ("none", 1, 4)
+    assert (images.signature.inputs, images.image.channels, len(images)) == ((), 1, 4)
 
 
 def test_a_saved_data_set_and_parquet_read_alike(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_saved_data_set_and_parquet_read_alike(tmp_path: Path) -> None:
 def test_arrays_are_split_like_any_source() -> None:
     pixels, labels = RNG.integers(0, 255, (20, 8, 6, 3), np.uint8), np.arange(20) % 2
     images = Images.of(pixels, labels)
-    assert (images.image.shape, images.condition.classes, len(images)) == ((3, 8, 6), 2, 16)
+    assert (images.image.shape, images.signature.inputs, len(images)) == ((3, 8, 6), (LabelInput(classes=2),), 16)
     np.testing.assert_array_equal(images[np.array([3])][0][0].transpose(1, 2, 0), pixels[images.index[3]])
     assert len(Images.of(pixels, split="held-out")) == 4
     for wrong in (pixels[0], pixels.astype(np.float32)):
@@ -133,14 +135,14 @@ def test_a_data_set_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_images_for_a_held_out_split_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leaves no held-out images"):
+    with pytest.raises(ValueError, match="leaves no held-out samples"):
         open_images(str(_folder(tmp_path / "data", per_class=2)), "held-out")
 
 
 def test_images_are_brought_to_the_size_that_a_bundle_makes(tmp_path: Path, digits: Bundle) -> None:
     folder = _folder(tmp_path / "larger", size=(40, 50), mode="L")
     found = images_like(digits, str(folder), "all")
-    assert found.image == digits.manifest.image
+    assert found.image == digits.manifest.output
     assert (found[np.arange(1)][0] == open_images(str(folder), "all", resolution=28)[np.arange(1)][0]).all()
 
 

@@ -171,7 +171,7 @@ def test_what_was_found_is_said_when_training_starts(tmp_path: Path) -> None:
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(10):
             (tmp_path / "data" / label / f"{i}.png").write_bytes(encoded(Image.new("RGBA", (8, 8), (i, 0, 0, 9))))
-    said = fewstep("train", "--data", tmp_path / "data", "--steps", 1, "--batch", 2, "--out", tmp_path / "a").stderr
+    said = fewstep("train", "--data", tmp_path / "data", "--iterations", 1, "--batch", 2, "--out", tmp_path / "a").stderr
     before, *_ = said.split("train teacher: ")
     assert "30 images in 3 classes: 0 bus (10), 1 car (10), 2 train (10)" in before
     assert "30 transparent, laid on white" in before

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.spec import Condition
+from fewstep.artifact.signature import LabelInput, Signature
 from fewstep.data import Images, batches, images_like, open_images
 
 
@@ -70,7 +70,7 @@ def test_every_spelling_of_a_suffix_and_every_second_file_of_a_stem_is_read(tmp_
         Image.new("L", (8, 8), 20 * i).save(tmp_path / "data" / name, kind.get(suffix, suffix))
     images = open_images(str(tmp_path / "data"), "all")
     assert sorted(np.round(np.array(values(images)) / 20).astype(int).tolist()) == list(range(12))
-    assert (images.names, images.condition.kind) == ((), "none")
+    assert (images.names, images.signature.inputs) == ((), ())
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -186,12 +186,13 @@ def test_names_of_any_alphabet_are_numbered_alike_everywhere(tmp_path: Path) -> 
 def test_classes_of_a_bundle_keep_their_numbers(tmp_path: Path, digits: Bundle) -> None:
     """A folder that lacks a class would number those behind it anew."""
     names = ["bus", "car", "train", *"0123456"]
-    digits.manifest.condition = Condition(kind="labels", classes=10, names=names)
+    known = LabelInput(classes=10, names=names)
+    digits.manifest.signature = Signature(inputs=(known,), output=digits.manifest.output)
     root = folder(tmp_path / "data", ("bus", "train"))
     images = images_like(digits, str(root), "all")
     assert images.labels.tolist() == [0] * 5 + [2] * 5
     assert images.names == tuple(names)
-    assert images.condition == digits.manifest.condition
+    assert images.signature == digits.manifest.signature
     assert images.notes[-1] == "classes are numbered as digits.bundle numbers them"
     whole = images_like(digits, str(folder(tmp_path / "whole", names[:3])), "all")
     assert whole.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5

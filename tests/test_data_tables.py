@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from test_cli import refused
 
+from fewstep.artifact.signature import LabelInput
 from fewstep.data import Images, batches, open_images
 from fewstep.data.latents import encode_images, open_latents
 from fewstep.data.stream import open_stream
@@ -61,7 +62,7 @@ def test_names_of_classes_come_along(tmp_path: Path) -> None:
     for images in three_ways(tmp_path):
         assert images.names == ("bus", "car", "train")
         assert images.labels.tolist() == [2, 0] * 8
-        assert images.condition.classes == 3
+        assert images.signature.labels == LabelInput(classes=3, names=images.names)
         assert "20 images in 2 classes: 0 bus (10), 2 train (10); none of 1 car, 3 plane" in images.notes[0]
 
 

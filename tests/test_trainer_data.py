@@ -19,17 +19,18 @@ from test_cli import fewstep, refused
 from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.data.embeddings import condition_of, read_embeddings
+from fewstep.data.inputs import inputs_of
 from fewstep.data.latents import encode_images, open_latents
 from fewstep.data.stream import RowGroups, Stream, open_stream
+from fewstep.system.arrays import read_arrays
 from fewstep.trainer.batches import Loader, open_examples
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
 RNG = np.random.default_rng(0)
-CONFIG = TeacherConfig(steps=3, warmup=1, batch=4, channels=(8,), patch=1)
+CONFIG = TeacherConfig(iterations=3, warmup=1, batch=4, channels=(8,), patch=1)
 
 
 def _parquet(root: Path, counts: tuple[int, ...] = (40, 25), group: int = 10, classes: int = 2) -> Path:
@@ -54,7 +55,7 @@ def _seen(stream: Stream, positions: np.ndarray) -> list[int]:
 def test_a_stream_has_the_training_images_of_its_directory(tmp_path: Path) -> None:
     root = _parquet(tmp_path / "data")
     stream, images = open_stream(f"file://{root}"), open_images(str(root))
-    assert (stream.image, stream.condition) == (images.image, images.condition)
+    assert stream.signature == images.signature
     assert stream.index.tolist() == images.index.tolist()
     assert stream.labels.tolist() == images.labels.tolist()
     every = np.arange(len(stream))
@@ -118,8 +119,8 @@ def test_processes_share_a_stream_and_read_what_one_reads(tmp_path: Path) -> Non
 
 
 def test_a_teacher_learns_from_a_stream(tmp_path: Path) -> None:
-    fewstep("train", "--data", f"file://{_parquet(tmp_path / 'data')}", "--steps", "2", "--batch", "4", "--out", tmp_path / "a")
-    assert Bundle.load(tmp_path / "a").manifest.provenance.networks["teacher"]["data"].startswith("file://")
+    fewstep("train", "--data", f"file://{_parquet(tmp_path / 'data')}", "--iterations", "2", "--batch", "4", "--out", tmp_path / "a")
+    assert str(Bundle.load(tmp_path / "a").manifest.records.components["teacher"].data).startswith("file://")
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_latents_are_what_the_encoder_makes_and_decode_to_the_images(kind: str, 
     encode_images(str(data), directory, tmp_path / "latents", batch=3)
     latents, images = open_latents(tmp_path / "latents"), open_images(str(data))
     assert latents.labels.tolist() == images.labels.tolist()
-    assert latents.image == images.image
+    assert latents.signature == images.signature
     every = np.arange(len(images))
     model = latents.load_autoencoder()
     pixels = torch.from_numpy(images[every][0]) / 127.5 - 1
@@ -191,7 +192,7 @@ def test_latents_are_what_the_encoder_makes_and_decode_to_the_images(kind: str, 
     x0, labels = Loader(latents)(Draws(0, 0, 8))
     again, _ = Loader(latents)(Draws(0, 0, 8))
     assert torch.equal(x0, again)
-    assert x0.shape == (8, *latents.latent.shape)
+    assert x0.shape == (8, *latents.state.shape)
     at = latents.order(0, 8, (0,))
     assert labels.tolist() == latents.labels[at].tolist()
     drawn = x0 - torch.from_numpy(latents[at][0]).float()[:, :2]
@@ -210,7 +211,7 @@ def test_a_latent_teacher_and_its_generator_make_images(tmp_path: Path) -> None:
         "train",
         "--data",
         latents,
-        "--steps",
+        "--iterations",
         "2",
         "--batch",
         "4",
@@ -222,14 +223,14 @@ def test_a_latent_teacher_and_its_generator_make_images(tmp_path: Path) -> None:
         out,
     )
     bundle = Bundle.load(out)
-    assert bundle.manifest.latent is not None
-    assert bundle.manifest.latent.shape == (2, 8, 8)
+    assert bundle.manifest.decoder is not None
+    assert bundle.manifest.state.shape == (2, 8, 8)
     assert list((tmp_path / "log").glob("*.png"))
-    bundle = distill(bundle, "one", SidConfig(iterations=2, batch=2, adversarial_from=0.0), images=open_latents(latents))
+    bundle = distill(bundle, "one", SidConfig(iterations=2, batch=2, adversarial_from=0.0), samples=open_latents(latents))
     teacher = Teacher(bundle, "one")
-    assert teacher.images(bundle.plan("one"), teacher.draw(2, seed=0)).shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match="makes other images"):
-        distill(bundle, "two", SidConfig(iterations=1, batch=2), images=open_images(str(data)))
+    assert teacher.outputs(bundle.plan("one"), teacher.draw(2, seed=0)).shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="makes other samples than"):
+        distill(bundle, "two", SidConfig(iterations=1, batch=2), samples=open_images(str(data)))
 
 
 def test_damaged_latents_and_others_in_the_way_are_refused(tmp_path: Path) -> None:
@@ -237,9 +238,8 @@ def test_damaged_latents_and_others_in_the_way_are_refused(tmp_path: Path) -> No
     latents = encode_images(str(data), directory, tmp_path / "latents")
     assert "is there already" in refused("encode", data, "--autoencoder", directory, "--out", latents)
     assert "is no autoencoder's directory" in refused("encode", data, "--autoencoder", data, "--out", tmp_path / "b")
-    assert "give --resolution to fewstep encode" in refused(
-        "train", "--data", latents, "--resolution", "8", "--out", tmp_path / "b"
-    )
+    said = refused("train", "--data", latents, "--resolution", "8", "--out", tmp_path / "b")
+    assert "holds latents, whose size is what it is; leave --resolution out" in said
     file = latents / "latents.npy"
     whole = file.read_bytes()
     for damaged in (whole[:-2], b"", b"\x80" + whole[1:]):
@@ -255,10 +255,9 @@ def test_damaged_latents_and_others_in_the_way_are_refused(tmp_path: Path) -> No
 
 def _prompts(path: Path, prompts: int = 2) -> Path:
     torch.manual_seed(0)
-    tokens, width = TEXT.tokens, TEXT.width
-    save_file(
-        {"embeddings": torch.randn(prompts, tokens, width).half(), "null_embeddings": torch.zeros(1, tokens, width)}, path
-    )
+    (embeds,) = (each.tensor for each in TEXT)
+    negative = torch.zeros(1, *embeds.shape)
+    save_file({embeds.name: torch.randn(prompts, *embeds.shape).half(), f"negative_{embeds.name}": negative}, path)
     return path
 
 
@@ -268,16 +267,16 @@ def test_a_teacher_learns_what_prompts_say(tmp_path: Path) -> None:
         (tmp_path / "data" / str(label)).mkdir(parents=True)
         for i in range(5):
             Image.new("RGB", (8, 8), (60 + 135 * label,) * 3).save(tmp_path / "data" / str(label) / f"{i}.png")
-    given = read_embeddings(_prompts(tmp_path / "prompts.safetensors"))
-    images = open_examples(str(tmp_path / "data"), embeddings=condition_of(given))
-    assert images.condition == TEXT
+    given = read_arrays(_prompts(tmp_path / "prompts.safetensors"))
+    images = open_examples(str(tmp_path / "data"), inputs=inputs_of(given))
+    assert images.signature.inputs == TEXT
     network = {key: value for key, value in small("text").denoiser.net.config.items() if not key.startswith("_")}
     network |= {"in_channels": 3, "out_channels": 3, "_class_name": "UNet2DConditionModel"}
-    config = TeacherConfig(steps=120, batch=16, warmup=10, tau=1.0, network=network, patch=1, halflife_images=200)
-    bundle = train_teacher(tmp_path / "a.bundle", images, config, embeddings=given)
-    assert bundle.manifest.condition == TEXT
+    config = TeacherConfig(iterations=120, batch=16, warmup=10, tau=1.0, network=network, patch=1, halflife_images=200)
+    bundle = train_teacher(tmp_path / "a.bundle", images, config, arrays=given)
+    assert bundle.manifest.signature.inputs == TEXT
     teacher = Teacher(bundle)
-    inputs = teacher.draw(8, seed=0, embeddings=given)
+    inputs = teacher.draw(8, seed=0, arrays=given)
     with torch.no_grad():
         made = teacher.denoiser(5.0 * inputs.noise[:, 0], 5.0, *inputs.condition).mean((1, 2, 3))
     assert float(made[1::2].min() - made[::2].max()) > 0.5
@@ -285,11 +284,12 @@ def test_a_teacher_learns_what_prompts_say(tmp_path: Path) -> None:
 
 def test_prompts_that_do_not_go_with_the_images_are_refused(tmp_path: Path) -> None:
     data, prompts = _folder(tmp_path / "data"), _prompts(tmp_path / "one.safetensors", prompts=1)
-    message = refused("train", "--data", data, "--embeddings", prompts, "--out", tmp_path / "a")
-    assert "has the label 1, of 1 prompts" in message
-    with pytest.raises(ValueError, match="prompts are embeddings"):
-        condition_of({"embeddings": torch.zeros(2, 3)})
+    message = refused("train", "--data", data, "--inputs", prompts, "--out", tmp_path / "a")
+    assert "has the label 1, of 1 rows of the arrays that were given" in message
     with pytest.raises(ValueError, match=r"got \[1, 2\] of them"):
-        condition_of({"embeddings": torch.zeros(2, 3, 4), "pooled": torch.zeros(1, 5), "null_embeddings": torch.zeros(1, 3, 4),
-            "null_pooled": torch.zeros(1, 5)})  # fmt: skip
+        inputs_of({"prompt_embeds": np.zeros((2, 3, 4)), "pooled_prompt_embeds": np.zeros((1, 5))})
+    with pytest.raises(ValueError, match=r"give the tensors prompt_embeds, got negative_pooled, prompt_embeds"):
+        inputs_of({"prompt_embeds": np.zeros((2, 3, 4)), "negative_pooled": np.zeros((1, 5))})
+    with pytest.raises(ValueError, match=r"negative_prompt_embeds has shape \(N, 3, 4\), got \(1, 3, 5\)"):
+        inputs_of({"prompt_embeds": np.zeros((2, 3, 4)), "negative_prompt_embeds": np.zeros((1, 3, 5))})
     assert not (tmp_path / "a").exists()
