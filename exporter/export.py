@@ -222,7 +222,7 @@ class _Exporter:
             if weights.bytes > self.max_inline_bytes and weights.attach(model, draft.root):
                 data.append(weights.file)
                 if weights.write(draft):
-                    self.report(f"{Path(weights.file).name}: {weights.bytes / 1e9:.2f} GB of weights, once for all graphs")
+                    self.report(f"{Path(weights.file).name}: {weights.bytes / 1e6:.1f} MB of weights, once for all graphs")
         _refuse_too_large(file, model)
         ir.save(model, path)
         return data

@@ -95,8 +95,8 @@ def zipped(content: bytes) -> int:
     return len(gzip.compress(content, 9, mtime=0))
 
 
-def graph_parts(target: str, name: str, path: Path, *, data: Path | None = None, sent: bool = False) -> list[Part]:
-    """An ONNX file as two parts, its weights and the rest. data: its external weights. sent: measure it gzipped as well.
+def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> list[Part]:
+    """An ONNX file as two parts, its weights and the rest. sent: measure it gzipped as well.
 
     Raises ValueError when it is not ONNX or onnx is not installed.
     """
@@ -113,10 +113,9 @@ def graph_parts(target: str, name: str, path: Path, *, data: Path | None = None,
     count, total = sum(map(len, weights)), path.stat().st_size
     count_sent, total_sent = (zipped(b"".join(weights)), zipped(path.read_bytes())) if sent else (None, None)
     rest_sent = None if count_sent is None or total_sent is None else max(total_sent - count_sent, 0)
-    beside = data.stat().st_size if data else 0
     return [
         Part(target, f"{name}: graph", total - count, rest_sent),
-        Part(target, f"{name}: weights", count + beside, count_sent),
+        Part(target, f"{name}: weights", count, count_sent),
     ]
 
 

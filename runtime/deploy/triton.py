@@ -22,11 +22,12 @@ from google.protobuf.json_format import Parse
 from tritonclient.grpc import model_config_pb2 as pb
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.described import Described, described_inputs, described_output
 from fewstep.artifact.external import check_files
-from fewstep.artifact.manifest import EngineEntry, Precision
+from fewstep.artifact.manifest import EngineEntry
+from fewstep.artifact.spec import Precision
 from fewstep.artifact.staging import staged
 from fewstep.runtime.buckets import buckets_to
-from fewstep.runtime.described import Described, described_inputs, described_output
 from fewstep.runtime.selection import ON_CPU, ON_GPU, graphs_of
 
 __all__ = ["Settings", "write_repository"]
@@ -134,8 +135,8 @@ class _Model:
 
     def _with_graph(self, directory: Path) -> dict[str, Any]:
         shutil.copyfile(self.bundle.file(self.graph.file), directory / "model.onnx")
-        if self.graph.data:  # the graph names it without a directory
-            shutil.copyfile(self.bundle.file(self.graph.data), directory / Path(self.graph.data).name)
+        for path in self.graph.data:  # the graph names it without a directory
+            shutil.copyfile(self.bundle.file(path), directory / Path(path).name)
         return {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
 
     def _with_engines(self, directory: Path) -> dict[str, Any]:

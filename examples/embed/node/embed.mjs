@@ -16,7 +16,7 @@ function openBundle(bundle) {
   const graph = Object.values(graphs).find((g) => g.plan === plan && g.precision === "fp32" && g.layout !== "step");
   const [input] = signature.inputs;
   if (!graph || input?.kind !== "label") throw new Error(`${bundle} has no fp32 graph that takes labels`);
-  for (const name of [graph.file, graph.data].filter(Boolean)) {
+  for (const name of [graph.file, ...graph.data]) {
     const sha256 = createHash("sha256").update(readFileSync(join(bundle, name))).digest("hex");
     if (sha256 !== files[name].sha256) throw new Error(`${bundle}/${name} does not match its sha256; copy it again`);
   }

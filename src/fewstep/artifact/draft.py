@@ -114,6 +114,15 @@ class Draft:
         else:
             path.unlink(missing_ok=True)
 
+    def drop_graph(self, name: str) -> None:
+        """Remove a graph, where it is there, and the files that no other graph reads."""
+        if (graph := self.manifest.graphs.pop(name, None)) is None:
+            return
+        others = {path for other in self.manifest.graphs.values() for path in other.paths}
+        for path in graph.paths:
+            if path not in others:
+                self.remove(path)
+
     def seal(self, before: Manifest | None = None) -> None:
         """Record every file and write the manifest. Raises ValueError when it would be invalid.
 
@@ -162,9 +171,9 @@ class _Stale:
             stale = self._stale(graph.denoiser, graph.plan) or (graph.plan is not None and self._stale_plan(graph.plan))
             if before.graphs.get(name) == graph and stale and self._same(graph.paths):
                 engines = {engine: entry for engine, entry in now.engines.items() if entry.graph == name}
-                paths += [*graph.paths, *(path for entry in engines.values() for path in entry.paths)]
+                paths += [path for entry in engines.values() for path in entry.paths]
                 now.engines = {engine: entry for engine, entry in now.engines.items() if engine not in engines}
-                del now.graphs[name]
+                self.draft.drop_graph(name)
         for plan, ranges in list(now.ranges.items()):
             if before.ranges.get(plan) == ranges and self._stale_plan(plan) and self._same([ranges.file]):
                 paths.append(ranges.file)

@@ -31,8 +31,9 @@ def unfit(bundle: Bundle, engine: EngineEntry, machine: Machine) -> str:
     """Why an engine cannot run on a machine, or ""."""
     key, rebuild = engine.key, f"rebuild it with: fewstep build {bundle.root.name}"
     graph, files = bundle.manifest.graphs[engine.graph], bundle.manifest.files
-    now = [files[path].sha256 if path else None for path in (graph.file, graph.data, graph.postprocess)]
-    if now != [key.graph_sha256, key.data_sha256, key.postprocess_sha256]:
+    parts = [files[path].sha256 if path else None for path in (graph.file, graph.postprocess)]
+    data = [files[path].sha256 for path in graph.data]
+    if (parts, data) != ([key.graph_sha256, key.postprocess_sha256], key.data_sha256):
         return f"its graph was exported again since; {rebuild}"
     if machine.sm is None:
         return "no NVIDIA GPU here"

@@ -18,13 +18,13 @@ def check_files(bundle: Bundle, graph: GraphEntry) -> None:
     """
     for path in graph.paths:
         bundle.file(path)
-    allowed = _beside(bundle, graph.file, graph.data) if graph.data else None
+    allowed = {_beside(bundle, graph.file, data) for data in graph.data}
     for path in [path for path in (graph.file, graph.postprocess) if path]:
         try:
             found = locations(bundle.file(path).read_bytes())
         except ValueError as error:
             raise ValueError(f"{bundle.root.name}/{path} {error}") from None
-        for location in found - {allowed}:
+        for location in found - allowed:
             raise ValueError(
                 f"{bundle.root.name}/{path} reads weights from {location!r}, which the bundle has no hash for; export it again"
             )

@@ -95,7 +95,7 @@ class RangesEntry(Strict):
 
 
 class GraphEntry(Strict):
-    """An ONNX file, its weights in it or, where they are large, beside it in `data`.
+    """An ONNX file, its weights in it or, where they are large, beside it in `data`, files that other graphs may read, too.
 
     unrolled and loop hold a whole plan: inputs noise (B, draws, C, ...) and those of the signature; outputs that of the
     signature and sample (B, C, ...) float32, the same before it is rounded or has units. step is one guided evaluation for
@@ -104,7 +104,7 @@ class GraphEntry(Strict):
     """
 
     file: str
-    data: str | None = None
+    data: Words = []
     postprocess: str | None = None
     denoiser: Name
     plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its denoiser")
@@ -121,14 +121,14 @@ class GraphEntry(Strict):
     @property
     def paths(self) -> list[str]:
         """Every file of the graph."""
-        return [path for path in (self.file, self.data, self.postprocess) if path]
+        return [path for path in (self.file, *self.data, self.postprocess) if path]
 
 
 class EngineKey(Strict):
     """Everything an engine depends on. Two engines with equal keys are interchangeable; a part that differs is named."""
 
     graph_sha256: str
-    data_sha256: str | None = Field(description="the graph's external weights")
+    data_sha256: Words = Field(default=[], description="the graph's external weights")
     postprocess_sha256: str | None = Field(description="the graph that turns a step layout's last state into images")
     flavour: Literal["tensorrt_rtx", "tensorrt"]
     version: str
