@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     shutil.copytree(ROOT / "examples" / "digits.bundle", root)
     with Bundle.load(root).edit() as draft:
         plan = few_step(uniform(2, 2.5), guidance=Guidance(1.5, 2.0))
-        draft.manifest.plans["two"] = PlanEntry.of(plan, network="sid1", solver="few steps")
+        draft.manifest.plans["two"] = PlanEntry.of(plan, denoiser="sid1", solver="few steps")
     made = calibrate_ranges(Bundle.load(root), "two", ["int8", "int8-fp16", "fp8"], samples=4, min_psnr_db=0)
     made = export_graphs(made, ["two"], ["int8", "int8-fp16", "fp8"], layouts=["unrolled", "loop"], batched_guidance=True)
     return export_graphs(made, ["two"], ["fp32", "fp16", "bf16"], layouts=["unrolled", "loop", "step"], batched_guidance=True)

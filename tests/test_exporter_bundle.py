@@ -35,7 +35,7 @@ def test_the_shipped_graphs_agree_with_torch(digits: Bundle) -> None:
 def test_a_new_plan_of_the_shipped_teacher_is_exported_and_checked(digits: Bundle) -> None:
     with digits.edit() as draft:
         plan = ddim(karras(2, 0.002, 80.0))
-        draft.manifest.plans["ddim2"] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+        draft.manifest.plans["ddim2"] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM")
     exported = export_graphs(Bundle.load(digits.root), ["ddim2"], ["fp32"])
     assert set(exported.manifest.graphs) == {*digits.manifest.graphs, "ddim2.fp32"}
     assert all(r.ok for r in check_graphs(exported))
@@ -56,7 +56,7 @@ def test_a_graph_with_a_changed_weight_is_out_of_its_limit(digits: Bundle) -> No
 
 
 def test_a_network_left_out_of_the_bundle_is_named(digits: Bundle) -> None:
-    with pytest.raises(ValueError, match=r"was shipped without the network 'sid2'"):
+    with pytest.raises(ValueError, match=r"was shipped without the denoiser 'sid2'"):
         export_graphs(digits, ["sid2"], ["fp32"])
 
 
@@ -85,7 +85,7 @@ def test_a_reference_that_cannot_be_read_is_said(digits: Bundle) -> None:
 def test_a_manifest_that_promises_other_images_than_the_graphs_make_is_refused(digits: Bundle) -> None:
     path = digits.root / MANIFEST
     raw = json.loads(path.read_text())
-    raw["image"]["height"] = 32
+    raw["signature"]["output"]["height"] = raw["state"]["axes"][0] = 32
     path.write_text(json.dumps(raw))  # by hand: an edit would remove what was made for other images
     message = r"sid1/noise is float32 \[4, 1, 1, 28, 28\], the manifest calls for float32 \[4, 1, 1, 32, 28\]"
     with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ def test_a_manifest_that_promises_other_images_than_the_graphs_make_is_refused(d
 
 
 def test_weights_that_do_not_fit_their_configuration_are_refused(digits: Bundle) -> None:
-    name = "networks/teacher/config.json"
+    name = "components/teacher/config.json"
     config = json.loads(digits.file(name).read_text()) | {"block_out_channels": [32, 128]}
     with pytest.raises(ValueError, match=r"the weights of network 'teacher' do not fit its config.json"):
         load_network(rewritten(digits, name, json.dumps(config).encode()), "teacher")

@@ -31,14 +31,10 @@ def test_it_holds_the_chosen_plan_and_no_networks_weights(trimmed: Bundle, tmp_p
     manifest = trimmed.manifest
     assert sorted(manifest.graphs) == ["sid1.fp16", "sid1.fp32", "sid1.int8", "sid1.int8-fp16"]
     assert list(manifest.plans) == ["sid1"]
-    assert manifest.networks["sid1"].directory is None
-    assert set(manifest.networks) == set(manifest.provenance.networks) == {"sid1"}
-    assert manifest.provenance.plans == {}
-    assert (manifest.default, manifest.image, manifest.condition) == (
-        "sid1",
-        EXAMPLE.manifest.image,
-        EXAMPLE.manifest.condition,
-    )
+    assert manifest.components["sid1"].directory is None
+    assert set(manifest.components) == set(manifest.records.components) == {"sid1"}
+    assert manifest.records.plans == {}
+    assert (manifest.default, manifest.signature) == ("sid1", EXAMPLE.manifest.signature)
     with np.load(trimmed.file("golden.npz")) as golden:
         assert {key.split("/")[0] for key in golden.files} == {"sid1"}
     package(EXAMPLE, tmp_path / "one", ["device"], plans=["sid2"], precisions=["fp16"])
@@ -47,8 +43,8 @@ def test_it_holds_the_chosen_plan_and_no_networks_weights(trimmed: Bundle, tmp_p
 
 
 def test_its_images_are_those_of_the_whole_bundle(trimmed: Bundle) -> None:
-    expected = Generator.open(EXAMPLE.root, backend="cpu")([3, 1, 4], seeds=[0, 1, 2])
-    np.testing.assert_array_equal(Generator.open(trimmed.root, backend="cpu")([3, 1, 4], seeds=[0, 1, 2]), expected)
+    expected = Generator.open(EXAMPLE.root, backend="cpu")(labels=[3, 1, 4], seeds=[0, 1, 2])
+    np.testing.assert_array_equal(Generator.open(trimmed.root, backend="cpu")(labels=[3, 1, 4], seeds=[0, 1, 2]), expected)
 
 
 def test_it_builds_and_checks_without_torch(trimmed: Bundle, tmp_path: Path) -> None:

@@ -92,14 +92,14 @@ def test_the_step_layout_gets_both_engines(tmp_path: Path) -> None:
 
 
 def test_inputs_without_a_dynamic_batch_are_left_alone(tmp_path: Path) -> None:
-    """scales (4,) and weight () of the step layout next to x (batch, C, H, W)."""
-    scales, weight = (onnx.helper.make_tensor_value_info(n, Type.FLOAT, s) for n, s in (("scales", [4]), ("weight", [])))
-    graph = convolution(inputs=[scales, weight])
+    """scales (4,) and guidance_scale () of the step layout next to x (batch, C, H, W)."""
+    shapes = {"scales": [4], "guidance_scale": []}
+    graph = convolution(inputs=[onnx.helper.make_tensor_value_info(n, Type.FLOAT, s) for n, s in shapes.items()])
     graph.graph.node[-1].input[0] = "scaled"
     nodes = [
         onnx.helper.make_node("ReduceSum", ["scales"], ["sum"], keepdims=0),
         onnx.helper.make_node("Mul", ["out", "sum_low"], ["product"]),
-        onnx.helper.make_node("Add", ["product", "weight"], ["scaled"]),
+        onnx.helper.make_node("Add", ["product", "guidance_scale"], ["scaled"]),
     ]
     nodes.insert(1, onnx.helper.make_node("Identity", ["sum"], ["sum_low"]))
     for i, node in enumerate(nodes):

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from small import PATH, ROBOT, field
 from test_cli import fewstep, refused
 
-from fewstep.artifact.bundle import MANIFEST, Bundle
+from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
 from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.signature import LabelInput, Signature
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
+from fewstep.models.denoiser import save_network
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
@@ -29,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Bundle.load(root).edit() as draft:
         for name in ("both", "calls"):
             plan = ddim(karras(2, 0.1, 80.0), Guidance(2.0))
-            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="DDIM")
+            draft.manifest.plans[name] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM")
     bundle = export_graphs(Bundle.load(root), ["both"], ["fp32"], layouts=["unrolled", "loop"], batched_guidance=True)
     bundle = export_graphs(bundle, ["calls"], ["fp32"], layouts=["unrolled", "loop", "step"], batched_guidance=False)
     export_graphs(bundle, ["calls"], ["fp16", "bf16"], batched_guidance=False)
@@ -54,7 +57,7 @@ def by_hand(bundle: Bundle, where: str, value: Any) -> Bundle:
     *keys, last = where.split("/")
     inner = raw
     for key in keys:
-        inner = inner[key]
+        inner = inner[int(key) if key.isdigit() else key]
     inner[last] = value
     path.write_text(json.dumps(raw))
     return Bundle.load(bundle.root)
@@ -62,10 +65,10 @@ def by_hand(bundle: Bundle, where: str, value: Any) -> Bundle:
 
 GRAPHS = ["sid1.fp32", "sid1.int8", "both.fp32", "both.loop.fp32", "calls.fp16", "calls.bf16", "teacher.step.fp32"]
 FACTS = {
-    "condition/classes": (9, r"knows more than 9 classes, the manifest says 9"),
-    "condition/classes ": (11, r"knows fewer than 11 classes, the manifest says 11"),
-    "image/low": (0.0, r"makes images of another range than the manifest's, 0 to 1|has fewstep.low -1 by its file"),
-    "image/high": (2.0, r"makes images of another range than the manifest's, -1 to 2|has fewstep.high 1 by its file"),
+    "signature/inputs/0/classes": (9, r"knows more than 9 classes by labels, the manifest says 9"),
+    "signature/inputs/0/classes ": (11, r"knows fewer than 11 classes by labels, the manifest says 11"),
+    "signature/output/low": (0.0, r"makes images of another range than the manifest's|has fewstep.low -1 by its file"),
+    "signature/output/high": (2.0, r"makes images of another range than the manifest's|has fewstep.high 1 by its file"),
     "graphs/{}/opset": (19, "has opset 20 by its file and 19 by the manifest"),
     "graphs/{}/limit": (2.0, "may be off by 2, .* by "),
 }
@@ -110,7 +113,7 @@ def test_the_precision_is_compared(name: str, precision: str, found: str, bundle
 def test_a_plan_changed_by_hand_is_found_out_by_the_graph_that_was_made_of_it(bundle: Bundle) -> None:
     levels = bundle.manifest.plans["both"].sigmas
     changed = by_hand(bundle, "plans/both/sigmas", [levels[0] * 1.001, *levels[1:]])
-    assert "was made with another network, plan, decoder or image than the manifest has now" in refused("check", changed.root)
+    assert "was made with another network, plan, decoder or signature than the manifest has now" in refused("check", changed.root)
     with pytest.raises(ValueError, match=r"'both.fp32' was made with another network, plan"):
         check_graphs(changed)
 
@@ -145,6 +148,52 @@ def test_a_step_graph_without_any_reference_is_not_passed(bundle: Bundle) -> Non
         draft.manifest.graphs = {"teacher.step.fp32": draft.manifest.graphs["teacher.step.fp32"]}
     with pytest.raises(ValueError, match=r"golden.npz has no reference for a plan of 'teacher'"):
         check_graphs(Bundle.load(bundle.root))
+
+
+def robot(root: Path) -> Bundle:
+    """Told a task of which no number means none."""
+    signature = Signature(inputs=(LabelInput(name="task", classes=3, null=False), *ROBOT[1:]), output=PATH)
+    with Draft.create(root, signature) as draft:
+        save_network(draft, "policy", field(signature))
+        draft.manifest.plans["two"] = PlanEntry.of(ddim(karras(2, 0.5, 20.0)), denoiser="policy", solver="DDIM")
+    return export_graphs(Bundle.load(root), ["two"], ["fp32"], layouts=["loop", "step"])
+
+
+ROBOTS = {
+    "signature/output/columns/0/mean": (11.0, "makes values of another range than the manifest's: they are off by up to 1;"),
+    "signature/output/columns/1/std": (0.0006, "makes values of another range than the manifest's: they are off by up to "),
+    "signature/inputs/0/classes": (2, "knows more than 2 classes by task, the manifest says 2"),
+    "signature/inputs/0/classes ": (4, "knows fewer than 4 classes by task, the manifest says 4"),
+}
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_units_and_values_of_arrays_are_compared_in_both_kinds_of_graphs(said: bool, tmp_path: Path) -> None:
+    """By what a graph says of itself, and by what it makes where it says nothing."""
+    bundle = robot(tmp_path / "robot.bundle")
+    if not said:
+        bundle = without_facts(bundle)
+    assert all(result.ok and not result.skipped for result in check_graphs(bundle))
+    manifest = bundle.root / MANIFEST
+    before = manifest.read_text()
+    for where, (value, message) in ROBOTS.items():
+        for name in ("two.loop.fp32", "policy.step.fp32"):
+            changed = by_hand(bundle, where.strip(), value)
+            changed.manifest.graphs = {name: changed.manifest.graphs[name]}
+            found = r"has fewstep.(input.task|mean_std) [\s\S]* by its file" if said else message
+            with pytest.raises(ValueError, match=rf"the graph '{name}' {found}"):
+                check_graphs(changed)
+            manifest.write_text(before)
+
+
+def without_facts(bundle: Bundle) -> Bundle:
+    """As if another tool had written the graphs."""
+    with bundle.edit() as draft:
+        for path in (path for graph in bundle.manifest.graphs.values() for path in (graph.file, graph.postprocess) if path):
+            model = onnx.load(bundle.file(path), load_external_data=False)
+            del model.metadata_props[:]
+            onnx.save(model, draft.new(path))
+    return Bundle.load(bundle.root)
 
 
 def test_the_shipped_bundle_is_right() -> None:
