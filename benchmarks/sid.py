@@ -113,7 +113,7 @@ def main(source: Path, data: str, folder: Path) -> None:
                 look.seen.clear()
                 # A run cut off begins anew: its looks are gone.
                 shutil.rmtree(checkpoint_path(root, "student"), ignore_errors=True)
-                some: dict[str, Any] = {"images": images.about(REAL)} if with_images else {}
+                some: dict[str, Any] = {"samples": images.about(REAL)} if with_images else {}
                 made = distill(Bundle.load(root), "student", replace(config, seed=seed), validate=look, **some)
                 look.maker.denoiser = load_network(made, "student")
                 runs.add(name, seed, {**look.score(made.plan("student")), "curve": list(look.seen)})

@@ -12,11 +12,13 @@ from test_cli import fewstep
 from fewstep.artifact.adopt import adopt, mismatch
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import PlanEntry
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.artifact.records import Adopted
+from fewstep.calibration.calibrate import calibrate
+from fewstep.calibration.configs import FitConfig
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Flow
 
-WEIGHTS = "networks/teacher/diffusion_pytorch_model.safetensors"
+WEIGHTS = "components/teacher/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -32,14 +34,24 @@ def test_a_plan_is_the_same_elsewhere_and_says_where_it_is_from(fitted: Bundle, 
     with tuned.edit() as draft:
         weights = {key: value * 1.01 for key, value in load_file(tuned.root / WEIGHTS).items()}
         save_file(weights, draft.new(WEIGHTS))
-        del draft.manifest.plans["fit3"], draft.manifest.provenance.plans["fit3"]
+        del draft.manifest.plans["fit3"], draft.manifest.records.plans["fit3"]
     done = adopt(Bundle.load(tuned.root), fitted, "fit3", name="theirs")
-    for table in ("alphas", "sigmas", "a", "b", "weights"):
+    for table in ("alphas", "sigmas", "a", "b", "guidance"):
         np.testing.assert_array_equal(getattr(done.plan("theirs"), table), getattr(fitted.plan("fit3"), table))
-    assert done.manifest.provenance.plans["theirs"]["adopted"] == {"bundle": "digits", "plan": "fit3", "guidance": None}
+    record = done.manifest.records.plans["theirs"]
+    assert record.adopted == Adopted(bundle="digits", plan="fit3")
+    assert record.model_copy(update={"adopted": None}) == fitted.manifest.records.plans["fit3"]
     assert "was fitted with other weights than those of 'teacher' now" in mismatch(done, "theirs")
     exported = fewstep("export", done.root, "--plan", "theirs", "--precision", "fp32")
     assert "warning: the plan 'theirs' was fitted with other weights" in exported.stderr
+
+
+def test_a_plan_that_nobody_fitted_says_where_it_is_from_all_the_same(fitted: Bundle) -> None:
+    done = adopt(fitted, fitted, "heun18", name="theirs", guidance=Guidance(2.0))
+    assert done.manifest.records.plans["theirs"] == Adopted(bundle="digits", plan="heun18", guidance=Guidance(2.0).settings())
+    assert mismatch(done, "theirs") is None
+    again = adopt(done, done, "theirs", name="again")
+    assert again.manifest.records.plans["again"] == Adopted(bundle="digits", plan="theirs")
 
 
 def test_another_guidance_is_another_plan(fitted: Bundle) -> None:
@@ -54,9 +66,10 @@ def test_another_guidance_is_another_plan(fitted: Bundle) -> None:
 
 def test_other_coordinates_are_refused(fitted: Bundle) -> None:
     flow = Bundle(fitted.root, fitted.manifest.model_copy(deep=True))
-    flow.manifest.networks["teacher"] = flow.manifest.networks["teacher"].model_copy(update={"parametrisation": Flow()})
-    flow.manifest.plans = {"flow": PlanEntry.of(fitted.plan("fit3"), network="teacher", solver="")}
+    components = flow.manifest.components
+    components["teacher"] = components["teacher"].model_copy(update={"parametrisation": Flow()})
+    flow.manifest.plans = {"flow": PlanEntry.of(fitted.plan("fit3"), denoiser="teacher", solver="")}
     with pytest.raises(ValueError, match="is in flow coordinates, the network 'teacher' in edm ones"):
         adopt(fitted, flow, "flow", name="theirs")
     with pytest.raises(ValueError, match="has no network 'student'"):
-        adopt(fitted, fitted, "fit3", name="theirs", network="student")
+        adopt(fitted, fitted, "fit3", name="theirs", denoiser="student")

@@ -21,8 +21,8 @@ from fewstep.cli.app import app
 
 # Options that name what a verb writes, with a command that is right but for it; and those that name what one reads.
 WRITES: dict[str, list[str]] = {
-    "train --out": ["train", "--data", "mnist5k", "--steps", "1"],
-    "train --log-to": ["train", "--data", "mnist5k", "--steps", "1", "--batch", "2", "--out", "new.bundle"],
+    "train --out": ["train", "--data", "mnist5k", "--iterations", "1"],
+    "train --log-to": ["train", "--data", "mnist5k", "--iterations", "1", "--batch", "2", "--out", "new.bundle"],
     "encode --out": ["encode", "images", "--autoencoder", "none"],
     "import --out": ["import", "none"],
     "distill --log-to": ["distill", "digits.bundle", "--name", "new", "--iterations", "1"],
@@ -36,7 +36,7 @@ WRITES: dict[str, list[str]] = {
     "deploy triton --out": ["deploy", "triton", "digits.bundle", "--device", "cpu"],
     "deploy ray --out": ["deploy", "ray", "digits.bundle"],
 }
-READS = ("--embeddings", "--network", "--autoencoder", "--source", "--ort-web", "--config", "--scheduler-config")
+READS = ("--inputs", "--pipeline", "--network", "--autoencoder", "--source", "--ort-web", "--config", "--scheduler-config")
 SUFFIX = {"report": ".html", "generate": ".png", "bench": ".png"}
 NEEDS = {"deploy triton --out": "tritonclient", "deploy ray --out": "ray", "bench --plot": "matplotlib"}
 

@@ -26,12 +26,12 @@ from pathlib import Path
 from dataclasses import replace
 import numpy as np
 import pytest
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images
 from fewstep.trainer import checkpoint
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import SidConfig, TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 
 torch.set_default_dtype(torch.float64)
 stopping = len(sys.argv) > 3
@@ -42,20 +42,22 @@ if stopping:
         sys.exit(0)
     checkpoint.save = save_and_stop
 for name, processes, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
-    images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
+    signature = Signature(inputs=(LabelInput(classes=2),), output=ImageOutput(channels=1, height=8, width=8))
+    images = Images("made up", signature,
         np.random.default_rng(seed).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
     parts = {"accumulate": accumulate, "checkpointing": accumulate != 1, "shard": shard}
-    config = TeacherConfig(steps=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, precision="no",
+    config = TeacherConfig(iterations=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, mixed_precision="no",
         checkpoint_every=3 if stopping else 200, **parts)
     if processes == 2 and not stopping:
         with pytest.raises(ValueError, match="5 images do not come apart into"):
             train_teacher(Path(sys.argv[1], "uneven.bundle"), images, replace(config, batch=5, accumulate=1))
     bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
-    config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5, precision="no", **parts)
+    config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5,
+        mixed_precision="no", **parts)
     if processes == 2 and not stopping:
         with pytest.raises(ValueError, match="5 images do not come apart into"):
-            distill(bundle, "uneven", replace(config, batch=5, accumulate=1), images=images)
-    distill(bundle, "sid2", config, images=images)
+            distill(bundle, "uneven", replace(config, batch=5, accumulate=1), samples=images)
+    distill(bundle, "sid2", config, samples=images)
 """
 
 
@@ -73,7 +75,7 @@ RUNS = [
 
 
 def _weights(bundle: Path, network: str) -> dict:
-    (path,) = (bundle / "networks" / network).glob("*.safetensors")
+    (path,) = (bundle / "components" / network).glob("*.safetensors")
     return load_file(path)
 
 
@@ -122,12 +124,12 @@ def test_the_command_under_torchrun_speaks_once_and_writes_one_bundle(tmp_path: 
     (tmp_path / "command.py").write_text(COMMAND)
     options = [
         "train",
-        "--steps",
+        "--iterations",
         "2",
         "--batch",
         "4",
         "--shard",
-        "--precision",
+        "--mixed-precision",
         "no",
         "--out",
         "a.bundle",

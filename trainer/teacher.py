@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle, Draft, check_new
-from fewstep.artifact.card import write_card
+from fewstep.artifact.card import inherited, write_card
 from fewstep.artifact.digests import component_digest
-from fewstep.artifact.manifest import PlanEntry, check_name
+from fewstep.artifact.manifest import Manifest, PlanEntry, check_name
 from fewstep.artifact.records import Trained
 from fewstep.data import Samples
 from fewstep.data.inputs import Arrays
@@ -171,16 +171,18 @@ class TeacherRun(Run):
             plan = name if self.given.start else "heun18"
             draft.manifest.plans[plan] = PlanEntry.of(self.plan, denoiser=name, solver="Heun, 18 steps")
             draft.manifest.default = plan
-            draft.manifest.records.components[name] = self._record()
+            draft.manifest.records.components[name] = self._record(draft.manifest)
             write_card(draft)
 
-    def _record(self) -> Trained:
+    def _record(self, manifest: Manifest) -> Trained:
         settings = dict(self.settings)
         settings.pop("classes", None)  # the bundle's signature has them
         about = {key: settings.pop(key) for key in ("mixed_precision", "data", "data_sha256", "samples")}
         rows = settings.pop("rows", None)
         start = {key: settings.pop(key, None) for key in ("start", "start_sha256")}
-        return Trained(**about, **start, settings=settings, rows=rows, metrics=self.metrics(), license=self.given.license)
+        made_from = [self.given.start] if self.given.start else []
+        licenses = {"license": self.given.license, "inherited_licenses": inherited(manifest, *made_from)}
+        return Trained(**about, **start, **licenses, settings=settings, rows=rows, metrics=self.metrics())
 
 
 def _network(samples: Samples, config: TeacherConfig) -> Denoiser:

@@ -27,7 +27,7 @@ def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in networks:
         record = manifest.records.components.get(name)
-        if isinstance(record, Distilled):
+        if isinstance(record, Trained | Distilled):
             found |= record.inherited_licenses
         if record and record.license:
             found[name] = record.license
@@ -38,7 +38,7 @@ def license(manifest: Manifest, network: str) -> str:
     """What a network is licensed under, and the ones it was made from, in words."""
     record = manifest.records.components.get(network)
     own = [record.license] if record and record.license else []
-    inherits = record.inherited_licenses if isinstance(record, Distilled) else {}
+    inherits = record.inherited_licenses if isinstance(record, Trained | Distilled) else {}
     others = [f"{name}: {words}" for name, words in inherits.items() if words not in own]
     return "; ".join([*own, *others]) or "not stated"
 

@@ -43,7 +43,7 @@ class _Learnt(Strict):
     """What training and distilling say alike. settings: all of the run's, as its configuration takes them.
 
     mixed_precision: what the network computed in. data: what samples were read from, None for none. license: in words, of
-    the samples or of who made the network.
+    the samples or of who made the network; inherited_licenses: of the networks that it was made from, by their names.
     """
 
     settings: Settings
@@ -53,6 +53,7 @@ class _Learnt(Strict):
     samples: int | None = None
     metrics: list[Look] = Field(default=[])
     license: str | None = None
+    inherited_licenses: dict[str, str] = Field(default={})
 
 
 class Trained(_Learnt):
@@ -82,7 +83,6 @@ class Distilled(_Learnt):
     validated: bool = False
     validated_on: str | None = None
     retries: int = 0
-    inherited_licenses: dict[str, str] = Field(default={})
 
 
 class Imported(Strict):
