@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Precision
+from fewstep.artifact.spec import Precision
 from fewstep.backends.base import Array, Binding
 from fewstep.runtime.buckets import BUCKETS, Pool, parts
 from fewstep.runtime.finite import NotFiniteError, where_it_ended

@@ -14,7 +14,8 @@ import onnxruntime as ort
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.engines import unfit
 from fewstep.artifact.external import check_files
-from fewstep.artifact.manifest import EngineKey, GraphEntry, Precision
+from fewstep.artifact.manifest import EngineKey, GraphEntry
+from fewstep.artifact.spec import Precision
 from fewstep.backends.base import Program
 from fewstep.backends.onnx import OnnxProgram
 from fewstep.backends.sessions import CPU, CUDA, TENSORRT

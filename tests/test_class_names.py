@@ -24,9 +24,11 @@ from test_runtime_serve import serving
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.classes import MAX_CLASS_NAME, Classes, class_names_of
-from fewstep.artifact.manifest import Condition, PlanEntry
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.signature import Input, LabelInput
 from fewstep.data import Images, images_like, numbered_like
 from fewstep.data.latents import encode_images
+from fewstep.data.samples import classes
 from fewstep.evaluation.compare import CompareConfig, compare
 from fewstep.evaluation.report import write_report
 from fewstep.exporter.edge.package import package
@@ -36,8 +38,8 @@ from fewstep.runtime.server.repository import Options, Repository
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
 from fewstep.trainer.batches import open_examples
+from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
 
 CLOTHES = ("Trouser", "ankle boot", "bag", "bag, small", "t-shirt")  # as they sort
 
@@ -56,18 +58,19 @@ def clothes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that the command trained on a folder of named classes, exported."""
     root = tmp_path_factory.mktemp("clothes")
     photographs(root / "photographs", CLOTHES)
-    fewstep("train", "--data", "photographs", "--steps", 1, "--batch", 2, "--out", "clothes.bundle", cwd=root)
+    fewstep("train", "--data", "photographs", "--iterations", 1, "--batch", 2, "--out", "clothes.bundle", cwd=root)
     bundle = Bundle.load(root / "clothes.bundle")
     with bundle.edit() as draft:
         plan = ddim(karras(1, 0.5, 20.0))
-        draft.manifest.plans["one"] = PlanEntry.of(plan, network="teacher", solver="DDIM, 1 step")
+        draft.manifest.plans["one"] = PlanEntry.of(plan, denoiser="teacher", solver="DDIM, 1 step")
         draft.manifest.default = "one"
     fewstep("export", "clothes.bundle", "--precision", "fp32", cwd=root)
     return root / "clothes.bundle"
 
 
-def condition(*names: str) -> Condition:
-    return Condition(kind="labels", classes=len(names), names=names)
+def called(*names: str) -> tuple[Input, ...]:
+    """The inputs of a bundle whose classes are called so."""
+    return (LabelInput(classes=len(names), names=names),)
 
 
 def classes_called(*names: str) -> Classes:
@@ -134,9 +137,7 @@ def test_a_refusal_stays_short_whatever_there_is() -> None:
 )
 def test_names_are_for_all_classes_and_for_eyes(names: list[str], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Condition.model_validate({"kind": "labels", "classes": 2, "names": names})
-    with pytest.raises(ValidationError, match="0 classes has a name"):
-        Condition(kind="none", names=("a",))
+        LabelInput.model_validate({"classes": 2, "names": names})
 
 
 def test_a_folder_that_no_terminal_can_show_is_named_before_training(tmp_path: Path) -> None:
@@ -146,18 +147,16 @@ def test_a_folder_that_no_terminal_can_show_is_named_before_training(tmp_path: P
 
 def test_a_class_without_an_image_keeps_its_number() -> None:
     """A data set may name more classes than it has images of."""
-    images = Images.of(np.zeros((8, 4, 4, 1), np.uint8), np.arange(8) % 2, split="all")
-    full = Images("set", images.image, images.condition, images.rows, images.index, images.labels, names=("a", "b", "c"))
-    assert full.condition == condition("a", "b", "c")
-    assert full.every(2).condition == full.condition
+    assert classes("set", np.arange(8) % 2, ["a", "b", "c"]) == called("a", "b", "c")
 
 
 def test_from_the_folder_to_inspect_and_the_card(clothes: Path) -> None:
     shown = fewstep("inspect", clothes)
-    line = "classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(CLOTHES))
-    assert line in shown.stdout + shown.stderr
-    assert json.loads(fewstep("inspect", clothes, "--json").stdout)["condition"]["names"] == list(CLOTHES)
-    assert f"5 classes ({line.removeprefix('classes: ')})" in (clothes / "card.md").read_text("utf-8")
+    line = f"5 classes ({', '.join(f'{i} {name}' for i, name in enumerate(CLOTHES))})"
+    assert f"made from {line}" in shown.stdout + shown.stderr
+    (told,) = json.loads(fewstep("inspect", clothes, "--json").stdout)["signature"]["inputs"]
+    assert told["names"] == list(CLOTHES)
+    assert line in (clothes / "card.md").read_text("utf-8")
 
 
 def test_images_are_asked_for_by_name(clothes: Path, tmp_path: Path) -> None:
@@ -170,14 +169,17 @@ def test_images_are_asked_for_by_name(clothes: Path, tmp_path: Path) -> None:
     known = "a label of this bundle is Trouser, ankle boot, bag, bag, small, t-shirt or 0 to 4"
     assert refused("generate", clothes, "--labels", "shirt") == f"fewstep: {known}, got 'shirt'; did you mean 't-shirt'?"
     generator = Generator.open(clothes, backend="cpu")
-    made = [generator(labels, seeds=[0, 1]) for labels in (["bag", 4], np.array(["bag", "t-shirt"]), np.array([2, 4]), [2, 4])]
+    made = [
+        generator(labels=labels, seeds=[0, 1])
+        for labels in (["bag", 4], np.array(["bag", "t-shirt"]), np.array([2, 4]), [2, 4])
+    ]
     assert all((images == made[0]).all() for images in made)
-    assert (made[0][0] != generator(["Trouser"], seeds=[0])[0]).any()
+    assert (made[0][0] != generator(labels=["Trouser"], seeds=[0])[0]).any()
     with pytest.raises(ValueError, match=r"or 0 to 4, got 1\.5$"):
-        generator(["bag", 1.5], seeds=[0, 1])  # type: ignore[list-item]
+        generator(labels=["bag", 1.5], seeds=[0, 1])
     for wrong in ("bag", [["bag"], ["bag"]], [2.0, 4.0], ["bag"]):
         with pytest.raises(ValueError, match="labels are names or whole numbers, one per seed"):
-            generator(wrong, seeds=[0, 1])  # type: ignore[arg-type]
+            generator(labels=wrong, seeds=[0, 1])
 
 
 def test_the_server_knows_and_takes_names(clothes: Path) -> None:
@@ -185,10 +187,11 @@ def test_the_server_knows_and_takes_names(clothes: Path) -> None:
     repository.load("clothes")
     with TestClient(create_app(repository, Policy())) as client:
         (model,) = client.get("/models").json()
-        assert model["names"] == list(CLOTHES)
+        (given,) = model["inputs"]
+        assert (given["name"], given["choices"], given["names"]) == ("labels", 5, list(CLOTHES))
         inputs = {given["name"]: given for given in client.get("/v2/models/clothes").json()["inputs"]}
-        assert inputs["labels"]["parameters"] == {"names": list(CLOTHES)}
-        assert "parameters" not in inputs["seeds"]
+        assert inputs["labels"]["parameters"]["names"] == list(CLOTHES)
+        assert "names" not in inputs["seeds"]["parameters"]
         pictures = [client.post("/generate", json={"labels": labels}) for labels in (["bag", 4], [2, "t-shirt"], [2, 4])]
         assert [picture.status_code for picture in pictures] == [200] * 3
         assert len({picture.content for picture in pictures}) == 1
@@ -201,18 +204,18 @@ def test_the_server_knows_and_takes_names(clothes: Path) -> None:
 def test_what_ships_carries_the_names(clothes: Path, tmp_path: Path) -> None:
     package(Bundle.load(clothes), tmp_path / "package", ["web", "device"])
     facts = json.loads((tmp_path / "package" / "web" / "facts.json").read_text("utf-8"))
-    assert facts["names"] == list(CLOTHES)
+    assert facts["inputs"][0]["names"] == list(CLOTHES)
     graph = ort.InferenceSession(tmp_path / "package" / "web" / "one.fp32.onnx")
-    assert graph.get_modelmeta().custom_metadata_map["fewstep.names"].split("\n") == list(CLOTHES)
+    assert graph.get_modelmeta().custom_metadata_map["fewstep.input.labels.names"].split("\n") == list(CLOTHES)
     device = tmp_path / "package" / "device" / "clothes.bundle"
-    assert Bundle.load(device).manifest.condition.names == CLOTHES
+    assert Bundle.load(device).manifest.signature.inputs == called(*CLOTHES)
     triton = pytest.importorskip("fewstep.runtime.deploy.triton", reason="needs tritonclient")
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     triton.write_repository(Bundle.load(clothes), tmp_path / "models", ["one"], triton.Settings("cpu"))
     config = text_format.Parse((tmp_path / "models/clothes.one/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert json.loads(config.parameters["names"].string_value) == list(CLOTHES)
+    assert json.loads(config.parameters["labels"].string_value)["names"] == list(CLOTHES)
 
 
 def test_what_is_made_of_a_bundle_keeps_the_names_and_real_images_are_told_by_them(clothes: Path, tmp_path: Path) -> None:
@@ -221,10 +224,10 @@ def test_what_is_made_of_a_bundle_keeps_the_names_and_real_images_are_told_by_th
     bundle = distill(copy, "free", SidConfig(iterations=1, batch=2))
     with pytest.raises(ValueError, match=r"others is not of the classes of .*: there are Trouser, .* trouser besides"):
         others = photographs(tmp_path / "others", [name.lower() for name in CLOTHES])
-        distill(bundle, "seen", SidConfig(iterations=1, batch=2), images=open_examples(str(others)))
+        distill(bundle, "seen", SidConfig(iterations=1, batch=2), samples=open_examples(str(others)))
     seen = open_examples(str(clothes.parent / "photographs"))
-    bundle = distill(bundle, "seen", SidConfig(iterations=1, batch=2), images=seen)
-    assert bundle.manifest.condition.names == CLOTHES
+    bundle = distill(bundle, "seen", SidConfig(iterations=1, batch=2), samples=seen)
+    assert bundle.manifest.signature.inputs == called(*CLOTHES)
     assert "(0 Trouser, 1 ankle boot" in bundle.file("card.md").read_text("utf-8")
 
 
@@ -234,13 +237,13 @@ def test_labels_of_other_sources_are_matched_by_name(clothes: Path, tmp_path: Pa
     greys = some[np.arange(len(some))][0].mean(axis=(1, 2, 3))
     assert set(some.labels[greys < 20]) == {4}
     assert set(some.labels[greys > 30]) == {2}  # bag sorts first in its folder, and third in the bundle
-    assert some.condition == bundle.manifest.condition
+    assert some.signature.inputs == bundle.manifest.signature.inputs
     numbered = Images.of(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10) % 5)
     with pytest.raises(ValueError, match="it has numbers alone, which may mean others; call its classes"):
         numbered_like(bundle, numbered)
     flat = tmp_path / "flat"
     shutil.copytree(tmp_path / "some" / "bag", flat)
-    with pytest.raises(ValueError, match="flat has images without classes; give it one subfolder per class"):
+    with pytest.raises(ValueError, match="flat has samples without classes; give it one subfolder per class"):
         images_like(bundle, str(flat))
 
 
@@ -274,7 +277,7 @@ def test_an_imported_pipeline_brings_its_names(tmp_path: Path) -> None:
     }
     (pipeline / "model_index.json").write_text(json.dumps(index))
     fewstep("import", "pipeline", "--out", "fish.bundle", cwd=tmp_path)
-    assert Bundle.load(tmp_path / "fish.bundle").manifest.condition == condition("tench, Tinca tinca", "crane", "goldfish")
+    assert Bundle.load(tmp_path / "fish.bundle").manifest.signature.inputs == called("tench, Tinca tinca", "crane", "goldfish")
     index["id2label"] = {"0": "tench"}
     (pipeline / "model_index.json").write_text(json.dumps(index))
     assert "id2label in model_index.json does not name the 3 classes" in refused("import", "pipeline", cwd=tmp_path)
@@ -286,10 +289,14 @@ def test_the_playground_shows_names_and_a_served_bundle_takes_them(clothes: Path
         page.open(f"{address}/")
         page.wait("document.querySelectorAll('#results img').length === 1")
         page.run("((model) => { model.value = 'clothes'; model.dispatchEvent(new Event('change')); })(document.forms[0].model)")
-        assert page.run("[...document.querySelectorAll('#label option')].map((o) => o.text)") == ["each in turn", *CLOTHES]
-        page.run("document.getElementById('label').value = '2'; document.getElementById('images').value = '1'")
+        assert page.run("[...document.querySelectorAll('#input-labels option')].map((o) => o.text)") == [
+            "each in turn",
+            "none",
+            *CLOTHES,
+        ]
+        page.run("document.getElementById('input-labels').value = '2'; document.getElementById('samples').value = '1'")
         page.run("document.getElementById('form').requestSubmit()")
-        page.wait("document.querySelector('#status').textContent === '1 image from seed 0'")
+        page.wait("document.querySelector('#status').textContent === '1 sample from seed 0'")
         assert page.complaints == []
         asked = {"model": "clothes", "labels": ["bag"]}
         by_name, by_number = (httpx.post(f"{address}/generate", json=asked | more) for more in ({}, {"labels": [2]}))
@@ -301,15 +308,15 @@ def test_the_playground_shows_names_and_a_served_bundle_takes_them(clothes: Path
 def test_the_page_shows_names(clothes: Path, tmp_path: Path) -> None:
     package(Bundle.load(clothes), tmp_path / "out", ["web"], ort_web_package=ORT_WEB)
     with served(tmp_path / "out" / "web") as url, browser() as page:
-        page.open(f"{url}?images=6&label=each")
+        page.open(f"{url}?samples=6&labels=each")
         page.wait(DONE)
-        options = page.run("[...document.querySelectorAll('#label option')].map((o) => o.text)")
-        assert options == ["each in turn", "no class", *CLOTHES]
+        options = page.run("[...document.querySelectorAll('#input-labels option')].map((o) => o.text)")
+        assert options == ["each in turn", "none", *CLOTHES]
         captions = page.run("[...document.querySelectorAll('figcaption')].map((c) => c.textContent)")
         assert captions == [f"{name} · seed {i}" for i, name in enumerate([*CLOTHES, CLOTHES[0]])]
-        page.open(f"{url}?images=1&label=none")
+        page.open(f"{url}?samples=1&labels=none")
         page.wait(DONE)
-        assert page.run("document.querySelector('figcaption').textContent") == "no class · seed 0"
+        assert page.run("document.querySelector('figcaption').textContent") == "no labels · seed 0"
         assert page.complaints == []
 
 
@@ -321,13 +328,13 @@ def test_latents_keep_the_names(tmp_path: Path) -> None:
     photographs(tmp_path / "data", CLOTHES)
     encode_images(str(tmp_path / "data"), tmp_path / "vae", tmp_path / "latents")
     latents = open_examples(str(tmp_path / "latents"))
-    assert latents.condition == condition(*CLOTHES)
+    assert latents.signature.inputs == called(*CLOTHES)
 
 
 def test_the_report_names_what_it_shows(digits: Bundle, tmp_path: Path) -> None:
     words = ["zero", "one & only", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     with digits.edit() as draft:
-        draft.manifest.condition = condition(*words)
+        draft.manifest.signature = draft.manifest.signature.model_copy(update={"inputs": called(*words)})
     bundle, folder = Bundle.load(digits.root), tmp_path / "digits"
     for i, name in enumerate(words):
         (folder / name).mkdir(parents=True)

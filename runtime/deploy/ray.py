@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
-from fewstep.artifact.manifest import Precision
+from fewstep.artifact.spec import Precision
 from fewstep.backends.base import Array
 from fewstep.runtime.selection import BACKENDS, Wanted, candidates
 from fewstep.runtime.server.app import Policy, create_app

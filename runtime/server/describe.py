@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
+from fewstep.artifact.described import Described, described_inputs, described_output
 from fewstep.artifact.signature import Output
 from fewstep.runtime.batcher import Batcher
-from fewstep.runtime.described import Described, described_inputs, described_output
 from fewstep.runtime.server.repository import Model, Repository, Version
 
 __all__ = ["Description", "Metadata", "State", "describe", "metadata", "states"]

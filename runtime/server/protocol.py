@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fewstep.artifact.described import DATATYPES
 from fewstep.artifact.signature import MAX_INPUTS
-from fewstep.runtime.described import DATATYPES
 from fewstep.runtime.server.coding import Coding, deflated
 from fewstep.runtime.server.limits import Limits
 from fewstep.runtime.server.numbers import listed

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from fastapi import Response
 
+from fewstep.artifact.described import described_output
 from fewstep.backends.base import Array
 from fewstep.runtime.batcher import Batcher
-from fewstep.runtime.described import described_output
 from fewstep.runtime.generator import Inputs
 from fewstep.runtime.server.asked import GenerateRequest, answer_bytes, written
 from fewstep.runtime.server.coding import Coding
