@@ -52,7 +52,7 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
     assert f"| tabled | edm | the network teacher ({digest}), distilled | some of digits, to fit the plan it began as" in text
     chosen = f"| chosen | edm | the network teacher ({digest}), distilled, begun as free | some of images not stated, to choose"
     assert chosen in text
-    assert f"| tuned | edm | the network teacher ({digest}), trained further | 32 of a/b | not stated |" in text
+    assert f"| tuned | edm | the network teacher ({digest}), trained further | 32 of a/b | teacher: CC0 / really |" in text
     bundle.verify()
 
 
