@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -138,7 +139,7 @@ def sampler_bundle(path: Path, inputs: Sequence[Input] = LABELS, output: Output 
         onnx.save(write.sampler(), whole, save_as_external_data=True, **data)
         onnx.save(write.step(), draft.new("graphs/two.onnx"))
         onnx.save(write.postprocess(), draft.new("graphs/two.postprocess.onnx"))
-        manifest.graphs["one.fp32"] = _graph("one", "net", "one", "unrolled", data="graphs/one.bin")
+        manifest.graphs["one.fp32"] = _graph("one", "net", "one", "unrolled", data=["graphs/one.bin"])
         manifest.graphs["two.fp32"] = _graph("two", "other", None, "step", postprocess="graphs/two.postprocess.onnx")
         draft.new("engines/one.engine").write_bytes(b"no engine")
         manifest.engines["one"] = EngineEntry(
@@ -167,7 +168,7 @@ def _value(name: str, shape: tuple[int, ...], kind: int = Type.FLOAT) -> onnx.Va
     return helper.make_tensor_value_info(name, kind, ("batch", *shape))
 
 
-def _graph(name: str, denoiser: str, plan: str | None, layout: str, **more: str) -> GraphEntry:
+def _graph(name: str, denoiser: str, plan: str | None, layout: str, **more: Any) -> GraphEntry:
     entry = {"precision": "fp32", "opset": 20, "limit": 0.1} | more
     return GraphEntry(file=f"graphs/{name}.onnx", denoiser=denoiser, plan=plan, layout=layout, **entry)
 
@@ -175,7 +176,6 @@ def _graph(name: str, denoiser: str, plan: str | None, layout: str, **more: str)
 def _key() -> EngineKey:
     return EngineKey(
         graph_sha256="0" * 64,
-        data_sha256=None,
         postprocess_sha256=None,
         flavour="tensorrt",
         version="10.8",

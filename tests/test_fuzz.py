@@ -646,7 +646,7 @@ def test_a_file_that_weights_come_from_cannot_be_hidden(name: str, location: str
 
 def test_weights_that_are_not_beside_their_graph_are_refused(tmp_path: Path) -> None:
     bundle = sampler_bundle(tmp_path / "a.bundle")
-    entry = bundle.manifest.graphs["one.fp32"].model_copy(update={"data": "ranges.json"})
+    entry = bundle.manifest.graphs["one.fp32"].model_copy(update={"data": ["ranges.json"]})
     with pytest.raises(ValueError, match=r"keeps the weights of 'graphs/one.onnx' in 'ranges.json', not beside it"):
         check_files(bundle, entry)
 

@@ -131,7 +131,6 @@ def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Pa
         for sm, flavour in (("89", "tensorrt"), ("90", "tensorrt"), ("100", "tensorrt"), ("120", "tensorrt_rtx")):
             key = EngineKey(
                 graph_sha256=digits.manifest.files["graphs/sid1.fp16.onnx"].sha256,
-                data_sha256=None,
                 postprocess_sha256=None,
                 flavour=flavour,
                 version="10.9",
@@ -166,7 +165,7 @@ def with_a_graph(path: Path, signature: Signature) -> Bundle:
         external(draft.new("graphs/p.onnx"), "p.onnx.data")
         draft.manifest.graphs["p"] = GraphEntry(
             file="graphs/p.onnx",
-            data="graphs/p.onnx.data",
+            data=["graphs/p.onnx.data"],
             denoiser="net",
             plan="p",
             precision="fp32",

@@ -43,7 +43,6 @@ def with_engine(digits: Bundle) -> Bundle:
     graph = digits.manifest.graphs["sid1.fp32"]
     key = EngineKey(
         graph_sha256=digits.manifest.files[graph.file].sha256,
-        data_sha256=None,
         postprocess_sha256=None,
         flavour="tensorrt_rtx",
         version="1.7.1.116",
