@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,7 @@ def export_graphs(
     layouts: Sequence[Layout] = (),
     batched_guidance: bool | None = None,
     max_inline_bytes: int = MAX_INLINE_BYTES,
+    denoisers: Mapping[str, Denoiser] = {},
     report: Callable[[str], None] = lambda _: None,
     track: Track = silent,
 ) -> Bundle:
@@ -60,14 +61,14 @@ def export_graphs(
 
     layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch, twice its size,
     or in two passes; what is faster on this machine when None. Weights of a component of more than max_inline_bytes lie in a
-    file beside its graphs, see fewstep.exporter.graph.shared. report takes a sentence for every choice made.
+    file beside its graphs, see fewstep.exporter.graph.shared. denoisers: networks that are at hand already. report takes a sentence for every choice made.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """
     refuse_layouts(layouts, precisions)
     for name in plans:
         bundle.pick("plan", name, bundle.manifest.plans)
-    exporter = _Exporter(bundle, batched_guidance, max_inline_bytes, report)
+    exporter = _Exporter(bundle, batched_guidance, max_inline_bytes, report, dict(denoisers))
     jobs = [(plan, precision) for plan in plans for precision in precisions]
     for plan, precision in jobs:
         exporter.ranges(plan, precision)

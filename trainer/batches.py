@@ -34,7 +34,7 @@ def open_examples(
 ) -> Samples:
     """Training samples of a source that `open_images`, `open_stream` or `open_arrays` knows, or latents that `encode` wrote.
 
-    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError as they do.
+    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError.
     """
     path = Path(source)
     if is_url(source):

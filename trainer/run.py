@@ -80,7 +80,7 @@ class Progress:
 class Run(ABC):
     """One run of a method.
 
-    A method makes its networks in `__init__` and hands them to `begin`; `update` is an update, `keep` what comes of all of them.
+    A method makes its networks in `__init__` and hands them to `begin`; `update` is an update, `keep` what comes of all.
     """
 
     keeps_best: ClassVar[bool] = False  # whether the weights that a metric found best are what comes of it

@@ -9,7 +9,7 @@ from pathlib import Path
 from fewstep.artifact.bundle import CARD, Bundle, Draft
 from fewstep.artifact.digests import component_digest
 from fewstep.artifact.golden import GOLDEN, write_golden
-from fewstep.artifact.manifest import GraphEntry, Manifest
+from fewstep.artifact.manifest import Manifest
 from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
 
 __all__ = ["write_device"]

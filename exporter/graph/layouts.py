@@ -88,7 +88,7 @@ def unroll(
 
     def denoise(x: Symbol, _: float, scale: float = 1.0, **__: float) -> Symbol:
         row, scales = next(rows)
-        at = At(f"row_{row}", row)
+        at = At(f"row_{row}", row, graph.root.constant(float(scales.timestep)))  # unused where all of it is folded
         out = guided_output(graph.evaluations, graph.root, scaled(scales.into, x), scale, at, batched_guidance=batched_guidance)
         return scaled(scales.skip, x) + scaled(scales.out, out)
 

@@ -71,7 +71,11 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
     module = _Evaluation(on_meta(denoiser))
     nn.Module.to(module.denoiser.net, DTYPES[precision])
-    return trace("net", module, inputs, static=["timestep"])
+    try:
+        return trace("net", module, inputs, static=["timestep"])
+    except Exception as error:  # of whatever kind torch.export raises for code that it cannot follow
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise ValueError(f"torch.export does not take this {denoiser.family.kind}: {reason}") from error
 
 
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:

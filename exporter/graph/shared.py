@@ -89,7 +89,7 @@ class SharedWeights:
                 self.offsets[str(own.name)],
                 own.nbytes,
                 own.dtype,
-                shape=own.shape,
+                shape=ir.Shape(own.shape),
                 name=str(own.name),
                 base_dir=root / path.parent,
             )

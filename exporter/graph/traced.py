@@ -124,10 +124,10 @@ def trace(scope: str, module: nn.Module, inputs: Mapping[str, Tensor], static: S
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without remarks on packages torch.onnx does not need here, on its own use of deprecated torch, on absent weights."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # errors are raised, and said once
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

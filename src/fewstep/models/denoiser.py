@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,8 +85,13 @@ class Denoiser(nn.Module):
 
     @property
     def architecture(self) -> str:
-        """Class and configuration of the network: networks for which it is equal differ in weights only."""
+        """Class and configuration of the network: networks for which it is equal differ in weights only.
+
+        A module without a configuration is like itself alone.
+        """
         net: Any = self.net
+        if not hasattr(net, "config"):
+            return f"{type(net).__name__} {id(net)}"
         config = {key: value for key, value in net.config.items() if not key.startswith("_")}
         told = {name: list(getattr(self, name).shape) for name in self.told}
         return f"{type(net).__name__} {json.dumps(config, sort_keys=True)} patch {self.patch} {json.dumps(told)}"
@@ -93,16 +99,27 @@ class Denoiser(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        return next(self.net.parameters()).dtype
+        return next((p.dtype for p in self.net.parameters()), torch.float32)
 
 
 def on_meta(denoiser: Denoiser) -> Denoiser:
     """The same architecture in the same dtype on torch's meta device: shapes without weights, in eval mode."""
     with torch.device("meta"):
-        net: Any = type(denoiser.net)
-        copy = nn.Module.to(net.from_config(denoiser.net.config), denoiser.dtype)  # diffusers' own warns where nothing is wrong
+        net: Any = denoiser.net
+        if hasattr(net, "config"):
+            made = nn.Module.to(
+                type(net).from_config(net.config), denoiser.dtype
+            )  # diffusers' own warns where nothing is wrong
+        else:
+            tensors = [*net.parameters(), *net.buffers()]
+            made = copy.deepcopy(net, {id(tensor): _without_numbers(tensor) for tensor in tensors})
         about: dict[str, Any] = {"parametrisation": denoiser.parametrisation, "patch": denoiser.patch}
-        return Denoiser(copy, constants=denoiser.constants, family=denoiser.family, **about).eval()
+        return Denoiser(made, constants=denoiser.constants, family=denoiser.family, **about).eval()
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -20,10 +20,10 @@ from fewstep.models.decoder import check_decoder_class, pixels_per_latent, save_
 from fewstep.models.denoiser import Denoiser, save_network
 from fewstep.models.edm_weights import is_edm, load_edm_weights
 from fewstep.models.families import FAMILIES, family_of, network_class
-from fewstep.models.families.base import Asked
+from fewstep.models.families.base import Asked, Pipeline
 from fewstep.models.layout import Layout, find_layout
 from fewstep.models.pretrained import load_part, load_single
-from fewstep.models.proof import PIPELINES, Case, Pipeline, Proof, prove
+from fewstep.models.proof import PIPELINES, Case, Proof, prove
 from fewstep.models.schedulers import dynamic_mu, make_scheduler, parametrisation_of, plan_name, scheduler_plan
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.solvers import heun
@@ -56,8 +56,8 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: a denoiser, what images it makes and of which inputs, the configuration of its scheduler as its pipeline takes
-    it, its autoencoder, and what is to be said of it in sentences.
+    """What was read: a denoiser, its images and inputs, the configuration of its scheduler as its pipeline takes it, its
+    autoencoder, and what is to be said of it in sentences.
     """
 
     denoiser: Denoiser
@@ -87,7 +87,10 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
     embeds = "guidance_scale" in found.denoiser.constants
     scale = options.guidance if options.guidance is not None and not embeds else 1.0
     guidance = Guidance(scale)
-    plan, name = scheduler_plan(scheduler, parametrisation, steps, guidance, mu=found.mu), plan_name(scheduler, steps, guidance)
+    plan, name = (
+        scheduler_plan(scheduler, parametrisation, steps, guidance, mu=found.mu, sigmas=own.sigmas),
+        plan_name(scheduler, steps, guidance),
+    )
     if steps < own.steps and options.steps is None:
         found.notes.append(f"{found.pipeline} takes {own.steps} steps; the plan {name} has {steps}, give --steps for others")
     with Draft.create(out, Signature(inputs=found.inputs, output=found.image)) as draft:
@@ -131,11 +134,12 @@ def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> C
     found = load_single(made, source, layout.network) if layout.weights else load_part(made, layout.network, options.variant)
     net, notes = found.module, list(found.notes)
     autoencoder = _autoencoder(layout, options, notes)
-    image = _image(net.config, autoencoder, options)
+    family = family_of(made.__name__)
+    image = _image(net.config, autoencoder, options, family.patch)
     asked = _asked(layout, image, options, notes)
-    inputs, constants = family_of(made.__name__).read(net, asked)
-    mu = _mu(scheduler, net, image, autoencoder)
-    denoiser = Denoiser(net, parametrisation=parametrisation_of(scheduler, mu=mu), constants=constants)
+    inputs, constants = family.read(net, asked)
+    mu = _mu(scheduler, net, image, autoencoder, family.patch)
+    denoiser = Denoiser(net, parametrisation=parametrisation_of(scheduler, mu=mu), patch=family.patch, constants=constants)
     return Checkpoint(denoiser, image, inputs, scheduler, autoencoder, layout.pipeline, mu, notes)
 
 
@@ -196,11 +200,11 @@ def _as_its_pipeline_takes_it(scheduler: dict[str, Any], pipeline: str | None) -
     return scheduler
 
 
-def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageOutput:
+def _image(config: Any, autoencoder: Any, options: ImportOptions, patch: int) -> ImageOutput:
     """What the bundle's images are."""
     factor = pixels_per_latent(autoencoder) if autoencoder is not None else 1
-    channels = autoencoder.config.out_channels if autoencoder is not None else config.in_channels
-    side = config.sample_size
+    channels = autoencoder.config.out_channels if autoencoder is not None else config.in_channels // patch**2
+    side = config.get("sample_size")
     if side is None:
         if options.resolution is None:
             raise ValueError("the network takes images of any size (its sample_size is null); say which with --resolution")
@@ -212,9 +216,9 @@ def _image(config: Any, autoencoder: Any, options: ImportOptions) -> ImageOutput
     return image
 
 
-def _mu(scheduler: dict[str, Any], net: Any, image: ImageOutput, autoencoder: Any) -> float | None:
+def _mu(scheduler: dict[str, Any], net: Any, image: ImageOutput, autoencoder: Any, patch: int) -> float | None:
     """mu of a scheduler that shifts by the number of image tokens."""
-    factor = (pixels_per_latent(autoencoder) if autoencoder is not None else 1) * (net.config.get("patch_size") or 1)
+    factor = (pixels_per_latent(autoencoder) if autoencoder is not None else 1) * patch * (net.config.get("patch_size") or 1)
     return dynamic_mu(make_scheduler(scheduler).config, (image.height // factor) * (image.width // factor))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +20,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fewstep.artifact.signature import NEGATIVE, Input
 from fewstep.models.accounting import keys_of
 from fewstep.models.denoiser import Denoiser
+from fewstep.models.families import FAMILIES
 from fewstep.models.schedulers import with_steps
 from fewstep.models.tracing import HandedNoise, steps_of, trace
 from fewstep.sampling.guidance import Guidance, guided, mix
 from fewstep.sampling.plan import Plan, sample
 
-__all__ = ["PIPELINES", "Case", "Pipeline", "Proof", "Proven", "prove"]
+__all__ = ["PIPELINES", "Case", "Proof", "Proven", "prove"]
 
 TOLERANCE = 1e-4  # of the largest number of the last state: both loops round differently
 DIGIT = 2.0**-23  # of a number of fp32: its last digit
@@ -37,22 +40,7 @@ SECONDS = 600.0  # that the proof of one number of steps may take; what it would
 NULL_OF_DIT = 1000  # DiTPipeline's own label for "none"
 
 
-class Pipeline(NamedTuple):
-    """A pipeline class of diffusers: its default number of steps and its default guidance scale, 1 where it has none."""
-
-    steps: int
-    guidance: float = 1.0
-
-
-PIPELINES = {
-    "StableDiffusionPipeline": Pipeline(50, 7.5),
-    "StableDiffusionXLPipeline": Pipeline(50, 5.0),
-    "StableDiffusion3Pipeline": Pipeline(28, 7.0),
-    "LatentConsistencyModelPipeline": Pipeline(4, 8.5),
-    "DiTPipeline": Pipeline(50, 4.0),
-    "DDPMPipeline": Pipeline(1000),
-    "DDIMPipeline": Pipeline(50),
-}
+PIPELINES = {name: pipeline for family in FAMILIES.values() for name, pipeline in family.pipelines.items()}
 
 
 class Case(NamedTuple):
@@ -125,6 +113,11 @@ class _Subject:
     autoencoder: Any
     shaken: float = 0.0
 
+    def scheduled(self, steps: int) -> Any:
+        """Its scheduler, with timesteps as its pipeline sets them."""
+        told = PIPELINES[self.pipeline].sigmas if self.pipeline in PIPELINES else None
+        return with_steps(self.scheduler, steps, self.mu, told)
+
     def inputs(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """A condition, and one that means "none"."""
         generator = torch.Generator().manual_seed(0)
@@ -164,7 +157,7 @@ def prove(
     left_out: list[str] = []
     seconds = 0.0  # of one call, as the shorter case took them
     for case in cases:
-        plan, drawn = trace(with_steps(scheduler, case.steps, mu), denoiser.parametrisation, Guidance(case.guidance))
+        plan, drawn = trace(subject.scheduled(case.steps), denoiser.parametrisation, Guidance(case.guidance))
         if seconds * 2 * plan.nfe > SECONDS:
             left_out.append(f"{case.steps} steps, which would take about {seconds * 2 * plan.nfe / 60:.0f} minutes here")
             continue
@@ -253,13 +246,33 @@ def _run(pipeline: Any, subject: _Subject, case: Case) -> Tensor:
     pipeline.scheduler.step = kept
     try:
         with HandedNoise((1, *subject.shape), subject.noise):
-            pipeline(**{"num_inference_steps": case.steps, "output_type": "latent"} | _asked(subject, case))
+            pipeline(
+                **_sized(pipeline, subject),
+                **{"num_inference_steps": case.steps, "output_type": "latent"} | _asked(subject, case),
+            )
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"diffusers' own {subject.pipeline} does not run with these parts ({reason})") from error
     finally:
         pipeline.scheduler.step = step
-    return ends[-1][:1]
+    return _as_state(ends[-1][:1], subject)
+
+
+def _sized(pipeline: Any, subject: _Subject) -> dict[str, int]:
+    """The size of images, for pipelines that do not read it from the network."""
+    if "height" not in inspect.signature(type(pipeline).__call__).parameters:
+        return {}
+    factor = pipeline.vae_scale_factor
+    return {"height": subject.shape[-2] * factor, "width": subject.shape[-1] * factor}
+
+
+def _as_state(end: Tensor, subject: _Subject) -> Tensor:
+    """A pipeline's last state (1, C, ...), unfolded where the pipeline packs patches into tokens (1, n, C patch^2)."""
+    if end.ndim != 3:
+        return end
+    patch = subject.denoiser.patch
+    folded = end.transpose(1, 2).reshape(1, -1, *(side // patch for side in subject.shape[1:]))
+    return functional.pixel_shuffle(folded, patch)
 
 
 def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
@@ -280,7 +293,7 @@ def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
 
 def _around_the_network(subject: _Subject, case: Case) -> Tensor:
     """The loop of diffusers' pipelines, around the network itself."""
-    scheduler, denoiser = with_steps(subject.scheduler, case.steps, subject.mu), subject.denoiser
+    scheduler, denoiser = subject.scheduled(case.steps), subject.denoiser
     (given, null), start = subject.inputs(), subject.noise(0)
 
     def network(x: Tensor, t: Tensor) -> Tensor:

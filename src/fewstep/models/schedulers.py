@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import exp
 from typing import Any
 
@@ -128,11 +128,15 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
     return float(low + (tokens - first) * (high - low) / (last - first))
 
 
-def with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:
-    """The scheduler, its timesteps set. Raises ValueError for a number of steps that it does not take."""
+def with_steps(scheduler: Any, steps: int, mu: float | None = None, sigmas: Callable[[int], list[float]] | None = None) -> Any:
+    """The scheduler, its timesteps set. Raises ValueError for a number of steps that it does not take.
+
+    sigmas: levels for so many steps, where not the scheduler's own.
+    """
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"a plan takes 1 to {MAX_STEPS} steps, got {steps}")
-    given = {"mu": mu} if mu is not None and scheduler.config.get("use_dynamic_shifting") else {}
+    given: dict[str, Any] = {"mu": mu} if mu is not None and scheduler.config.get("use_dynamic_shifting") else {}
+    given |= {"sigmas": sigmas(steps)} if sigmas and not scheduler.config.get("use_flow_sigmas") else {}
     try:
         scheduler.set_timesteps(steps, **given)
     except Exception as error:
@@ -142,10 +146,16 @@ def with_steps(scheduler: Any, steps: int, mu: float | None = None) -> Any:
 
 
 def scheduler_plan(
-    scheduler: Any, parametrisation: Parametrisation, steps: int, guidance: Guidance = PLAIN, *, mu: float | None = None
+    scheduler: Any,
+    parametrisation: Parametrisation,
+    steps: int,
+    guidance: Guidance = PLAIN,
+    *,
+    mu: float | None = None,
+    sigmas: Callable[[int], list[float]] | None = None,
 ) -> Plan:
-    """A scheduler's plan for the network that it is configured for."""
-    return trace(with_steps(scheduler, steps, mu), parametrisation, guidance)[0]
+    """A scheduler's plan for the network that it is configured for. sigmas: see with_steps."""
+    return trace(with_steps(scheduler, steps, mu, sigmas), parametrisation, guidance)[0]
 
 
 def plan_name(scheduler: Any, steps: int, guidance: Guidance = PLAIN) -> str:

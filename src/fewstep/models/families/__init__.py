@@ -30,7 +30,7 @@ def family_of(name: str) -> Family:
 
 
 def network_class(name: str) -> Any:
-    """The class of this name, of diffusers or our own. Raises ValueError for one that has no family; nothing else is imported."""
+    """The class of this name, of diffusers or our own. Raises ValueError for one without a family; nothing else is imported."""
     family = family_of(name)
     return family.network or getattr(importlib.import_module("diffusers"), family.kind)
 
@@ -44,7 +44,7 @@ def check_fit(net: Any, state: State, inputs: Sequence[Input], *, patch: int, co
     if family.axes not in (None, rank) or (patch > 1 and rank != 2):
         raise ValueError(f"a {name} works on states with two axes, this one has {rank}; choose another network")
     channels, sides = state.channels * patch**2, tuple(side / patch for side in state.axes)
-    size = net.config.sample_size if net.config.sample_size is not None else sides
+    size = net.config.get("sample_size") or sides
     facts = {
         "in_channels": (net.config.in_channels, channels),
         "sample_size": (tuple(size) if isinstance(size, list | tuple) else (size,) * rank, sides),

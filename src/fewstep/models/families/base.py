@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -12,7 +12,19 @@ from fewstep.artifact.classes import class_names_of
 from fewstep.artifact.components import Constant
 from fewstep.artifact.signature import MAX_SIZE, Input
 
-__all__ = ["Asked", "Constants", "Facts", "Family", "Tensors", "Told", "classes_of", "middle_of_blocks", "shapes_of", "single"]
+__all__ = [
+    "Asked",
+    "Constants",
+    "Facts",
+    "Family",
+    "Pipeline",
+    "Tensors",
+    "Told",
+    "classes_of",
+    "middle_of_blocks",
+    "shapes_of",
+    "single",
+]
 
 Facts: TypeAlias = dict[str, tuple[Any, Any]]  # key of the configuration -> (what it is, what the bundle needs)
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -35,6 +47,20 @@ def middle_of_blocks(net: Any) -> nn.Module:
     """The middle one of a transformer's blocks."""
     block: nn.Module = net.transformer_blocks[len(net.transformer_blocks) // 2]
     return block
+
+
+class Pipeline(NamedTuple):
+    """A pipeline class of diffusers around a network.
+
+    Args:
+        steps: its default.
+        guidance: its default guidance scale, 1 where it has none.
+        sigmas: the noise levels that it tells its scheduler for so many steps, where it does not leave them to it.
+    """
+
+    steps: int
+    guidance: float = 1.0
+    sigmas: Callable[[int], list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +88,21 @@ class Asked:
     index: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
 
+    def embedded_guidance(self) -> float:
+        """The scale that a network is told which embeds it, and a note that says so."""
+        scale = self.default_guidance if self.guidance is None else self.guidance
+        self.notes.append(
+            f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another"
+        )
+        return scale
+
     def class_names(self, count: int) -> tuple[str, ...]:
         """What the pipeline calls so many classes; () where it does not say. Raises ValueError where it names others."""
         id2label = self.index.get("id2label")
         return class_names_of(count, id2label) if id2label else ()
 
     def prompt_tokens(self, kind: str, *, known: bool) -> int:
-        """How many tokens a prompt has: as an option says or, where it is `known` to follow, the tokenizer. Raises ValueError."""
+        """How many tokens a prompt has: as an option says or, where that is `known`, the tokenizer. Raises ValueError."""
         written = self.about("tokenizer", "tokenizer_config.json").get("model_max_length") if known else None
         tokens = self.tokens or written
         if not tokens or tokens > MAX_SIZE:
@@ -97,8 +131,8 @@ class Family:
 
     Args:
         kind: the class's name, of diffusers unless `network` is another.
-        takes: names of the inputs it may take, in the order of its signature; those in `optional` may lack. None: those that its
-            configuration lists as `inputs`.
+        takes: names of the inputs it may take, in the order of its signature; those in `optional` may lack. None: those in
+            `inputs` of its configuration.
         call: F(net, x, timestep, inputs, constants); timestep (1,) or (B,), inputs by name with a batch, constants as `tensors`
             made them.
         facts: what must hold between a configuration, a signature's inputs and the constants.
@@ -110,6 +144,8 @@ class Family:
         driven: values of keys that are driven; with others the network is told what fewstep does not tell it.
         saved_as: keys by which older checkpoints of it are known, whose class has another name; `neutral` then are keys of that
             class's other uses, and the values with which they mean nothing.
+        patch: pixels of a side that its pipelines fold into channels before it.
+        pipelines: of diffusers, by the names of their classes.
     """
 
     kind: str
@@ -126,6 +162,8 @@ class Family:
     driven: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: DRIVEN)
     saved_as: Mapping[str, Any] = field(default_factory=dict)
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    patch: int = 1
+    pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration under another name is of this class."""

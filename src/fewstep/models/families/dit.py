@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.artifact.signature import Input, LabelInput
-from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, classes_of, middle_of_blocks
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Pipeline, Tensors, Told, classes_of, middle_of_blocks
 
 __all__ = ["FAMILY"]
 
@@ -35,6 +35,7 @@ FAMILY = Family(
     tokens=True,
     middle=middle_of_blocks,
     read=_read,
+    pipelines={"DiTPipeline": Pipeline(50, 4.0)},
     # The published DiT was saved under the name of an older class, with keys of its other uses.
     saved_as={"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero"},
     neutral={

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.artifact.signature import ArrayInput, Input
-from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, middle_of_blocks, shapes_of
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Pipeline, Tensors, Told, middle_of_blocks, shapes_of
 
 __all__ = ["FAMILY"]
 
@@ -41,4 +41,5 @@ FAMILY = Family(
     tokens=True,
     middle=middle_of_blocks,
     read=_read,
+    pipelines={"StableDiffusion3Pipeline": Pipeline(28, 7.0)},
 )

@@ -77,10 +77,7 @@ def _read(net: Any, asked: Asked) -> Told:
         inputs.append(ArrayInput(name="pooled_prompt_embeds", shape=(pooled,), null="given"))
         constants["time_ids"] = [float(n) for n in (*asked.size, 0, 0, *asked.size)]
     if config.time_cond_proj_dim is not None:
-        constants["guidance_scale"] = scale = asked.default_guidance if asked.guidance is None else asked.guidance
-        asked.notes.append(
-            f"the network embeds its guidance scale, which is {scale:g} in this bundle; give --guidance for another"
-        )
+        constants["guidance_scale"] = asked.embedded_guidance()
     return tuple(inputs), constants
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.artifact.signature import Input, LabelInput
-from fewstep.models.families.base import Asked, Constants, Facts, Family, Tensors, Told, classes_of
+from fewstep.models.families.base import Asked, Constants, Facts, Family, Pipeline, Tensors, Told, classes_of
 
 __all__ = ["FAMILY"]
 
@@ -43,4 +43,12 @@ def _read(net: Any, asked: Asked) -> Told:
     return (LabelInput(classes=count, names=asked.class_names(count), null=False),), {}
 
 
-FAMILY = Family("UNet2DModel", ("labels",), _call, _facts, optional=("labels",), read=_read)
+FAMILY = Family(
+    "UNet2DModel",
+    ("labels",),
+    _call,
+    _facts,
+    optional=("labels",),
+    read=_read,
+    pipelines={"DDPMPipeline": Pipeline(1000), "DDIMPipeline": Pipeline(50)},
+)
