@@ -20,7 +20,8 @@ from board import SEEDS
 from runs import Runs
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import REFERENCE_STEPS, TableConfig, calibrate_table
+from fewstep.calibration.calibrate import REFERENCE_STEPS, calibrate_table
+from fewstep.calibration.configs import TableConfig
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+from fewstep.calibration.calibrate import calibrate, calibrate_table
+from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.teacher import Teacher
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim

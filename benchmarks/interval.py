@@ -16,7 +16,8 @@ from board import Board, compiled
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.records import Searched
-from fewstep.calibration.interval import IntervalConfig, Steps, calibrate_interval, interval, pareto
+from fewstep.calibration.configs import IntervalConfig
+from fewstep.calibration.interval import Steps, calibrate_interval, interval, pareto
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
 from fewstep.evaluation.features import feature_network, trial_judge
@@ -24,7 +25,7 @@ from fewstep.evaluation.metrics import Judge
 from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.system.console import track
 
-CONFIG = IntervalConfig(steps=10, scales=(1.25, 1.5, 2.0, 3.0))
+CONFIG = IntervalConfig(steps=10, guidance=(1.25, 1.5, 2.0, 3.0))
 IMAGES = 500  # for each guidance that is tried
 
 
@@ -51,7 +52,7 @@ def main(source: Path, data: str) -> None:
         )
         grid = teacher.denoiser.parametrisation.grid(CONFIG.steps)
         wanted = {"no guidance": Steps(0, grid.n - 1, 1.0)}
-        for scale in CONFIG.scales:
+        for scale in CONFIG.guidance:
             best = min((t for t in trials if t.steps.scale == scale), key=lambda t: t.value)
             wanted |= {f"{scale:g} everywhere": Steps(0, grid.n - 1, scale), f"{scale:g} in an interval": best.steps}
         for name, steps in wanted.items():

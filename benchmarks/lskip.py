@@ -18,7 +18,8 @@ import torch
 from runs import Runs
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.calibration.calibrate import calibrate
+from fewstep.calibration.configs import FitConfig
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, open_images
 from fewstep.evaluation.features import feature_network

@@ -19,7 +19,8 @@ from typing import Any
 from runs import Runs
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+from fewstep.calibration.calibrate import calibrate, calibrate_table
+from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images

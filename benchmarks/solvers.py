@@ -26,7 +26,8 @@ from board import SEEDS, Board, Make, compiled
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+from fewstep.calibration.calibrate import calibrate, calibrate_table
+from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.methods import METHODS
@@ -124,7 +125,7 @@ def samplers(bundle: Bundle, teacher: Teacher, real: Real, calls: int) -> Iterat
         table = TableConfig(calls, batch=64, seed=1000)
         yield Sampler(title, lambda t=table, r=images: of(calibrate_table(bundle, t, name="fit", real=r)[0].plan("fit")))  # type: ignore[misc]
     for name, method in METHODS.items() if calls >= LEAST else ():
-        config = FitConfig(name, steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
+        config = FitConfig(method=name, steps=steps_of(method.solver, calls), samples=128, batch=32, seed=1000)
         title = titled(method.title, method.solver, calls)
         yield Sampler(title, lambda c=config: of(calibrate(bundle, c, name="fit")[0].plan("fit")))  # type: ignore[misc]
 

@@ -17,7 +17,8 @@ from board import SEEDS, Board, compiled
 
 from fewstep.artifact.adopt import adopt
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import REFERENCE_STEPS, TableConfig, calibrate_table
+from fewstep.calibration.calibrate import REFERENCE_STEPS, calibrate_table
+from fewstep.calibration.configs import TableConfig
 from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
@@ -32,7 +33,7 @@ STEPS, SCALES = 4, (1.0, 2.0)
 
 def fitted(source: Bundle, target: Bundle, scale: float, real: Real | None) -> dict[float, Plan]:
     """A table of one teacher, fitted at one guidance scale, for the other teacher at all."""
-    bundle, _ = calibrate_table(source, TableConfig(STEPS, Guidance(scale), batch=64, seed=1000), name="fit", real=real)
+    bundle, _ = calibrate_table(source, TableConfig(STEPS, scale, batch=64, seed=1000), name="fit", real=real)
     found = {}
     for used in SCALES:
         guidance = None if used == scale else Guidance(used)

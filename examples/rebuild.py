@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.golden import GOLDEN, write_golden
-from fewstep.calibration.calibrate import TableConfig
+from fewstep.calibration.configs import TableConfig
 from fewstep.cli.demo import DemoConfig, draw, full, run_demo
 from fewstep.evaluation.classifier import ClassifierConfig
 from fewstep.evaluation.comparison import FILE

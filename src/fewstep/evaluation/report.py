@@ -193,7 +193,8 @@ def _fits(bundle: Bundle, names: Iterable[str]) -> Iterator[str]:
         settings: dict[str, Any] = record.settings
         method = METHODS.get(settings.get("method", ""))
         grid = bundle.manifest.denoisers[entry.denoiser].parametrisation.grid(settings["steps"])
-        plain = (method.solver if method else dpmpp_2m)(grid, Guidance.of(settings["guidance"]))
+        guidance = Guidance.of({"scale": settings["guidance"], "lo": settings["lo"], "hi": settings["hi"]})
+        plain = (method.solver if method else dpmpp_2m)(grid, guidance)
         plans = {"usual": plain, name: entry.plan()}
         caption = f"<b>{escape(name)}</b> {escape(entry.solver)}; the usual grid and weights beside it"
         yield _figure(charts.levels(plans) + charts.coefficients(plans), caption)
