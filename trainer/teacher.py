@@ -181,7 +181,7 @@ class TeacherRun(Run):
         rows = settings.pop("rows", None)
         start = {key: settings.pop(key, None) for key in ("start", "start_sha256")}
         made_from = [self.given.start] if self.given.start else []
-        licenses = {"license": self.given.license, "inherited_licenses": inherited(manifest, *made_from)}
+        licenses: dict[str, Any] = {"license": self.given.license, "inherited_licenses": inherited(manifest, *made_from)}
         return Trained(**about, **start, **licenses, settings=settings, rows=rows, metrics=self.metrics())
 
 

@@ -89,7 +89,7 @@ class SharedWeights:
                 self.offsets[str(own.name)],
                 own.nbytes,
                 own.dtype,
-                shape=ir.Shape(own.shape),
+                shape=ir.Shape(int(side) for side in own.shape.numpy()),
                 name=str(own.name),
                 base_dir=root / path.parent,
             )
