@@ -9,8 +9,9 @@ from small import given, small
 
 from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 from fewstep.sampling.schedule import vp_signal
-from fewstep.trainer.scores import FakeScore, Weights, discriminator_loss, evaluate, generator_loss
-from fewstep.trainer.sid_config import generator_grid
+from fewstep.trainer.configs import Weights
+from fewstep.trainer.scores import FakeScore, discriminator_loss, evaluate, generator_loss
+from fewstep.trainer.sid import generator_grid
 
 X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 SIGMA = torch.tensor([0.2, 0.4, 0.6])
@@ -49,10 +50,10 @@ def test_modes_guide_where_the_papers_do(mode: str, weights: tuple[float, ...]) 
 
 @pytest.mark.parametrize("name", ["unet", "plain", "dit", "text", "sdxl", "sd3"])
 def test_every_network_has_logits_without_new_weights(name: str) -> None:
-    denoiser, condition = small(name)
+    denoiser, needs = small(name)
     fake = FakeScore(denoiser)
     assert sum(p.numel() for p in fake.parameters()) == sum(p.numel() for p in denoiser.parameters())
-    inputs = given(condition, 3)
+    inputs = given(needs, 3)
     denoised, logits = fake(X, SIGMA, *inputs)
     torch.testing.assert_close(denoised, denoiser(X, SIGMA, *inputs))
     assert logits.shape[0] == 3

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from small import IMAGE, LABELS, NAMES, given, small
+from small import LABELS, NAMES, given, small
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import ImageSpec, PlanEntry
-from fewstep.cli import make
+from fewstep.artifact.digests import component_digest
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.records import Distilled, Look
+from fewstep.artifact.signature import ImageOutput, Signature
 from fewstep.data import Images
 from fewstep.models.denoiser import Denoiser, load_network, save_network
 from fewstep.sampling.guidance import Guidance
@@ -23,9 +24,9 @@ from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.trainer import sid
 from fewstep.trainer.checkpoint import checkpoint_path
+from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
 
 CONFIG = {"iterations": 2, "batch": 4}
 BF16 = 0.05  # what rounding in bf16 may change in an image
@@ -34,34 +35,41 @@ BF16 = 0.05  # what rounding in bf16 may change in an image
 @pytest.fixture
 def bundle_of(tmp_path: Path):
     def make(name: str) -> Bundle:
-        denoiser, condition = small(name)
-        with Draft.create(tmp_path / f"{name}.bundle", image=IMAGE, condition=condition) as draft:
-            save_network(draft, "teacher", denoiser)
+        made = small(name)
+        with Draft.create(tmp_path / f"{name}.bundle", made.signature) as draft:
+            save_network(draft, "teacher", made.denoiser)
         return Bundle.load(tmp_path / f"{name}.bundle")
 
     return make
 
 
 def real(bundle: Bundle) -> Images:
-    manifest = bundle.manifest
     pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 4), np.uint8)
-    return Images("made up", manifest.image, manifest.condition, pixels, np.arange(12), np.arange(12) % 3)
+    return Images("made up", bundle.manifest.signature, pixels, np.arange(12), np.arange(12) % 3)
+
+
+def digest_of(bundle: Bundle, name: str) -> str:
+    return component_digest(bundle.manifest, name)
+
+
+def record_of(bundle: Bundle, name: str) -> Distilled:
+    record = bundle.manifest.records.components[name]
+    assert isinstance(record, Distilled)
+    return record
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_in_its_own_space(name: str, steps: int, bundle_of) -> None:
     bundle = bundle_of(name)
-    condition = bundle.manifest.condition
-    prompts = None
-    if condition.kind == "embeddings":
-        specs = zip(condition.inputs(), given(condition, 5), strict=True)
-        prompts = {spec.name: values for spec, values in specs}
-        prompts |= {f"null_{key}": torch.zeros_like(values[:1]) for key, values in prompts.items()}
-    done = distill(bundle, "student", SidConfig(**CONFIG, steps=steps, guidance=2.0), embeddings=prompts)
+    inputs, prompts = bundle.manifest.signature.inputs, None
+    if not bundle.manifest.signature.finite:
+        prompts = {each.name: values.numpy() for each, values in zip(inputs, given(inputs, 5), strict=True)}
+        prompts |= {f"negative_{key}": np.zeros_like(values[:1]) for key, values in prompts.items()}
+    done = distill(bundle, "student", SidConfig(**CONFIG, steps=steps, guidance=2.0), arrays=prompts)
     done.verify()
     assert done.plan("student").nfe == steps
-    assert done.network_digest("student") != done.network_digest("teacher")
+    assert digest_of(done, "student") != digest_of(done, "teacher")
     assert all(p.isfinite().all() for p in load_network(done, "student").parameters())
 
 
@@ -71,15 +79,15 @@ def test_every_choice_makes_another_generator(bundle_of) -> None:
     choices += [{}, {"alpha": 0.5}, {"steps": 2}, {"steps": 2, "match": "final", "seed": 2}, {"warmup": 0.5}]
     digests = []
     for choice in choices:
-        digests.append(distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, **choice)).network_digest("student"))
+        digests.append(digest_of(distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, **choice)), "student"))
     images = real(bundle)
     for share in (0.0, 0.5):
         config = SidConfig(**CONFIG, adversarial_from=share)
-        digests.append(distill(Bundle.load(bundle.root), "student", config, images=images).network_digest("student"))
+        digests.append(digest_of(distill(Bundle.load(bundle.root), "student", config, samples=images), "student"))
     assert len(set(digests)) == len(digests)
-    late = distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, adversarial_from=1.0), images=images)
-    assert late.network_digest("student") == digests[4]  # the images never joined
-    assert late.manifest.provenance.networks["student"]["data"] == "made up"
+    late = distill(Bundle.load(bundle.root), "student", SidConfig(**CONFIG, adversarial_from=1.0), samples=images)
+    assert digest_of(late, "student") == digests[4]  # the images never joined
+    assert record_of(late, "student").data == "made up"
 
 
 def test_the_teacher_is_guided_in_the_interval_alone(digits: Bundle) -> None:
@@ -123,9 +131,8 @@ def test_the_weights_that_were_best_are_kept_and_patience_ends_the_run(bundle_of
         distill(bundle_of("plain"), "student", config)
     done = distill(bundle_of("unet"), "student", config, validate=validate)
     assert len(seen) == 4  # twice without a better one
-    assert done.manifest.provenance.networks["student"]["metrics"] == [
-        {"iteration": i, "value": v} for i, v in ((2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0))
-    ]
+    looks = [Look(iteration=i, value=v) for i, v in ((2, 5.0), (4, 2.0), (6, 3.0), (8, 4.0))]
+    assert record_of(done, "student").metrics == looks
     kept = load_network(done, "student").state_dict()
     assert all(torch.equal(kept[key], seen[1][key]) for key in kept)
     assert any(not torch.equal(seen[1][key], seen[3][key]) for key in kept)
@@ -143,15 +150,15 @@ def test_a_run_that_stops_being_finite_goes_back_and_draws_other_numbers(bundle_
         return plain(*tensors, alpha=alpha)
 
     current: list[torch.Tensor] = []
-    made = sid._Run.__init__
+    made = sid.SidRun.__init__
 
     def remember(self, *given) -> None:
         made(self, *given)
         current.append(next(self.generator.parameters()).data)
 
-    with patch.object(sid, "sid_loss", once), patch.object(sid._Run, "__init__", remember):
+    with patch.object(sid, "sid_loss", once), patch.object(sid.SidRun, "__init__", remember):
         done = distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2))
-    assert done.manifest.provenance.networks["student"]["retries"] == 1
+    assert record_of(done, "student").retries == 1
     assert all(p.isfinite().all() for p in load_network(done, "student").parameters())
 
 
@@ -159,7 +166,7 @@ def test_a_run_that_never_stays_finite_is_given_up(bundle_of) -> None:
     bundle = bundle_of("unet")
     with pytest.raises(ValueError, match="did not stay finite, with 4 draws of random numbers after iteration 0; lower --lr"):
         distill(bundle, "student", SidConfig(iterations=4, batch=4, checkpoint_every=2, lr=float("inf")))
-    assert "student" not in Bundle.load(bundle.root).manifest.networks
+    assert "student" not in Bundle.load(bundle.root).manifest.components
     assert checkpoint_path(bundle.root, "student").is_dir()
 
 
@@ -169,7 +176,7 @@ def test_a_generator_begins_as_a_table_and_keeps_its_steps(bundle_of) -> None:
     plans = {"table": dpmpp_2m(karras(2, 0.002, 80.0)), "guided": dpmpp_2m(karras(2, 0.002, 80.0), Guidance(2.0))}
     with bundle.edit() as draft:
         for name, plan in plans.items():
-            draft.manifest.plans[name] = PlanEntry.of(plan, network="teacher", solver="a table")
+            draft.manifest.plans[name] = PlanEntry.of(plan, denoiser="teacher", solver="a table")
     bundle, ends = Bundle.load(bundle.root), []
     loss = sid.sid_loss
 
@@ -191,7 +198,7 @@ def test_a_generator_begins_as_a_table_and_keeps_its_steps(bundle_of) -> None:
         draws.normal(), draws.normal(4, 8, 8)  # the levels and the noise that F saw
     assert torch.allclose(made, ends[0], atol=BF16)
     trained = distill(Bundle.load(done.root), "trained", SidConfig(iterations=1, batch=4, steps=2, plan="table"))
-    assert trained.network_digest("trained") != trained.network_digest("student")
+    assert digest_of(trained, "trained") != digest_of(trained, "student")
     for choices, sentence in (
         ({"steps": 1, "plan": "table"}, "'table' has 2 steps"),
         ({"steps": 2, "plan": "guided"}, "guided"),
@@ -203,16 +210,17 @@ def test_a_generator_begins_as_a_table_and_keeps_its_steps(bundle_of) -> None:
 def test_data_free_means_that_no_data_are_opened(digits: Bundle) -> None:
     with patch("fewstep.data.open_images", side_effect=AssertionError("an image was read")):
         done = distill(digits, "student", SidConfig(**CONFIG))
-    assert done.manifest.provenance.networks["student"]["data"] is None
+    assert record_of(done, "student").data is None
 
 
 def test_what_cannot_be_distilled_gets_a_sentence(bundle_of) -> None:
-    with pytest.raises(ValueError, match="made from embeddings, which cannot be drawn at random"):
+    with pytest.raises(ValueError, match="made from arrays, which cannot be drawn at random"):
         distill(bundle_of("text"), "student", SidConfig())
     bundle = bundle_of("unet")
-    other = Images("small ones", ImageSpec(channels=1, height=4, width=4), LABELS, None, np.arange(2), np.zeros(2, np.int64))
-    with pytest.raises(ValueError, match="makes other images than small ones holds"):
-        distill(bundle, "student", SidConfig(), images=other)
+    signature = Signature(inputs=LABELS, output=ImageOutput(channels=1, height=4, width=4))
+    other = Images("small ones", signature, np.zeros((2, 4, 4, 1), np.uint8), np.arange(2), np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="makes other samples than small ones holds"):
+        distill(bundle, "student", SidConfig(), samples=other)
     for choices, sentence in (
         ({"steps": 5}, "take 1 to 4 steps, got 5"),
         ({"match": "first"}, "every output .uniform. or the last .final., got 'first'"),
@@ -234,7 +242,7 @@ def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Pat
     config = SidConfig(iterations=20, batch=4, checkpoint_every=10, validate_every=10)
     done = distill(digits, "student", config, validate=lambda _ema, _plan: 3.0, log=log)
     plain = distill(Bundle.load(done.root), "again", config, validate=lambda _ema, _plan: 3.0)
-    assert plain.network_digest("again") == plain.network_digest("student")  # being watched changes nothing
+    assert digest_of(plain, "again") == digest_of(plain, "student")  # being watched changes nothing
     assert sorted(path.name for path in log.glob("*.png")) == ["student-000010.png", "student-000020.png"]
     events = EventAccumulator(str(log / "student")).Reload()
     for curve in ("fake_loss", "generator_loss", "metric"):
@@ -244,10 +252,3 @@ def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Pat
     assert [(image.step, image.width, image.height) for image in events.Images("samples")] == [(10, 280, 56), (20, 280, 56)]
     with pytest.raises(ValueError, match="is a file; choose another --log-to"):
         distill(Bundle.load(done.root), "third", config, log=tmp_path / "log/student-000010.png")
-
-
-def test_the_command_distils_as_was_measured() -> None:
-    """The verb shows its defaults without importing torch, so they stand there once more."""
-    shown = inspect.signature(make.distill).parameters
-    for name in ("iterations", "batch", "lr", "alpha", "guidance", "lo", "hi", "mode", "match", "validate_every", "precision"):
-        assert shown[name].default == getattr(SidConfig(), name), name
