@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from PIL import Image
+from small_sampler import LABELS, PATH, TEXT, sampler_bundle
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Condition
-from fewstep.calibration.interval import IntervalConfig, calibrate_interval
+from fewstep.artifact.records import Distilled, Searched
+from fewstep.artifact.signature import Signature
+from fewstep.calibration.configs import IntervalConfig
+from fewstep.calibration.interval import calibrate_interval
 from fewstep.data import images_like, open_images
 from fewstep.evaluation import compare as comparing
-from fewstep.evaluation.compare import CompareConfig, compare
+from fewstep.evaluation.compare import CompareConfig, compare, make
 from fewstep.evaluation.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
 from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
@@ -141,7 +144,7 @@ def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) 
     assert found.images == judge.n == 30
     wanted = []
     for first in (0, 30):
-        images = Generator.open(digits.root, plan="sid1")(judge.labels, seeds=range(first, first + 30))
+        images = Generator.open(digits.root, plan="sid1")(labels=judge.labels, seeds=range(first, first + 30))
         wanted.append(judge.score(images.transpose(0, 3, 1, 2), judge.labels))
     for name in ("frechet", "recall", "accuracy", "pixels.bright", "pixels.detail"):
         values = [score.numbers()[name] for score in wanted]
@@ -176,6 +179,37 @@ def test_what_cannot_be_compared_is_refused(digits: Bundle, folder: Path, tmp_pa
         draft.manifest.engines.clear()
     with pytest.raises(ValueError, match="has a graph to judge"):
         compare(Bundle.load(digits.root), CompareConfig(str(folder), seeds=2))
+
+
+def test_images_of_arrays_are_judged_by_their_rows_in_turn(tmp_path: Path) -> None:
+    bundle, rng = sampler_bundle(tmp_path / "a.bundle", TEXT), np.random.default_rng(0)
+    arrays = {"prompt_embeds": rng.random((3, 2, 3)), "negative_prompt_embeds": np.zeros((1, 2, 3))}
+    generator = Generator(bundle, plan="one")
+    rows = arrays["prompt_embeds"][[0, 1, 2, 0, 1]]
+    expected = generator(seeds=range(10, 15), prompt_embeds=rows).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(make(generator, np.zeros(5, np.int64), 10, arrays), expected)
+    for label in range(2):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for i in range(50):
+            Image.fromarray(rng.integers(0, 255, (4, 4), np.uint8)).save(tmp_path / "images" / str(label) / f"{i}.png")
+    config = CompareConfig(str(tmp_path / "images"), seeds=2, seconds=0.0)
+    with pytest.raises(
+        ValueError, match="which cannot be drawn at random; give the tensors negative_prompt_embeds"
+    ):
+        compare(bundle, config, ["one"])
+    found = compare(bundle, config, ["one"], arrays=arrays)
+    assert "accuracy" not in found.plans["one"].scores  # no class was asked for
+    assert found.inputs_sha256
+    other = compare(Bundle.load(bundle.root), config, ["two"], arrays=arrays | {"prompt_embeds": rng.random((3, 2, 3))})
+    assert set(other.plans) == {"two"}  # what was made from other prompts does not compare
+    fewstep("report", bundle.root, "--out", tmp_path / "report.html")
+
+
+def test_arrays_are_not_judged_by_images(tmp_path: Path, folder: Path) -> None:
+    bundle = sampler_bundle(tmp_path / "a.bundle", LABELS, PATH)
+    with pytest.raises(ValueError, match="judging by real images takes images, and this bundle gives arrays; name a bundle"):
+        compare(bundle, CompareConfig(str(folder), seeds=2))
+    assert "a report takes images, and this bundle gives arrays" in refused("report", bundle.root, cwd=tmp_path)
 
 
 class Page(HTMLParser):
@@ -252,25 +286,29 @@ def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folde
     found = Bundle.load(digits.root)
     assert found.plan("ddim3_interval").guidance.tolist() == [1.0, 2.0, 1.0]
     # The bounds that are printed, rounded, guide the same steps.
-    lo, hi = (f"{found.manifest.provenance.plans['ddim3_interval']['guidance'][bound]:.3g}" for bound in ("lo", "hi"))
+    record = found.manifest.records.plans["ddim3_interval"]
+    assert isinstance(record, Searched)
+    lo, hi = (f"{record.guidance[bound]:.3g}" for bound in ("lo", "hi"))
     fewstep(
         "calibrate", digits.root, "--method", "iia-ddim", "--steps", 3, "--guidance", 2, "--lo", lo, "--hi", hi, "--samples", 4
     )
     assert Bundle.load(digits.root).plan("iia-ddim3").guidance.tolist() == [1.0, 2.0, 1.0]
     assert "3 steps take 3 calls without any guidance; allow more than 2" in refused(*arguments, "--calls", 2, "--replace")
     bundle = Bundle.load(digits.root)
-    bundle.manifest.condition = Condition(kind="none")
+    bundle.manifest.signature = Signature(output=bundle.manifest.output)
     with pytest.raises(ValueError, match="nothing to guide"):
         calibrate_interval(bundle, IntervalConfig(), ddim, None, name="guided")
 
 
 def test_a_distillation_with_real_images_and_a_metric(digits: Bundle, folder: Path) -> None:
     arguments = ("distill", digits.root, "--name", "mine", "--iterations", 3, "--batch", 4, "--mode", "lsg", "--match", "final")
-    fewstep(*arguments, "--steps", 2, "--data", folder, "--images", 20, "--validate", folder, "--validate-every", 1)
-    about = Bundle.load(digits.root).manifest.provenance.networks["mine"]
-    assert (about["data"], about["images"], about["mode"], about["match"]) == (str(folder), 20, "lsg", "final")
-    assert [metric["iteration"] for metric in about["metrics"]] == [1, 2, 3]
-    assert all(np.isfinite(metric["value"]) for metric in about["metrics"])
+    fewstep(*arguments, "--steps", 2, "--data", folder, "--samples", 20, "--validate", folder, "--validate-every", 1)
+    record = Bundle.load(digits.root).manifest.records.components["mine"]
+    assert isinstance(record, Distilled)
+    assert (record.data, record.samples) == (str(folder), 20)
+    assert (record.settings["mode"], record.settings["match"]) == ("lsg", "final")
+    assert [look.iteration for look in record.metrics] == [1, 2, 3]
+    assert all(np.isfinite(look.value) for look in record.metrics)
 
 
 def test_a_generator_takes_as_many_steps_as_the_table_it_begins_as(digits: Bundle) -> None:
@@ -279,7 +317,7 @@ def test_a_generator_takes_as_many_steps_as_the_table_it_begins_as(digits: Bundl
 
 
 def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
-    arguments = ("tau", "--data", folder, "--value", 0.5, "--value", 1, "--updates", 2, "--runs", 2, "--samples", 30)
+    arguments = ("tau", "--data", folder, "--value", 0.5, "--value", 1, "--iterations", 2, "--runs", 2, "--samples", 30)
     result = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
     assert set(result["distances"]) == {"0.5", "1"}
     assert sorted(p.name for p in (tmp_path / "taus").iterdir()) == [
@@ -289,4 +327,4 @@ def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
         again = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
     assert again == result
     assert "compares taus with 1" in refused("tau", "--data", folder, "--value", 0.5, "--value", 0.9)
-    assert "was trained with steps 2, and this search has 1" in refused(*arguments, "--updates", 1, cwd=tmp_path)
+    assert "was trained with iterations 2, and this search has 1" in refused(*arguments, "--iterations", 1, cwd=tmp_path)
