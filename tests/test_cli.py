@@ -81,7 +81,7 @@ def test_help_names_every_verb_and_each_has_its_own() -> None:
     overview = fewstep("--help").stdout
     for verb in VERBS:
         assert verb in overview
-    assert "Seed of the first image" in fewstep("generate", "--help").stdout
+    assert "Seed of the first sample" in fewstep("generate", "--help").stdout
 
 
 def test_generate_writes_the_same_png_for_the_same_seed(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_check_passes_on_the_shipped_bundle_and_inspect_lists_it() -> None:
     result = json.loads(fewstep("check", ROOT / "examples/digits.bundle", "--json").stdout)
     assert all(graph["ok"] for graph in result["graphs"])
     manifest = json.loads(fewstep("inspect", ROOT / "examples/digits.bundle", "--json").stdout)
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert "sid1" in fewstep("inspect", ROOT / "examples/digits.bundle").stdout
 
 
@@ -135,7 +135,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["train", "--data", "cifar"], "'cifar' is neither a known data set (mnist5k) nor a directory"),
         (["train", "--data", "empty"], "empty is empty; put images into it"),
         (["train", "--data", "broken"], "is not a readable image"),
-        (["train", "--steps", "0"], "needs at least 1 step"),
+        (["train", "--iterations", "0"], "a run needs 1 iteration and 1 sample a batch, got 0 and 32"),
         (["train", "--tau", "1.5"], "Lskip needs 0 <= tau <= 1"),
         (["train", "--out", "digits.bundle"], "digits.bundle is trained already; see it with: fewstep inspect digits.bundle"),
         (["train", "--out", "empty"], "exists already"),
@@ -152,7 +152,10 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["calibrate", "digits.bundle", "--name", "new", "--data", "beauty"], "beauty"),
         (["calibrate", "digits.bundle", "--name", "my plan"], "a name has letters, digits and _ . + - only"),
         (["distill", "digits.bundle", "--name", "new", "--shard"], "start several with accelerate launch or torchrun"),
-        (["distill", "digits.bundle", "--name", "new", "--precision", "int8"], "with auto in what is faster here, got 'int8'"),
+        (
+            ["distill", "digits.bundle", "--name", "new", "--mixed-precision", "int8"],
+            "with auto in what is faster here, got 'int8'",
+        ),
         (["distill", "digits.bundle", "--name", ""], "and begins with a letter or digit, got ''"),
         (["calibrate", "digits.bundle", "--name", ""], "and begins with a letter or digit, got ''"),
         (["adopt", "digits.bundle", "--plan", "table4", "--name", ""], "and begins with a letter or digit, got ''"),
@@ -160,7 +163,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["distill", "digits.bundle", "--name", "new", "--guidance", "-5"], "a weight of 0 or more, got -5"),
         (["distill", "digits.bundle", "--name", "a/b"], "a name has letters, digits and _ . + - only"),
         (["train", "--data", "mnist5k", "--out", "my digits.bundle"], "a name has letters, digits and _ . + - only"),
-        (["calibrate", "digits.bundle", "--name", "new", "--embeddings", "no.safetensors"], "no.safetensors is not there"),
+        (["calibrate", "digits.bundle", "--name", "new", "--inputs", "no.safetensors"], "no.safetensors is not there"),
         (["calibrate", "digits.bundle", "--method", "iia-ddim", "--steps", "1"], "at least 2 steps, got 1"),
         (["export", "digits.bundle", "--plan", "fast"], "has no plan 'fast'; it has: "),
         (
@@ -170,7 +173,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["export", "digits.bundle", "--layout", "flat"], "layout is unrolled, loop, step, got 'flat'"),
         (["quantize", "digits.bundle", "--precision", "fp32"], "fp32 rounds nothing"),
         (["interval", "digits.bundle", "--data", "mnist5k", "--solver", "euler"], "solver is one of ddim, "),
-        (["interval", "digits.bundle", "--data", "mnist5k", "--guidance", "1"], "guidance begins above the weight 1"),
+        (["interval", "digits.bundle", "--data", "mnist5k", "--guidance", "1"], "guidance begins above the scale 1"),
         (["interval", "digits.bundle", "--data", "mnist5k", "--recipe", "guess"], "by sweep or search, got 'guess'"),
         (["adopt", "digits.bundle", "--plan", "sid1"], "has 'sid1' already; choose another --name, or --replace it"),
         (["adopt", "digits.bundle", "--plan", "nope"], "has no plan 'nope'"),
@@ -178,7 +181,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
             ["adopt", "digits.bundle", "--plan", "table4", "--name", "new", "--guidance", "2", "--lo", "100"],
             "none would be guided",
         ),
-        (["calibrate", "digits.bundle", "--name", "new", "--method", "iia-ddim", "--data", "mnist5k"], "reads no images"),
+        (["calibrate", "digits.bundle", "--name", "new", "--method", "iia-ddim", "--data", "mnist5k"], "reads no samples"),
         (["calibrate", "digits.bundle", "--name", "new", "--lo", "0.3"], "--lo and --hi need a --guidance"),
         (["calibrate", "digits.bundle", "--name", "new", "--features", "classifier"], "say with --data which"),
         (["pick", "digits.bundle", "--accuracy", "1.5"], "a class accuracy is at most 1"),
@@ -187,7 +190,7 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["compare", "digits.bundle", "--data", "cifar"], "'cifar' is neither a known data set"),
         (["pick", "digits.bundle", "--calls", "4"], "the samplers of digits.bundle were not compared yet"),
         (["report", "digits.bundle"], "the samplers of digits.bundle were not compared yet"),
-        (["distill", "digits.bundle", "--name", "new", "--images", "5"], "--images counts real images, and none are read"),
+        (["distill", "digits.bundle", "--name", "new", "--samples", "5"], "--samples counts real samples, and none are read"),
         (["distill", "digits.bundle", "--name", "new", "--patience", "2"], "patience counts looks at a metric"),
         (["train", "--out", "new.bundle", "--network", "none.json"], "there is no none.json"),
         (["train", "--out", "new.bundle", "--sigma-data", "0"], "the standard deviation of the data, is above 0"),
@@ -200,13 +203,16 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
         (["generate", "digits.bundle", "--labels", "three"], "a label of this bundle is 0 to 9, got 'three'"),
         (["generate", "digits.bundle", "--seed", "-1"], "a seed is a whole number"),
         (["generate", "digits.bundle", "--out", "no/such/grid.png"], "no/such is not a directory"),
-        (["generate", "digits.bundle", "--out", "grid.jpg"], "this writes PNG, so the file ends with .png; got 'grid.jpg'"),
+        (
+            ["generate", "digits.bundle", "--out", "grid.jpg"],
+            "this writes PNG or NPY, so the file ends with .png or .npy; got 'grid.jpg'",
+        ),
         (["generate", "digits.bundle", "--out", "/dev/zero"], "is not a file that can be replaced"),
         (["generate", "digits.bundle", "--out", "empty"], "is not a file that can be replaced"),
         (["export", "digits.bundle", "--solver", "ddim", "--steps", "1000000"], "1 to 1000 steps, got 1000000"),
         (["export", "digits.bundle", "--plan", "table4", "--steps", "3"], "describe a new plan; say of which --solver"),
         (["generate", "broken.bundle"], "is truncated or altered"),
-        (["check", "newer.bundle"], "schema 2, this fewstep reads up to 1"),
+        (["check", "newer.bundle"], "schema 3, this fewstep reads up to 2"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], sentence: str, digits: Bundle) -> None:
@@ -226,7 +232,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(arguments: list[str], s
     graph.write_bytes(graph.read_bytes()[:-1])
     shutil.copytree(digits.root, here / "newer.bundle")
     manifest = here / "newer.bundle" / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2', 1))
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 3', 1))
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
     assert sentence in refused(*arguments, cwd=here)
     assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
@@ -238,16 +244,16 @@ def test_what_pydantic_says_is_one_sentence(tmp_path: Path) -> None:
         for i in range(10):
             Image.new("L", (8, 8), i).save(tmp_path / "images" / label / f"{i}.png")
     said = refused("train", "--data", "images", "--resolution", 1_000_000, "--out", "new.bundle", cwd=tmp_path)
-    assert said == "fewstep: ImageSpec: height: Input should be less than or equal to 16384"
+    assert said == "fewstep: ImageOutput: height: Input should be less than or equal to 16384"
 
 
 def test_as_many_images_as_were_asked_for_and_the_classes_take_turns(digits: Bundle, tmp_path: Path) -> None:
-    done = fewstep("generate", digits.root, "--labels", "3,1", "--images", 205, "--out", "a.png", "--json", cwd=tmp_path)
+    done = fewstep("generate", digits.root, "--labels", "3,1", "--samples", 205, "--out", "a.png", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["labels"] == [3, 1] * 102 + [3]
     assert result["seeds"] == list(range(205))
-    assert "make images: done" in done.stderr
-    expected = Generator.open(digits.root)([3, 1, 3], seeds=[0, 1, 204])
+    assert "make samples: done" in done.stderr
+    expected = Generator.open(digits.root)(labels=[3, 1, 3], seeds=[0, 1, 204])
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     assert (picture[:112:4, :224:4] == np.concatenate(list(expected[:2, ..., 0]), 1)).all()
     assert (picture[-112::4, 4 * 112 : 5 * 112 : 4] == expected[2, ..., 0]).all()
@@ -304,7 +310,7 @@ def test_a_full_disk_gets_one_sentence_and_nothing_half_written(tmp_path: Path) 
 
 
 def test_the_verbs_work_one_after_the_other(tmp_path: Path) -> None:
-    fewstep("train", "--steps", 4, "--batch", 8, cwd=tmp_path)
+    fewstep("train", "--iterations", 4, "--batch", 8, cwd=tmp_path)
     fewstep("distill", "digits.bundle", "--steps", 2, "--iterations", 2, "--batch", 4, cwd=tmp_path)
     iia = ["--method", "iia-ddim", "--name", "iia2"]
     fewstep("calibrate", "digits.bundle", *iia, "--steps", 2, "--samples", 4, "--fine", 2, cwd=tmp_path)
@@ -332,7 +338,7 @@ def test_times_are_finite(option: tuple[str, ...], value: str) -> None:
     [
         ("torch", ["export"], "export"),
         ("torch", ["train", "--data"], "train"),
-        ("torch", ["calibrate"], "calibrate"),
+        ("torch", ["calibrate", "--name", "new"], "calibrate"),
         ("onnxruntime", ["generate"], "cpu"),
         ("onnx_ir", ["export"], "export"),
     ],
