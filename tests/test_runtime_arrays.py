@@ -201,6 +201,8 @@ def test_images_come_as_numbers_too(tmp_path: Path) -> None:
         ({"seen": [[[1, 2, 3]] * 2]}, "give task, 0 to 1"),
         ({"task": [0], "prompt": ["a fox"]}, "takes seen, task, got prompt; leave that out"),
         ({"task": [0] * 9}, "at most 8 samples, got 9"),
+        ({"task": [0], "seeds": [5]}, "every sample has the seed after that of the one before"),
+        ({"task": [0], "self": [5]}, "takes seen, task, got self; leave that out"),
     ],
 )
 def test_requests_for_what_there_is_not_get_one_sentence(asked: dict[str, Any], words: str, client: TestClient) -> None:
@@ -290,7 +292,7 @@ def test_images_are_written_as_numbers_too(tmp_path: Path) -> None:
         (["--scale", "2"], "--scale makes pictures larger, and an .npy holds numbers; leave it out"),
         (["--inputs", "none.npz"], "none.npz is not there"),
         (["--inputs", "task.npz", "--labels", "push"], "--labels and task.npz both say which task; leave one out"),
-        (["--inputs", "other.npz"], "takes seen, task, got other; leave that out"),
+        (["--inputs", "other.npz"], "other.npz has seeds, and this bundle takes seen, task; leave that out"),
         (["--inputs", "empty.npz"], "seen in empty.npz has no rows; every sample is made from one"),
         (["--inputs", "wide.npz"], "seen has shape (2, 2, 3) for 2 seeds, got (2, 3, 3)"),
         (["--labels", "twist"], "a label of this bundle is push, pull or 0 to 1, got 'twist'"),
@@ -298,7 +300,7 @@ def test_images_are_written_as_numbers_too(tmp_path: Path) -> None:
 )
 def test_bad_commands_get_one_sentence(arguments: list[str], sentence: str, robot: Bundle, tmp_path: Path) -> None:
     np.savez(tmp_path / "task.npz", task=np.array([0, 1]))
-    np.savez(tmp_path / "other.npz", other=GIVEN)
+    np.savez(tmp_path / "other.npz", seeds=GIVEN)
     np.savez(tmp_path / "empty.npz", seen=GIVEN[:0])
     np.savez(tmp_path / "wide.npz", seen=np.zeros((1, 3, 3), np.float32))
     assert sentence in refused("generate", robot.root, *arguments, cwd=tmp_path)

@@ -75,7 +75,7 @@ class Sampler:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self.repository, Policy(self.timeout_s, os.environ.get("FEWSTEP_API_KEY")))
 
-    async def generate(self, *, seeds: Sequence[int], plan: str | None = None, **inputs: Any) -> Array:
+    async def generate(self, /, *, seeds: Sequence[int], plan: str | None = None, **inputs: Any) -> Array:
         """Samples for a caller with a handle, from inputs by the signature's names.
 
         Raises what Batcher.submit and its future raise.

@@ -74,8 +74,10 @@ class GenerateRequest(BaseModel):
 
     @property
     def inputs(self) -> dict[str, list[Any]]:
-        """Values by the names of inputs; those that are for all samples, for each."""
+        """Values by the names of inputs; those that are for all samples, for each. Raises ValueError for seeds."""
         given = self.__pydantic_extra__
+        if "seeds" in given:
+            raise ValueError("every sample has the seed after that of the one before; give the first one's, as seed")
         return {name: values * self.count if len(values) == 1 else values for name, values in given.items()}
 
 

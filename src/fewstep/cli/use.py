@@ -104,9 +104,12 @@ def _given(generator: Generator, labels: str | None, path: Path | None) -> Rows:
     """
     signature = generator.signature
     known, given = signature.labels, read_arrays(path) if path else {}
-    for tensor in signature.tensors(guided=True)[len(signature.inputs) :]:
-        if not generator.plan.guided and given.pop(tensor.name, None) is not None:
-            say(f"{tensor.name} is left out: the plan is not guided")
+    takes = [tensor.name for tensor in signature.tensors(guided=True)]
+    if strange := [name for name in given if name not in takes]:
+        raise ValueError(f"{path} has {strange[0][:80]}, and this bundle takes {', '.join(takes) or 'nothing'}; leave that out")
+    for name in takes[len(signature.inputs) :]:
+        if not generator.plan.guided and given.pop(name, None) is not None:
+            say(f"{name} is left out: the plan is not guided")
     if labels is not None and known is None:
         raise ValueError("this bundle was trained without classes; leave --labels out")
     if labels is not None and known and known.name in given:
@@ -136,7 +139,8 @@ def _made(generator: Generator, given: Rows, seeds: Sequence[int]) -> tuple[npt.
     return np.concatenate(made), (time.perf_counter() - start) * 1e3
 
 
-def _turns(given: Rows, numbers: range) -> Rows:
+def _turns(given: Rows, numbers: range) -> dict[str, Any]:
+    """The rows of samples that are numbered."""
     return {name: rows[np.array(numbers) % len(rows)] for name, rows in given.items()}
 
 
