@@ -24,7 +24,7 @@ def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], di
     root = directory / bundle.root.name
     with Draft.create(root, source.signature, state=source.state) as draft:
         _describe(draft.manifest, source, plans, graphs)
-        for file in [path for name in graphs for path in source.graphs[name].paths]:
+        for file in dict.fromkeys(path for name in graphs for path in source.graphs[name].paths):  # graphs may share weights
             shutil.copyfile(bundle.file(file), draft.new(file))
         if bundle.card:
             shutil.copyfile(bundle.card, draft.new(CARD))

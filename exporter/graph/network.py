@@ -70,12 +70,17 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
     for spec in manifest.signature.tensors(guided=False):
         inputs[spec.name] = torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype))
     module = _Evaluation(on_meta(denoiser))
-    nn.Module.to(module.denoiser.net, DTYPES[precision])
+    _compute_in(module.denoiser.net, DTYPES[precision])
     try:
         return trace("net", module, inputs, static=["timestep"])
     except Exception as error:  # of whatever kind torch.export raises for code that it cannot follow
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise ValueError(f"torch.export does not take this {denoiser.family.kind}: {reason}") from error
+
+
+def _compute_in(net: nn.Module, dtype: torch.dtype) -> None:
+    """Weights in a precision; what a module keeps in double precision has its reasons."""
+    net._apply(lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t)
 
 
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:

@@ -28,6 +28,8 @@ BROADCASTS = ("Add", "Sub", "Mul", "Div")
 # Tables of labels may add this much to the weights; beyond it only what no label enters is folded.
 MAX_TABLE_SHARE = 0.25
 
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)  # of which no embedding of a large timestep may be made
+
 
 @dataclass(frozen=True, eq=False)
 class Folded:
@@ -120,7 +122,7 @@ def _model(traced: Traced, weights: Mapping[str, Tensor], outputs: Sequence[ir.V
     copies = []
     for node in nodes:
         attributes = dict(node.attributes)
-        if node.op_type == "Cast" and ir.DataType(attributes["to"].as_int()).is_floating_point():
+        if node.op_type == "Cast" and ir.DataType(attributes["to"].as_int()) in HALVES:
             attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
         copy = ir.Node(
             node.domain, node.op_type, [mapping[i] if i is not None else None for i in node.inputs], attributes,
@@ -130,8 +132,8 @@ def _model(traced: Traced, weights: Mapping[str, Tensor], outputs: Sequence[ir.V
             new.name, mapping[old] = old.name, new
         copies.append(copy)
     results = [mapping[v] for v in outputs]
-    for result in results:
-        result.dtype = ir.DataType.FLOAT
+    for value, result in zip(outputs, results, strict=True):
+        result.dtype = ir.DataType.FLOAT if value.dtype in HALVES else value.dtype
     graph = ir.Graph(inputs, results, nodes=copies, initializers=initializers, opset_imports={"": OPSET}, name="folded")
     serialized: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return serialized

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 
@@ -26,6 +27,7 @@ class Writer:
         self.initializers: dict[str, ir.Value] = outer.initializers if outer and branch else {}
         self._own = not branch
         self._numbers: count[int] = outer._numbers if outer else count()
+        self._labels: Counter[str] = outer._labels if outer else Counter()
         around = outer._scope if outer else ""
         self._scope: str = f"body_{self.number()}/" if outer and not branch else around
 
@@ -46,7 +48,9 @@ class Writer:
 
     def append(self, node: ir.Node, name: str, label: str = "") -> None:
         """Add a node; its outputs are called `name`, counted where there are several, and itself `label` or the same."""
-        node.name = label or name
+        label = label or name
+        node.name = f"{label}.{self._labels[label]}" if self._labels[label] else label  # a module may use a layer twice
+        self._labels[label] += 1
         for i, output in enumerate(node.outputs):
             output.name = f"{name}.{i}" if i else name
         self.nodes.append(node)

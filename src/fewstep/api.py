@@ -292,5 +292,3 @@ def compare(
     from fewstep.evaluation.compare import compare as run
 
     return run(bundle, CompareConfig(data=data, **settings), plans, arrays=arrays, track=track)
-
-
