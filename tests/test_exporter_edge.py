@@ -13,12 +13,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import parser
+from small import PATH, ROBOT, field, small
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import MANIFEST, Bundle, Draft
-from fewstep.artifact.manifest import Condition, GraphEntry, ImageSpec, NetworkEntry, PlanEntry
+from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.manifest import GraphEntry, PlanEntry
+from fewstep.artifact.signature import ImageOutput, Signature
 from fewstep.exporter.edge.package import SIZES, package
 from fewstep.exporter.edge.web import MODULE, WASM, ort_web
+from fewstep.exporter.export import export_graphs
+from fewstep.models.denoiser import save_network
 from fewstep.runtime.noise import noise
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm
@@ -44,13 +49,13 @@ sampler (float[batch, 1, 1, 4, 4] noise) => (uint8[batch, 4, 4, 1] images, float
 """
 
 
-def made_up(root: Path, graphs: dict[str, GraphEntry], text: str = LOOP, channels: int = 1, data: bytes = b"") -> Bundle:
+def made_up(root: Path, graphs: dict[str, GraphEntry], text: str = LOOP, data: bytes = b"") -> Bundle:
     """A bundle around a hand-written graph."""
-    image = ImageSpec(channels=channels, height=4, width=4)
-    with Draft.create(root, image=image, condition=Condition(kind="none")) as draft:
-        draft.manifest.networks["net"] = NetworkEntry(directory=None, parametrisation=Edm(sigma_data=0.5))
+    with Draft.create(root, Signature(output=ImageOutput(channels=1, height=4, width=4))) as draft:
+        net = DenoiserEntry(kind="UNet2DModel", directory=None, parametrisation=Edm(sigma_data=0.5))
+        draft.manifest.components["net"] = net
         table = ddim(karras(3, 0.002, 80.0), Guidance(1.0))
-        draft.manifest.plans["ddim3"] = PlanEntry.of(table, network="net", solver="ddim, 3 steps")
+        draft.manifest.plans["ddim3"] = PlanEntry.of(table, denoiser="net", solver="ddim, 3 steps")
         draft.manifest.default = "ddim3"
         draft.manifest.graphs.update(graphs)
         for path in {path for graph in graphs.values() for path in graph.paths}:
@@ -60,7 +65,7 @@ def made_up(root: Path, graphs: dict[str, GraphEntry], text: str = LOOP, channel
 
 
 def entry(**changes: object) -> GraphEntry:
-    values = {"file": "graphs/g.onnx", "network": "net", "plan": "ddim3", "precision": "fp32", "layout": "loop", "opset": 20}
+    values = {"file": "graphs/g.onnx", "denoiser": "net", "plan": "ddim3", "precision": "fp32", "layout": "loop", "opset": 20}
     return GraphEntry.model_validate(values | {"limit": 1e-4} | changes)
 
 
@@ -112,7 +117,7 @@ def test_a_plan_in_a_loop_is_packaged_like_an_unrolled_one(target: str, tmp_path
     assert all(d.max_error < 1e-6 for d in report.deviations)
     if target == "web":
         facts = json.loads((folder / "facts.json").read_text())
-        assert (facts["classes"], facts["graphs"][0]["noise"]) == (0, [1, 1, 4, 4])
+        assert (facts["inputs"], facts["graphs"][0]["noise"], facts["graphs"][0]["takes"]) == ([], [1, 1, 4, 4], [])
 
 
 @pytest.mark.parametrize("target", ["ort", "device", pytest.param("openvino", marks=needs_openvino)])
@@ -121,18 +126,85 @@ def test_weights_beside_a_graph_come_along(target: str, digits: Bundle) -> None:
         graph = draft.manifest.graphs["sid1.fp32"]
         model = onnx.load(digits.file(graph.file))
         onnx.save_model(model, draft.new(graph.file), save_as_external_data=True, location="sid1.data", size_threshold=1024)
-        graph.data = "graphs/sid1.data"
+        graph.data = ["graphs/sid1.data"]
     bundle = Bundle.load(digits.root)
     assert bundle.manifest.files["graphs/sid1.data"].bytes > 2e6
     out = digits.root.parent / "out"
     report = package(bundle, out, [target], precisions=["fp32"])
     assert all(d.max_error < 1e-5 for d in report.deviations if "default" not in d.setting)
-    (weights,) = (p.bytes for p in report.parts if p.part == "sid1.fp32: weights")
+    beside = "sid1.data" if target == "device" else "sid1.fp32"
+    (weights,) = (p.bytes for p in report.parts if p.part == f"{beside}: weights")
     assert 2e6 < weights < 3e6
     if target == "device":
         feeds = {"noise": noise([0], (1, 1, 28, 28)), "labels": np.array([3])}
         moved = run(out / "device/digits.bundle/graphs/sid1.fp32.onnx", feeds)
         np.testing.assert_array_equal(moved[0], run(EXAMPLE.file("graphs/sid1.fp32.onnx"), feeds)[0])
+
+
+@pytest.fixture(scope="module")
+def robot(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Arrays from a label and an array; a plan that is guided and one that is not."""
+    root, signature = tmp_path_factory.mktemp("robot") / "robot.bundle", Signature(inputs=ROBOT, output=PATH)
+    with Draft.create(root, signature) as draft:
+        save_network(draft, "policy", field(signature))
+        for name, guidance in (("two", Guidance()), ("guided", Guidance(2.0))):
+            plan = ddim(karras(2, 0.5, 20.0), guidance)
+            draft.manifest.plans[name] = PlanEntry.of(plan, denoiser="policy", solver="DDIM, 2 steps")
+        draft.manifest.default = "two"
+    return export_graphs(Bundle.load(root), ["two", "guided"], ["fp32"])
+
+
+@pytest.mark.parametrize("target", ["ort", pytest.param("openvino", marks=needs_openvino)])
+def test_a_converted_graph_gives_the_arrays_of_its_bundle(target: str, robot: Bundle, tmp_path: Path) -> None:
+    report = package(robot, tmp_path / "out", [target], plans=["two", "guided"])
+    exact = [d for d in report.deviations if "default" not in d.setting]
+    assert {d.graph for d in exact} == {"two.fp32", "guided.fp32"}
+    assert all(d.max_error < 1e-5 and d.output_error < 1e-3 for d in exact)  # the output is in millimetres
+    if target == "ort":
+        feeds = {"noise": noise(range(3), (1, 2, 8)), **robot.manifest.signature.example(3, guided=True)}
+        moved, original = (
+            ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["values"], feeds)[0]
+            for path in (tmp_path / "out/ort/guided.fp32.ort", robot.file("graphs/guided.fp32.onnx"))
+        )
+        np.testing.assert_allclose(moved, original, rtol=1e-4, atol=1e-5)
+
+
+def test_a_page_describes_a_field_for_every_input_and_what_it_shows(robot: Bundle, tmp_path: Path) -> None:
+    package(robot, tmp_path / "out", ["web"], plans=["two", "guided"])
+    facts = json.loads((tmp_path / "out/web/facts.json").read_text())
+    task, observation = facts["inputs"]
+    assert (task["name"], task["dtype"], task["shape"], task["choices"], task["none"]) == ("task", "int64", [], 3, 3)
+    assert observation == {
+        "name": "observation",
+        "dtype": "float32",
+        "shape": [5],
+        "meaning": "observation, finite, zeros for none",
+        "choices": None,
+        "names": [],
+        "none": 0,
+    }
+    output = facts["output"]
+    assert (output["name"], output["shape"], output["pictures"]) == ("values", [8, 2], False)
+    assert (output["axes"], output["columns"]) == (["time (s)"], ["x (mm)", "y (m)"])
+    assert [graph["takes"] for graph in facts["graphs"]] == [["task", "observation"]] * 2
+
+
+def test_what_means_none_is_a_field_of_the_graphs_that_take_it(tmp_path: Path) -> None:
+    made = small("text")
+    with Draft.create(tmp_path / "text.bundle", made.signature) as draft:
+        save_network(draft, "teacher", made.denoiser)
+        grid = made.denoiser.parametrisation.grid(2)
+        for name, guidance in (("plain", Guidance()), ("guided", Guidance(2.0))):
+            draft.manifest.plans[name] = PlanEntry.of(ddim(grid, guidance), denoiser="teacher", solver="DDIM")
+    bundle = export_graphs(Bundle.load(tmp_path / "text.bundle"), ["plain", "guided"], ["fp32"])
+    package(bundle, tmp_path / "out", ["web"], plans=["plain", "guided"])
+    facts = json.loads((tmp_path / "out/web/facts.json").read_text())
+    assert [(each["name"], each["shape"], each["none"]) for each in facts["inputs"]] == [
+        ("prompt_embeds", [5, 12], None),
+        ("negative_prompt_embeds", [5, 12], None),
+    ]
+    plain, guided = (set(graph["takes"]) for graph in facts["graphs"])
+    assert (plain, guided) == ({"prompt_embeds"}, {"prompt_embeds", "negative_prompt_embeds"})
 
 
 def test_the_report_counts_every_byte_of_the_package(tmp_path: Path) -> None:
@@ -206,9 +278,8 @@ def test_what_there_is_not_gets_a_sentence(choice: dict, message: str, tmp_path:
     ("changes", "more", "message"),
     [
         ({"plan": None, "layout": "step"}, {}, "needs the whole plan in a graph, those of 'ddim3' hold one step"),
-        ({"data": "graphs/g.data"}, {"data": b"weights"}, "a page loads a graph in one file, 'g' keeps its weights beside it"),
-        ({}, {"channels": 4}, "a page shows images of 1 or 3 channels, this bundle makes 4"),
-        ({}, {"text": LOOP.replace("noise", "latent")}, "made from noise and labels; this one also takes latent"),
+        ({"data": ["graphs/g.data"]}, {"data": b"weights"}, "a page loads a graph in one file, 'g' keeps its weights beside it"),
+        ({}, {"text": LOOP.replace("noise", "latent")}, "graphs of this bundle are made from noise; this one also takes latent"),
         ({}, {"text": LOOP.replace("Mul (x", "Mull (x")}, r"ONNX Runtime .* refuses the graph 'g'"),
     ],
 )

@@ -44,7 +44,7 @@ function numbers({ name: tensor, dtype, shape, axes, columns }, name) {
     });
     const all = rows > ROWS ? `the first ${ROWS} of ${rows} rows` : `${rows} row${rows === 1 ? "" : "s"}`;
     const save = element("a", "save all");
-    save.href = URL.createObjectURL(new Blob([npy(data, dtype, shape)]));
+    save.href = URL.createObjectURL(npy(data, dtype, shape));
     save.download = `${name.replaceAll(/[^\w]+/g, "-")}.${tensor}.npy`;
     place.replaceChildren(element("table", element("thead", head), element("tbody", ...body)), element("p", `${all}, `, save));
   };
@@ -61,7 +61,7 @@ function at(row, axes) {
   return place;
 }
 
-/** The bytes of a file as numpy.save writes it. */
+/** A file as numpy.save writes it. */
 function npy(data, dtype, shape) {
   const about = `{'descr': '${{ float32: "<f4", uint8: "|u1" }[dtype]}', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
   const text = `${about.padEnd(Math.ceil((about.length + 11) / 64) * 64 - 11)}\n`; // the numbers begin at a multiple of 64
