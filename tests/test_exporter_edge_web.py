@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Page, browser, served
+from small import PATH, ROBOT, field
 
-from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.bundle import Bundle, Draft
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.signature import Signature
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.edge.web import BESIDE, PINNED, ort_web, write_page
+from fewstep.exporter.export import export_graphs
+from fewstep.models.denoiser import save_network
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
+from fewstep.sampling.guidance import Guidance
+from fewstep.sampling.schedule import karras
+from fewstep.sampling.solvers import ddim
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = Bundle.load(ROOT / "examples" / "digits.bundle")
@@ -100,7 +109,7 @@ def images(page: Page) -> np.ndarray:
 
 def assert_pythons(shown: np.ndarray, plan: str, labels: list[int] | None, seeds: list[int]) -> None:
     """WebAssembly sums in another order than this CPU: single pixels may round to the next of 256 levels."""
-    expected = Generator.open(EXAMPLE.root, plan=plan, precision="fp32", backend="cpu")(labels, seeds=seeds)
+    expected = Generator.open(EXAMPLE.root, plan=plan, precision="fp32", backend="cpu")(labels=labels, seeds=seeds)
     difference = np.abs(shown - expected.astype(int))
     assert expected.std() > 30
     assert difference.max() <= 1
@@ -116,24 +125,24 @@ def test_the_page_makes_pythons_images(page: Page, site: Path) -> None:
         assert status.startswith("20 images, ")
         assert status.endswith(" s in all, 1 thread")
         choose = "((id, value) => { document.getElementById(id).value = value; })"
-        for name, value in (("graph", "sid2.fp32"), ("label", "7"), ("seed", str(2**64 - 3)), ("images", "3")):
+        for name, value in (("graph", "sid2.fp32"), ("input-labels", "7"), ("seed", str(2**64 - 3)), ("samples", "3")):
             page.run(f"{choose}({name!r}, {value!r})")
         page.run("document.querySelector('#generate').click()")
         page.wait(DONE)
         assert_pythons(images(page), "sid2", [7, 7, 7], [2**64 - 3, 2**64 - 2, 2**64 - 1])
-        assert page.run("location.search") == f"?graph=sid2.fp32&label=7&seed={2**64 - 3}&images=3"
+        assert page.run("location.search") == f"?graph=sid2.fp32&labels=7&seed={2**64 - 3}&samples=3"
     assert page.complaints == []
 
 
 def test_a_link_carries_the_settings_and_bad_ones_are_ignored_or_refused(page: Page, site: Path) -> None:
     with served(site) as url:
-        page.open(f"{url}?label=none&seed=41&images=2&graph=nothing")
+        page.open(f"{url}?labels=none&seed=41&samples=2&graph=nothing")
         page.wait(DONE)
         assert_pythons(images(page), "sid1", None, [41, 42])
-        page.open(f"{url}?seed=-1&images=0&label=%3Cimg%3E")
+        page.open(f"{url}?seed=-1&samples=0&labels=%3Cimg%3E")
         page.wait(DONE)
-        assert page.run("location.search") == "?graph=sid1.fp32&label=each&seed=0&images=20"
-        page.open(f"{url}?seed={2**64 - 1}&images=2")
+        assert page.run("location.search") == "?graph=sid1.fp32&labels=each&seed=0&samples=20"
+        page.open(f"{url}?seed={2**64 - 1}&samples=2")
         page.wait(DONE)
         assert page.run(FAILED)
         assert page.run(STATUS) == f"the last seed may be {2**64 - 1}; choose a smaller one"
@@ -153,10 +162,11 @@ def test_names_from_a_bundle_are_text(page: Page, copy: Path) -> None:
     facts = json.loads((copy / "facts.json").read_text())
     markup = "<img src=x onerror='document.title=1'>"
     facts["name"] = markup
-    facts["graphs"][0]["plan"] = markup
+    facts["graphs"][0]["plan"] = facts["inputs"][0]["meaning"] = facts["output"]["about"] = markup
+    facts["inputs"][0]["names"] = [markup] * 10
     (copy / "facts.json").write_text(json.dumps(facts))
     with served(copy) as url:
-        page.open(f"{url}?images=1")
+        page.open(f"{url}?samples=1")
         page.wait(DONE)
         assert page.run("document.querySelector('#name').textContent") == markup
         assert page.run("document.title") == markup
@@ -166,11 +176,65 @@ def test_names_from_a_bundle_are_text(page: Page, copy: Path) -> None:
 @pytest.mark.parametrize("null", [True, False])
 def test_no_class_is_offered_where_the_network_knows_it(page: Page, copy: Path, null: bool) -> None:
     facts = json.loads((copy / "facts.json").read_text())
-    (copy / "facts.json").write_text(json.dumps(facts | {"null": facts["null"] and null}))
+    if not null:
+        facts["inputs"][0]["none"] = None
+    (copy / "facts.json").write_text(json.dumps(facts))
     with served(copy) as url:
-        page.open(f"{url}?images=1")
+        page.open(f"{url}?samples=1")
         page.wait(DONE)
-        assert page.run("[...document.querySelectorAll('#label option')].some(({ value }) => value === 'none')") == null
+        assert page.run("[...document.querySelectorAll('#input-labels option')].some(({ value }) => value === 'none')") == null
+
+
+@pytest.fixture(scope="module")
+def robot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
+    """Arrays of numbers, made from a task and an observation; and their page."""
+    root, signature = tmp_path_factory.mktemp("robot") / "robot.bundle", Signature(inputs=ROBOT, output=PATH)
+    with Draft.create(root, signature) as draft:
+        save_network(draft, "policy", field(signature))
+        plan = ddim(karras(2, 0.5, 20.0), Guidance(2.0))
+        draft.manifest.plans["two"] = PlanEntry.of(plan, denoiser="policy", solver="DDIM, 2 steps")
+        draft.manifest.default = "two"
+    bundle = export_graphs(Bundle.load(root), ["two"], ["fp32"])
+    package(bundle, root.parent / "out", ["web"], ort_web_package=ORT_WEB)
+    return bundle, root.parent / "out" / "web"
+
+
+CELLS = """[...document.querySelectorAll('.numbers')].map((frame) =>
+  [...frame.querySelectorAll('tbody tr')].map((row) => [...row.querySelectorAll('td')].map((cell) => Number(cell.textContent))))"""
+
+
+def test_arrays_are_shown_as_tables_and_saved_whole(page: Page, robot: tuple[Bundle, Path], tmp_path: Path) -> None:
+    """In the data's units, as Python makes them from the same seeds and inputs."""
+    bundle, site = robot
+    generator = Generator(bundle, backend="cpu")
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    with served(site) as url:
+        page.open(f"{url}?samples=3&seed=5")
+        page.wait(DONE)
+        assert page.run(STATUS).startswith("3 samples, ")
+        made = generator(seeds=[5, 6, 7], task=[0, 1, 2])  # nothing was observed
+        np.testing.assert_allclose(page.run(CELLS), made, rtol=1e-4, atol=1e-6)
+        heads = "[...document.querySelectorAll('.numbers')[0].querySelectorAll('thead th')].map((head) => head.textContent)"
+        assert page.run(heads) == ["time (s)", "x (mm)", "y (m)"]
+        observed = [0.5, -1.0, 2.0, 0.0, 1.0]
+        for name, value in (("input-task", "2"), ("input-observation", json.dumps(observed)), ("samples", "1")):
+            page.run(f"document.getElementById({name!r}).value = {value!r}")
+        page.run("document.querySelector('#generate').click()")
+        page.wait(f"{DONE} && document.querySelectorAll('.numbers').length === 1")
+        made = generator(seeds=[5], task=[2], observation=[observed])
+        np.testing.assert_allclose(page.run(CELLS), made, rtol=1e-4, atol=1e-6)
+        page.run("document.querySelector('.numbers a').click()")
+        saved = tmp_path / "2-seed-5.values.npy"
+        deadline = time.monotonic() + 20
+        while not saved.is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        np.testing.assert_allclose(np.load(saved), made[0], rtol=1e-4, atol=1e-6)
+        assert "observation=%5B0.5%2C+-1.0" in page.run("location.search")
+        page.run("document.getElementById('input-observation').value = '[1, 2'")
+        page.run("document.querySelector('#generate').click()")
+        page.wait(FAILED)
+        assert page.run(STATUS) == "observation is 5 numbers as JSON"
+    assert page.complaints == []
 
 
 def test_a_cut_graph_is_refused_in_words(page: Page, copy: Path) -> None:
@@ -195,7 +259,7 @@ def test_the_runtime_from_elsewhere_is_held_to_its_hash(altered: str, page: Page
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with served(copy) as url, served(tmp_path / "cdn", {"Access-Control-Allow-Origin": "*"}) as cdn:
         write_page(EXAMPLE, ["sid1.fp32"], copy, runtime=replace(runtime, base=cdn))
-        page.open(f"{url}?images=3&label=4")
+        page.open(f"{url}?samples=3&labels=4")
         if altered:
             page.wait(FAILED)
             assert page.run(STATUS).startswith("This page could not start: ")
@@ -207,7 +271,7 @@ def test_the_runtime_from_elsewhere_is_held_to_its_hash(altered: str, page: Page
 
 def test_the_policy_stops_what_the_page_did_not_bring(page: Page, site: Path) -> None:
     with served(site) as url, served(site, {"Access-Control-Allow-Origin": "*"}) as elsewhere:
-        page.open(f"{url}?images=1")
+        page.open(f"{url}?samples=1")
         page.wait(DONE)
         blocked = "(async () => { try { await %s; return false; } catch { return true; } })()"
         assert page.run(blocked % f"fetch('{elsewhere}facts.json')")
