@@ -59,9 +59,16 @@ def export_graphs(
 ) -> Bundle:
     """Write a graph for each plan and precision, and golden.npz with torch's result for each plan.
 
-    layouts: by the size of the unrolled graph where none is given. batched_guidance: guided rows in one batch, twice its size,
-    or in two passes; what is faster on this machine when None. Weights of a component of more than max_inline_bytes lie in a
-    file beside its graphs, see fewstep.exporter.graph.shared. denoisers: networks that are at hand already. report takes a sentence for every choice made.
+    Args:
+        bundle: with the plans' networks.
+        plans: by name.
+        precisions: of the graphs.
+        layouts: by the size of the unrolled graph where none is given.
+        batched_guidance: guided rows in one batch, twice its size, or in two passes; what is faster on this machine when None.
+        max_inline_bytes: weights of a component of more than that lie in a file beside its graphs, see graph/shared.py.
+        denoisers: networks that are at hand already, by name.
+        report: takes a sentence for every choice made.
+        track: shows progress.
 
     Raises ValueError for a plan the bundle does not have, eight bits without ranges, or the step layout in eight bits.
     """

@@ -100,8 +100,8 @@ def _refuse_deviations(bundle: Bundle) -> None:
     for parity in check_graphs(bundle):
         if not parity.ok:
             raise ValueError(
-                f"the graph {parity.graph} is {parity.max_error:.2g} from the module, {parity.limit:.2g} are allowed; export it "
-                "in fp32, or with parts of the module in fp32"
+                f"the graph {parity.graph} is {parity.max_error:.2g} from the module, {parity.limit:.2g} are allowed; "
+                "export it in fp32, or with parts of the module in fp32"
             )
 
 

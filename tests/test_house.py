@@ -1,4 +1,4 @@
-"""The numbers that say the house is right: small files and functions, one meaning for a name, public words with their meaning."""
+"""The numbers that say the house is right: small files and functions, one meaning for a name, public words explained."""
 
 from __future__ import annotations
 

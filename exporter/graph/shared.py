@@ -1,8 +1,7 @@
 """Weights of a component in one precision, once: a file beside the graphs, which all of them read.
 
-Its content follows from the component, the precision and the trace alone, and its name from its content: a graph that is written
-later finds the file there, and adds nothing to it. What is of one graph (tables by row, layers left in another precision) stays
-in that graph.
+Its content follows from the component, the precision and the trace alone, and its name from its content: a later graph finds it
+there, and adds nothing to it. What is of one graph (tables by row, layers in another precision) stays in that graph.
 """
 
 from __future__ import annotations
