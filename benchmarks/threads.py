@@ -68,7 +68,8 @@ def bound(bundle: Bundle, graph: str, threads: int, wait: str, batch: int) -> On
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     binding = OnnxBinding(session, buffers(program.inputs, batch), buffers(program.outputs, batch))
-    binding.inputs["labels"][:] = np.arange(batch) % bundle.manifest.condition.classes
+    for name, values in bundle.manifest.signature.example(batch, guided=False).items():
+        binding.inputs[name][:] = values
     return binding
 
 

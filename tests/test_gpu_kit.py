@@ -121,11 +121,14 @@ def test_a_teacher_comes_back_small_and_learns_on(rehearsed: Path, images: Path,
     assert all((rehearsed / name).stat().st_size < teacher.FILE_BYTES for name in task["weights"])
     assert (rehearsed / "samples.png").exists()
     teacher.as_bundle(rehearsed, tmp_path / "color.bundle")
-    assert Bundle.load(tmp_path / "color.bundle").manifest.default == "heun18"
-    run = teacher._Run(tmp_path / "next.bundle", color.open_color(images), teacher.TEACHINGS["tiny"], None, None, None, None)
+    made = Bundle.load(tmp_path / "color.bundle").manifest
+    assert made.default == "heun18"
+    assert made.records.components["teacher"].settings == {"runs": task["runs"]}
+    about = color.open_color(images), teacher.TEACHINGS["tiny"], teacher.Teaching()
+    run = teacher.TeacherRun(tmp_path / "next.bundle", "teacher", *about)
     assert teacher.go_on(run, rehearsed) == task["runs"]
-    excluded = teacher.read(rehearsed)[1]
-    assert all(torch.equal(excluded[key], value) for key, value in run.denoiser.net.state_dict().items())
+    kept = teacher.read(rehearsed)[1]
+    assert all(torch.equal(kept[key], value) for key, value in run.denoiser.net.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed", "foreign"])
@@ -289,10 +292,12 @@ def test_every_batch_size_replays_its_own_graph_in_every_thread(digits: Bundle) 
     labels, seeds = [3, 1, 4, 1], [0, 1, 2, 3]
     alone = generator(labels=labels[:1], seeds=seeds[:1])
     images = generator(labels=labels, seeds=seeds)
-    assert np.abs(images.astype(int) - Generator(digits, backend="cpu", precision="fp16")(labels=labels, seeds=seeds)).max() <= 1
+    assert (
+        np.abs(images.astype(int) - Generator(digits, backend="cpu", precision="fp16")(labels=labels, seeds=seeds)).max() <= 1
+    )
     assert np.abs(images[:1].astype(int) - alone).max() <= 1
     with ThreadPoolExecutor(1) as other:
-        assert (other.submit(generator, labels, seeds=seeds).result() == images).all()
+        assert (other.submit(generator, labels=labels, seeds=seeds).result() == images).all()
     assert (generator(labels=labels[:1], seeds=seeds[:1]) == alone).all()
 
 

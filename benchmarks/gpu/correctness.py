@@ -180,14 +180,14 @@ def finite(work: Work) -> None:
     broken = overflowing(Bundle.load(path), "fp16")
     choices = {"plan": "sid2", "precision": "fp16", "backend": "cuda"}
     try:
-        Generator(broken, **choices)([3], seeds=[0])
+        Generator(broken, **choices)(labels=[3], seeds=[0])
     except NotFiniteError as error:
         work.add(way="raise", ok=True, said=str(error))
     else:
         work.add(way="raise", ok=False, said="")
     rescuing = Generator(broken, **choices, on_nan="fp32")
-    images = rescuing([3], seeds=[0])
-    expected = Generator(bundle, plan="sid2", precision="fp32", backend="cpu")([3], seeds=[0])
+    images = rescuing(labels=[3], seeds=[0])
+    expected = Generator(bundle, plan="sid2", precision="fp32", backend="cpu")(labels=[3], seeds=[0])
     levels = int(np.abs(images.astype(int) - expected).max())
     work.add(way="fp32", ok=rescuing.rescued == 1 and levels <= 1, levels_off=levels)
     refuse_wrong(work)
