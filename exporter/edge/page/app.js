@@ -48,7 +48,7 @@ function describe() {
   fields = inputs.map(field);
   at("inputs").replaceChildren(...fields.map(({ element }) => element));
   at("noun").textContent = output.pictures ? "Images" : "Samples";
-  at("grid").style.setProperty("--tile", output.pictures ? `${Math.max(80, Math.min(output.shape[1], 320))}px` : "100%");
+  at("grid").style.setProperty("--tile", output.pictures ? `${Math.max(80, Math.min(output.shape[1], 320))}px` : "16rem");
   const line = (text) => Object.assign(document.createElement("p"), { textContent: text });
   const sizes = graphs.map((g) => `${g.name} ${megabytes(g.bytes)}`).join(", ");
   at("facts").replaceChildren(

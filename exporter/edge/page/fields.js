@@ -16,7 +16,7 @@ export function field(input) {
   asked.id = `input-${input.name}`;
   asked.title = input.meaning;
   const element = document.createElement("label");
-  element.append(`${input.name.replaceAll("_", " ")} `, asked);
+  element.append(`${input.name[0].toUpperCase()}${input.name.slice(1).replaceAll("_", " ")} `, asked);
   return { input, element, asked, value, called };
 }
 
