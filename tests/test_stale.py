@@ -16,8 +16,12 @@ from test_cli import fewstep, refused
 from fewstep.artifact.adopt import mismatch
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.card import license
-from fewstep.artifact.manifest import Condition, ImageSpec, PlanEntry
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.artifact.components import DecoderEntry
+from fewstep.artifact.manifest import PlanEntry
+from fewstep.artifact.records import Distilled
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature, State
+from fewstep.calibration.calibrate import calibrate
+from fewstep.calibration.configs import FitConfig
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.exporter.edge.package import package
 from fewstep.exporter.export import export_graphs
@@ -27,11 +31,11 @@ from fewstep.models.denoiser import save_network, unet
 from fewstep.runtime import Generator
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
+from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
 
-CONDITION = Condition(kind="labels", classes=2)
-WEIGHTS = "networks/{}/diffusion_pytorch_model.safetensors"
+LABELS = (LabelInput(classes=2),)
+WEIGHTS = "components/{}/diffusion_pytorch_model.safetensors"
 
 
 def tiny_decoder(seed: int) -> AutoencoderTiny:
@@ -45,13 +49,13 @@ def tiny_decoder(seed: int) -> AutoencoderTiny:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latent model with two networks, each with a plan, its graphs, ranges and reference, and a fitted plan."""
     root = tmp_path_factory.mktemp("stale") / "a.bundle"
-    with Draft.create(root, image=ImageSpec(channels=3, height=16, width=16), condition=CONDITION) as draft:
+    with Draft.create(root, Signature(inputs=LABELS, output=ImageOutput(channels=3, height=16, width=16))) as draft:
         save_decoder(draft, tiny_decoder(0))
         for seed, name in enumerate(("teacher", "other")):
             torch.manual_seed(seed)
-            latent = ImageSpec(channels=4, height=8, width=8)
-            save_network(draft, name, unet(latent, CONDITION, channels=(8,), layers=1, attention=False, patch=1))
-            draft.manifest.plans[f"{name}2"] = PlanEntry.of(ddim(karras(2, 0.1, 10.0)), network=name, solver="DDIM")
+            latent = State(channels=4, axes=(8, 8))
+            save_network(draft, name, unet(latent, LABELS, channels=(8,), layers=1, attention=False, patch=1))
+            draft.manifest.plans[f"{name}2"] = PlanEntry.of(ddim(karras(2, 0.1, 10.0)), denoiser=name, solver="DDIM")
         draft.manifest.default = "teacher2"
     bundle = Bundle.load(root)
     bundle, _ = calibrate(bundle, FitConfig(steps=2, samples=2, fine=1), name="fitted", cache=root.parent / "cache")
@@ -77,7 +81,7 @@ def left(bundle: Bundle) -> dict[str, set[str]]:
 
 
 def new_decoder(draft: Draft) -> None:
-    draft.remove("decoder")
+    draft.remove("components/decoder")
     save_decoder(draft, tiny_decoder(1))
 
 
@@ -88,8 +92,9 @@ def new_kind_of_decoder(draft: Draft) -> None:
 
 
 def new_scale(draft: Draft) -> None:
-    assert draft.manifest.latent
-    draft.manifest.latent.scaling_factor *= 2
+    decoder = draft.manifest.components["decoder"]
+    assert isinstance(decoder, DecoderEntry)
+    decoder.scaling_factor *= 2
 
 
 def new_weights(draft: Draft) -> None:
@@ -99,16 +104,16 @@ def new_weights(draft: Draft) -> None:
 
 
 def new_use(draft: Draft) -> None:
-    entry = draft.manifest.networks["teacher"]
+    entry = draft.manifest.denoisers["teacher"]
     entry.parametrisation = entry.parametrisation.model_copy(update={"sigma_data": 0.6})
 
 
 def new_numbers(draft: Draft) -> None:
-    draft.manifest.plans["teacher2"] = PlanEntry.of(ddim(karras(2, 0.1, 11.0)), network="teacher", solver="DDIM")
+    draft.manifest.plans["teacher2"] = PlanEntry.of(ddim(karras(2, 0.1, 11.0)), denoiser="teacher", solver="DDIM")
 
 
 def new_network(draft: Draft) -> None:
-    draft.manifest.plans["teacher2"].network = "other"
+    draft.manifest.plans["teacher2"].denoiser = "other"
 
 
 def no_plan(draft: Draft) -> None:
@@ -178,17 +183,17 @@ def test_a_bundle_without_its_weights_is_whole_and_says_so(latent: Bundle, tmp_p
     package(latent, tmp_path / "out", ["device"], plans=["fitted", "teacher2"])
     trimmed = Bundle.load(tmp_path / "out/device/a.bundle")
     trimmed.verify()
-    assert not [path for path in trimmed.manifest.files if path.startswith(("networks/", "decoder/"))]
-    assert trimmed.network_digest("teacher") == latent.network_digest("teacher")
+    assert not [path for path in trimmed.manifest.files if path.startswith("components/")]
+    assert trimmed.model_digest("teacher") == latent.model_digest("teacher")
     assert mismatch(trimmed, "fitted") is None
-    images = (Generator.open(b.root, plan="fitted", backend="cpu")([0, 1], seeds=[0, 1]) for b in (latent, trimmed))
+    images = (Generator.open(b.root, plan="fitted", backend="cpu")(labels=[0, 1], seeds=[0, 1]) for b in (latent, trimmed))
     np.testing.assert_array_equal(*images)
     for verb in ("check", "inspect"):
         shown = fewstep(verb, trimmed.root).stdout
         assert "the network teacher is not here: its graphs run, but nothing can be exported" in shown
         assert "the decoder is not here" in shown
         assert "not here" not in fewstep(verb, latent.root).stdout
-    assert "was shipped without the network 'teacher'" in refused("export", trimmed.root, "--plan", "fitted")
+    assert "was shipped without the denoiser 'teacher'" in refused("export", trimmed.root, "--plan", "fitted")
     with trimmed.edit() as draft:  # and stays whole
         draft.new("note.txt").write_text("")
     assert left(latent_now(trimmed)) == {
@@ -199,22 +204,19 @@ def test_a_bundle_without_its_weights_is_whole_and_says_so(latent: Bundle, tmp_p
 
 
 def test_weights_left_out_by_an_edit_are_remembered(latent: Bundle) -> None:
-    digests = {name: latent.network_digest(name) for name in latent.manifest.networks}
+    digests = {name: latent.model_digest(name) for name in latent.manifest.denoisers}
     with latent.edit() as draft:
-        for name, entry in draft.manifest.networks.items():
-            draft.remove(f"networks/{name}")
+        for name, entry in draft.manifest.components.items():
+            draft.remove(f"components/{name}")
             entry.directory = None
-        assert draft.manifest.latent
-        draft.remove("decoder")
-        draft.manifest.latent.directory = None
     bundle = latent_now(latent)
-    assert {name: bundle.network_digest(name) for name in digests} == digests
+    assert {name: bundle.model_digest(name) for name in digests} == digests
     assert left(bundle)["graphs"] == ALL
     assert all(result.ok for result in check_graphs(bundle))
 
 
 def test_weights_removed_by_hand_are_missed_with_a_way_out(digits: Bundle) -> None:
-    digits.network("sid1").joinpath("config.json").unlink()
+    digits.component("sid1").joinpath("config.json").unlink()
     assert (
         "is missing; copy the bundle again from its source, or make one without its training networks there with: "
         in refused("check", digits.root)
@@ -226,12 +228,15 @@ def test_weights_removed_by_hand_are_missed_with_a_way_out(digits: Bundle) -> No
 
 def test_a_plan_called_as_a_network_leaves_the_networks_record_alone(digits: Bundle) -> None:
     with digits.edit() as draft:
-        draft.manifest.provenance.networks["teacher"]["license"] = "CC0"
-    before = latent_now(digits).manifest.provenance.networks["teacher"]
+        trained = draft.manifest.records.components["teacher"]
+        draft.manifest.records.components["teacher"] = trained.model_copy(update={"license": "CC0"})
+    before = latent_now(digits).manifest.records.components["teacher"]
     fewstep("adopt", digits.root, "--plan", "table4", "--name", "teacher", "--replace")
     bundle = latent_now(digits)
-    assert bundle.manifest.provenance.networks["teacher"] == before
-    assert bundle.manifest.provenance.plans["teacher"]["adopted"]["plan"] == "table4"
+    assert bundle.manifest.records.components["teacher"] == before
+    adopted = bundle.manifest.records.plans["teacher"].adopted
+    assert adopted
+    assert adopted.plan == "table4"
     assert license(bundle.manifest, "teacher") == "CC0"
     bundle = distill(bundle, "student", SidConfig(iterations=1, batch=2))
     assert "| teacher | edm | training from nothing | 4000 of mnist5k | CC0 |" in _card_of(bundle)
@@ -244,22 +249,24 @@ def _card_of(bundle: Bundle) -> str:
 
 
 def test_a_record_goes_with_what_it_speaks_of(digits: Bundle) -> None:
-    assert "table4" in digits.manifest.provenance.plans
+    assert "table4" in digits.manifest.records.plans
     bundle = distill(digits, "table4", SidConfig(iterations=1, batch=2))  # a generator takes the fitted plan's name
-    assert "table4" not in bundle.manifest.provenance.plans
-    assert bundle.manifest.provenance.networks["table4"]["teacher"] == "teacher"
+    assert "table4" not in bundle.manifest.records.plans
+    distilled = bundle.manifest.records.components["table4"]
+    assert isinstance(distilled, Distilled)
+    assert distilled.teacher == "teacher"
     with bundle.edit() as draft:
-        del draft.manifest.plans["table4"], draft.manifest.networks["table4"]
-        draft.remove("networks/table4")
+        del draft.manifest.plans["table4"], draft.manifest.components["table4"]
+        draft.remove("components/table4")
         draft.manifest.default = "sid1"
-    assert "table4" not in latent_now(bundle).manifest.provenance.networks
+    assert "table4" not in latent_now(bundle).manifest.records.components
 
 
 def test_digests_do_not_depend_on_what_a_later_version_may_say(latent: Bundle) -> None:
     """A field with a default that is the same leaves hashes as they are: they stand in records and in graphs."""
     path = latent.root / "bundle.json"
     raw = json.loads(path.read_text())
-    digest = latent.network_digest("teacher")
-    del raw["networks"]["teacher"]["time_ids"]
+    digest = latent.model_digest("teacher")
+    del raw["components"]["teacher"]["patch"]
     path.write_text(json.dumps(raw))
-    assert Bundle.load(latent.root).network_digest("teacher") == digest
+    assert Bundle.load(latent.root).model_digest("teacher") == digest
