@@ -284,7 +284,9 @@ def test_a_plan_with_other_numbers_loses_the_graphs_that_were_made_of_it(digits:
 
 
 def test_a_network_with_other_weights_loses_the_graphs_that_were_made_of_it(digits: Bundle) -> None:
-    (weights,) = (path for path in digits.manifest.files if path.startswith("components/sid1/") and path.endswith("safetensors"))
+    (weights,) = (
+        path for path in digits.manifest.files if path.startswith("components/sid1/") and path.endswith("safetensors")
+    )
     content = bytearray(digits.file(weights).read_bytes())
     content[-1] ^= 1
     with digits.edit() as draft:

@@ -92,7 +92,7 @@ def test_an_autoencoder_that_does_not_fit_is_refused(
 
 def test_a_decoder_makes_no_arrays(tmp_path: Path) -> None:
     values = ArrayOutput(axes=(Axis(name="time", size=8),), columns=(Column(name="x"),))
-    with pytest.raises(ValueError, match="a AutoencoderTiny makes images, this bundle gives arrays; leave the autoencoder out"):
+    with pytest.raises(ValueError, match="a AutoencoderTiny makes images, this bundle gives arrays"):
         _bundle(tmp_path, _autoencoder("tiny"), values)
 
 
@@ -103,7 +103,7 @@ def test_other_autoencoders_and_bundles_without_one_are_refused(tmp_path: Path) 
         _bundle(tmp_path, VQModel(norm_num_groups=4, block_out_channels=(8,)))
     with Draft.create(tmp_path / "pixels.bundle", Signature(inputs=LABELS, output=IMAGE)):
         pass
-    with pytest.raises(ValueError, match="pixels.bundle has no decoder: its samplers walk on what it gives"):
+    with pytest.raises(ValueError, match=r"pixels.bundle has no decoder: its samplers walk on what it gives"):
         load_decoder(Bundle.load(tmp_path / "pixels.bundle"))
 
 

@@ -278,8 +278,16 @@ def test_what_there_is_not_gets_a_sentence(choice: dict, message: str, tmp_path:
     ("changes", "more", "message"),
     [
         ({"plan": None, "layout": "step"}, {}, "needs the whole plan in a graph, those of 'ddim3' hold one step"),
-        ({"data": ["graphs/g.data"]}, {"data": b"weights"}, "a page loads a graph in one file, 'g' keeps its weights beside it"),
-        ({}, {"text": LOOP.replace("noise", "latent")}, "graphs of this bundle are made from noise; this one also takes latent"),
+        (
+            {"data": ["graphs/g.data"]},
+            {"data": b"weights"},
+            "a page loads a graph in one file, 'g' keeps its weights beside it",
+        ),
+        (
+            {},
+            {"text": LOOP.replace("noise", "latent")},
+            "graphs of this bundle are made from noise; this one also takes latent",
+        ),
         ({}, {"text": LOOP.replace("Mul (x", "Mull (x")}, r"ONNX Runtime .* refuses the graph 'g'"),
     ],
 )

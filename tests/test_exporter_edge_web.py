@@ -199,8 +199,8 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     return bundle, root.parent / "out" / "web"
 
 
-CELLS = """[...document.querySelectorAll('.numbers')].map((frame) =>
-  [...frame.querySelectorAll('tbody tr')].map((row) => [...row.querySelectorAll('td')].map((cell) => Number(cell.textContent))))"""
+CELLS = """[...document.querySelectorAll('.numbers')].map((frame) => [...frame.querySelectorAll('tbody tr')].map((row) =>
+  [...row.querySelectorAll('td')].map((cell) => Number(cell.textContent))))"""
 
 
 def test_arrays_are_shown_as_tables_and_saved_whole(page: Page, robot: tuple[Bundle, Path], tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_the_weights_inside_a_loop_count_as_weights(in_bf16: Bundle) -> None:
 def test_walking_shows_every_row_and_stops_when_asked(in_bf16: Bundle) -> None:
     generator = Generator(in_bf16, graph="teacher.step.fp32", plan="plain", backend="cpu")
     seen = []
+
     def look(preview: Preview) -> None:
         seen.append((preview.row, preview.output().shape))
 

@@ -123,7 +123,9 @@ def test_a_latent_models_graph_ends_in_images(kind: Any, config: dict[str, Any],
     one = generator(seeds=[2], **{name: value[2:3] for name, value in prompts.items()})
     assert np.abs(images[2].astype(int) - one[0].astype(int)).max() <= 1
     with pytest.raises(ValueError, match=r"guided away from negative_prompt_embeds \(1, 5, 12\), which is missing"):
-        generator(seeds=[0], prompt_embeds=prompts["prompt_embeds"][:1], pooled_prompt_embeds=prompts["pooled_prompt_embeds"][:1])
+        generator(
+            seeds=[0], prompt_embeds=prompts["prompt_embeds"][:1], pooled_prompt_embeds=prompts["pooled_prompt_embeds"][:1]
+        )
     with pytest.raises(ValueError, match=r"pooled_prompt_embeds has shape \(2, 6\) for 2 seeds, got \(4, 6\)"):
         generator(seeds=[0, 1], **{k: v if k == "pooled_prompt_embeds" else v[:2] for k, v in prompts.items()})
 

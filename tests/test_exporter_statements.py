@@ -113,7 +113,9 @@ def test_the_precision_is_compared(name: str, precision: str, found: str, bundle
 def test_a_plan_changed_by_hand_is_found_out_by_the_graph_that_was_made_of_it(bundle: Bundle) -> None:
     levels = bundle.manifest.plans["both"].sigmas
     changed = by_hand(bundle, "plans/both/sigmas", [levels[0] * 1.001, *levels[1:]])
-    assert "was made with another network, plan, decoder or signature than the manifest has now" in refused("check", changed.root)
+    assert "was made with another network, plan, decoder or signature than the manifest has now" in refused(
+        "check", changed.root
+    )
     with pytest.raises(ValueError, match=r"'both.fp32' was made with another network, plan"):
         check_graphs(changed)
 

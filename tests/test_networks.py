@@ -214,7 +214,12 @@ def test_weights_hold_the_position_table_that_state_dicts_leave_out() -> None:
         ("sdxl", {}, (*TEXT, wide("pooled_prompt_embeds", 7)), "projection_class_embeddings_input_dim 30, the bundle needs 31"),
         ("sd3", {}, TEXT, "takes prompt_embeds, pooled_prompt_embeds, the bundle has prompt_embeds;"),
         ("sd3", {}, LABELS, "SD3Transformer2DModel takes prompt_embeds, pooled_prompt_embeds, the bundle has labels"),
-        ("text", {}, POOLED[1:], "UNet2DConditionModel takes prompt_embeds, pooled_prompt_embeds, if any, the bundle has pooled"),
+        (
+            "text",
+            {},
+            POOLED[1:],
+            "UNet2DConditionModel takes prompt_embeds, pooled_prompt_embeds, if any, the bundle has pooled",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_the_bundle_is_refused(

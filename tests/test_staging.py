@@ -198,7 +198,13 @@ def test_modes_stay(bundle: Bundle) -> None:  # noqa: F811
     with bundle.edit() as draft:
         draft.new("graphs/open").write_text("")
         draft.new("graphs/secret").write_text("")
-    wanted = {"": 0o2750, "bundle.json": 0o600, "graphs": 0o711, "graphs/secret": 0o440, "components/teacher/config.json": 0o604}
+    wanted = {
+        "": 0o2750,
+        "bundle.json": 0o600,
+        "graphs": 0o711,
+        "graphs/secret": 0o440,
+        "components/teacher/config.json": 0o604,
+    }
     for name, mode in wanted.items():
         (root / name).chmod(mode)
     during = []
