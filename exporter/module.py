@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.card import write_card
 from fewstep.artifact.components import DenoiserEntry
+from fewstep.artifact.draft import reason
 from fewstep.artifact.manifest import Layout, PlanEntry
 from fewstep.artifact.signature import ArrayOutput, Axis, Column, Input, Output, Signature, State
 from fewstep.artifact.spec import Precision
@@ -73,7 +75,10 @@ def export(
         raise ValueError(f"encode names {unknown[0]!r}, which is no input; give it to inputs, too")
     if not plans:
         raise ValueError("a bundle has a plan at least, such as solvers.heun(parametrisation.grid(18)); give one to plans")
-    signature = Signature(inputs=tuple(inputs), output=output or _unnamed(state))
+    try:
+        signature = Signature(inputs=tuple(inputs), output=output or _unnamed(state))
+    except ValidationError as error:
+        raise ValueError(reason(error)) from None
     net = _Encoded(module, encode).eval()
     denoiser = Denoiser(net, parametrisation=parametrisation, family=_family(type(module).__name__, inputs))
     _refuse_other_shape(denoiser, signature, state)

@@ -19,7 +19,7 @@ from fewstep.models.accounting import account, keys_of
 from fewstep.models.decoder import check_decoder_class, pixels_per_latent, save_decoder
 from fewstep.models.denoiser import Denoiser, save_network
 from fewstep.models.edm_weights import is_edm, load_edm_weights
-from fewstep.models.families import FAMILIES, family_of, network_class
+from fewstep.models.families import FAMILIES, check_fit, family_of, network_class
 from fewstep.models.families.base import Asked, Pipeline
 from fewstep.models.layout import Layout, find_layout
 from fewstep.models.pretrained import load_part, load_single
@@ -96,6 +96,8 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
     with Draft.create(out, Signature(inputs=found.inputs, output=found.image)) as draft:
         if found.autoencoder is not None:
             save_decoder(draft, found.autoencoder)
+        network, state = found.denoiser, draft.manifest.state
+        check_fit(network.net, state, found.inputs, patch=network.patch, constants=network.constants)
         proof = _prove(found, scheduler, draft.manifest.state.shape, [Case(steps, scale), Case(own.steps, scale)], own)
         save_network(draft, "teacher", found.denoiser)
         solver = f"{type(scheduler).__name__} of the checkpoint, {steps} steps"
