@@ -171,7 +171,7 @@ def test_what_torch_export_does_not_take_is_said_in_a_sentence(tmp_path: Path) -
             return x if x.sum() > 0 else 2 * x
 
     flow = Flow()
-    with pytest.raises(ValueError, match="torch.export does not take this Decides: Could not guard on data-dependent"):
+    with pytest.raises(ValueError, match=r"torch.export does not take this Decides: Could not guard on data-dependent"):
         fewstep.export(
             Decides(), tmp_path / "d.bundle", state=VOLUME, parametrisation=flow, plans={"h": solvers.heun(flow.grid(3))}
         )
