@@ -154,17 +154,25 @@ def foreign() -> onnx.ModelProto:
 
 
 def bundle_of(
-    path: Path, graph: onnx.ModelProto, precision: Precision, *, postprocess: onnx.ModelProto | None = None, **more: Any
+    path: Path,
+    graph: onnx.ModelProto,
+    precision: Precision,
+    *,
+    postprocess: onnx.ModelProto | None = None,
+    data: str | None = None,
+    **more: Any,
 ) -> Bundle:
-    """A bundle with one graph, "small", in the step layout. more: fields of its GraphEntry; data: keep weights there."""
+    """A bundle with one graph, "small", in the step layout. data: keep weights there; more: fields of its GraphEntry."""
     with Draft.create(path, Signature(output=ImageOutput(channels=4, height=8, width=8))) as draft:
         net = DenoiserEntry(kind="UNet2DModel", directory=None, parametrisation=Edm(sigma_data=0.5))
         draft.manifest.components["net"] = net
-        file, data = draft.new("graphs/small.onnx"), more.get("data")
+        file = draft.new("graphs/small.onnx")
         onnx.save(graph, file, save_as_external_data=bool(data), location=data and Path(data).name, size_threshold=0)
         if postprocess:
             onnx.save(postprocess, draft.new("graphs/small.postprocess.onnx"))
-        entry = {"opset": 20, "limit": 1.0, "postprocess": "graphs/small.postprocess.onnx" if postprocess else None} | more
+        entry: dict[str, Any] = {"opset": 20, "limit": 1.0, "data": [data] if data else []} | more
+        if postprocess:
+            entry["postprocess"] = "graphs/small.postprocess.onnx"
         draft.manifest.graphs["small"] = GraphEntry(
             file="graphs/small.onnx", denoiser="net", plan=None, precision=precision, layout="step", **entry
         )

@@ -74,7 +74,7 @@ def test_external_data_is_read_and_part_of_the_key(tmp_path: Path) -> None:
     built, _ = rebuild(bundle)
     inline, _ = rebuild(bundle_of(tmp_path / "inline", convolution(), "fp32"))
     key = built.manifest.engines["small.rtx"].key
-    assert key.data_sha256 == bundle.manifest.files["graphs/small.data"].sha256
+    assert key.data_sha256 == [bundle.manifest.files["graphs/small.data"].sha256]
     files = [b.file(b.manifest.engines["small.rtx"].file).read_bytes() for b in (built, inline)]
     assert files[0] == files[1]
     (built.root / "graphs/small.data").write_bytes(b"0" * bundle.manifest.files["graphs/small.data"].bytes)
@@ -128,7 +128,7 @@ def test_every_part_of_the_key_that_changes_is_a_miss(tmp_path: Path) -> None:
     bundle, job = rebuild(bundle_of(tmp_path / "b", convolution(), "fp32"))
     other = EngineKey(
         graph_sha256="0",
-        data_sha256="1",
+        data_sha256=["1"],
         postprocess_sha256="2",
         flavour="tensorrt",
         version="11.3.0",
