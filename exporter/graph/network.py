@@ -80,7 +80,7 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
 
 def _compute_in(net: nn.Module, dtype: torch.dtype) -> None:
     """Weights in a precision; what a module keeps in double precision has its reasons."""
-    net._apply(lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t)
+    net._apply(lambda t: t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t)  # type: ignore[no-untyped-call]
 
 
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:

@@ -133,6 +133,7 @@ def _model(traced: Traced, weights: Mapping[str, Tensor], outputs: Sequence[ir.V
         copies.append(copy)
     results = [mapping[v] for v in outputs]
     for value, result in zip(outputs, results, strict=True):
+        assert value.dtype is not None, "a trace knows the type of every value"
         result.dtype = ir.DataType.FLOAT if value.dtype in HALVES else value.dtype
     graph = ir.Graph(inputs, results, nodes=copies, initializers=initializers, opset_imports={"": OPSET}, name="folded")
     serialized: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
