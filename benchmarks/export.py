@@ -24,7 +24,7 @@ from fewstep.artifact.manifest import Layout, PlanEntry
 from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.backends.sessions import open_session
 from fewstep.exporter.engine.build import build_engines
-from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.cases import EngineSettings
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
 from fewstep.models.denoiser import save_network, unet
@@ -68,7 +68,7 @@ def one(root: Path, plan: str, layout: Layout) -> dict[str, Any]:
             "nodes": sum(1 for _ in ir.load(path).graph.all_nodes()),
             "load_seconds": time.perf_counter() - begin,
         }
-    built = build_engines(bundle, [f"{name}.fp16"], settings=Settings(targets=("89",), batch=(8,)))
+    built = build_engines(bundle, [f"{name}.fp16"], settings=EngineSettings(targets=("89",), batch=(8,)))
     entry = Bundle.load(root).manifest.engines[built[0].name]
     files = Bundle.load(root).manifest.files
     row["engine fp16 SM89"] = {"build_seconds": entry.seconds, "bytes": files[entry.file].bytes, "layers": entry.layers}

@@ -19,7 +19,7 @@ from fewstep.artifact.spec import Precision
 from fewstep.exporter.facts import facts
 from fewstep.exporter.graph.evaluation import Network
 from fewstep.exporter.graph.layer import layer_names
-from fewstep.exporter.graph.layouts import Decoder, postprocess, step, unroll
+from fewstep.exporter.graph.layouts import TracedDecoder, postprocess, step, unroll
 from fewstep.exporter.graph.loop import loop
 from fewstep.exporter.graph.measure import CLEARLY_FASTER, doubled_speedup
 from fewstep.exporter.graph.metadata import describe
@@ -28,9 +28,8 @@ from fewstep.exporter.graph.precision import EIGHT_BITS, LayerPrecision
 from fewstep.exporter.graph.shared import SharedWeights, every_weight
 from fewstep.exporter.graph.traced import OPSET
 from fewstep.exporter.reference import reference
-from fewstep.exporter.statements import LIMITS, Limits
-from fewstep.models.decoder import Decoder as TorchDecoder
-from fewstep.models.decoder import load_decoder
+from fewstep.exporter.statements import LIMITS, PrecisionLimits
+from fewstep.models.decoder import Decoder, load_decoder
 from fewstep.models.denoiser import Denoiser, load_network
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
@@ -128,11 +127,11 @@ class _Exporter:
     max_inline_bytes: int
     report: Callable[[str], None]
     denoisers: dict[str, Denoiser] = field(default_factory=dict)
-    decoders: dict[Precision, Decoder] = field(default_factory=dict)
+    decoders: dict[Precision, TracedDecoder] = field(default_factory=dict)
     faster: dict[str, bool] = field(default_factory=dict)
 
     @cached_property
-    def torch_decoder(self) -> TorchDecoder | None:
+    def torch_decoder(self) -> Decoder | None:
         return load_decoder(self.bundle) if self.bundle.manifest.decoder else None
 
     def denoiser(self, plan: str) -> Denoiser:
@@ -203,7 +202,7 @@ class _Exporter:
         denoiser, manifest = self.denoiser(plan), self.bundle.manifest
         return with_weights(trace_network(denoiser, manifest, precision), denoiser, manifest)
 
-    def _decoder(self, precision: Precision) -> Decoder | None:
+    def _decoder(self, precision: Precision) -> TracedDecoder | None:
         if self.torch_decoder is not None and precision not in self.decoders:
             self.decoders[precision] = trace_decoder(self.torch_decoder, self.bundle.manifest, precision)
         return self.decoders.get(precision)
@@ -255,7 +254,7 @@ def _refuse_too_large(file: str, model: ir.Model) -> None:
         )
 
 
-def _limits(precision: Precision, ranges: Ranges | None) -> Limits:
+def _limits(precision: Precision, ranges: Ranges | None) -> PrecisionLimits:
     """The limits of a precision; in eight bits the PSNR that calibration reached, less what other noise may cost."""
     limits = LIMITS[precision]
     if ranges and precision in EIGHT_BITS:

@@ -25,7 +25,7 @@ from fewstep.exporter.facts import FREE, HASHES, MADE_OF, facts
 
 __all__ = [
     "LIMITS",
-    "Limits",
+    "PrecisionLimits",
     "Stated",
     "refuse_other_facts",
     "refuse_other_origin",
@@ -34,20 +34,20 @@ __all__ = [
 ]
 
 
-class Limits(NamedTuple):
+class PrecisionLimits(NamedTuple):
     """How far a precision may be from torch's fp32 on golden.npz: largest difference, as in Parity, and smallest PSNR."""
 
     max_error: float
     min_psnr_db: float
 
 
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(1e-4, 90),
-    "fp16": Limits(3e-2, 55),
-    "bf16": Limits(1.0, 35),
-    "int8": Limits(1.0, 30),
-    "int8-fp16": Limits(1.0, 30),
-    "fp8": Limits(1.0, 30),
+LIMITS: dict[Precision, PrecisionLimits] = {
+    "fp32": PrecisionLimits(1e-4, 90),
+    "fp16": PrecisionLimits(3e-2, 55),
+    "bf16": PrecisionLimits(1.0, 35),
+    "int8": PrecisionLimits(1.0, 30),
+    "int8-fp16": PrecisionLimits(1.0, 30),
+    "fp8": PrecisionLimits(1.0, 30),
 }
 # Types of tensors, by their numbers in onnx.proto, that tell precisions apart.
 INT8, FLOAT16, BFLOAT16, FLOAT8 = 3, 10, 16, 17

@@ -15,15 +15,15 @@ from test_cli import fewstep, refused
 from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.artifact.manifest import EngineKey
 from fewstep.exporter.engine.build import Job, Miss, build_engines, prepare
-from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.cases import EngineSettings
 from fewstep.exporter.engine.flavour import Flavour
 from fewstep.system.machine import Machine, this_machine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
-SMALL = Settings(targets=("89",), batch=(4,))
+SMALL = EngineSettings(targets=("89",), batch=(4,))
 
 
-def rebuild(bundle: Bundle, settings: Settings = SMALL, graph: str = "small") -> tuple[Bundle, Job]:
+def rebuild(bundle: Bundle, settings: EngineSettings = SMALL, graph: str = "small") -> tuple[Bundle, Job]:
     (job,) = build_engines(bundle, [graph], settings=settings)
     return Bundle.load(bundle.root), job
 
@@ -148,7 +148,7 @@ def test_a_native_engine_depends_on_the_gpu_that_builds_it(tmp_path: Path) -> No
     """The key alone: native TensorRT cannot be installed where this was written."""
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32")
     jetson, orin = Flavour("tensorrt", "10.3.0"), Machine("87", "Orin", 8 << 30)
-    (job,) = prepare(bundle, ["small"], Settings(level=4, flags=("weight-streaming", "refit")), jetson, orin)
+    (job,) = prepare(bundle, ["small"], EngineSettings(level=4, flags=("weight-streaming", "refit")), jetson, orin)
     assert (job.name, job.key.targets, job.key.gpu, job.key.level) == ("small.tensorrt.sm87", ["87"], "Orin", 4)
     assert job.key.flags == ["refit", "weight-streaming"]
     assert job.findings[0].rule == "step-layout"
@@ -156,7 +156,7 @@ def test_a_native_engine_depends_on_the_gpu_that_builds_it(tmp_path: Path) -> No
 
 def test_the_key_finds_the_profile_of_a_batch(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32")
-    (job,) = prepare(bundle, ["small"], Settings(batch=(1, 4, 16)), Flavour("tensorrt_rtx", "1.7"), Machine())
+    (job,) = prepare(bundle, ["small"], EngineSettings(batch=(1, 4, 16)), Flavour("tensorrt_rtx", "1.7"), Machine())
     assert [job.key.profile(batch) for batch in (1, 2, 4, 5, 16, 17)] == [0, 1, 1, 2, 2, None]
 
 

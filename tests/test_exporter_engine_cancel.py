@@ -20,7 +20,7 @@ import fewstep.exporter.engine.worker as worker
 from fewstep.artifact.bundle import MANIFEST, Bundle
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.building import run
-from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.cases import EngineSettings
 from fewstep.exporter.engine.worker import Request
 from fewstep.system.progress import Report
 
@@ -64,7 +64,7 @@ def test_a_build_shows_its_progress(tmp_path: Path) -> None:
         yield lambda done, phase: shown.append((what, done, phase))
 
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32", postprocess=model([helper.make_node("Relu", ["x"], ["y"])], []))
-    build_engines(bundle, ["small"], settings=Settings(batch=(1,)), meter=meter)
+    build_engines(bundle, ["small"], settings=EngineSettings(batch=(1,)), meter=meter)
     assert list(dict.fromkeys(what for what, _, _ in shown)) == ["small.rtx", "small.rtx (postprocess)"]
     assert max(done for _, done, _ in shown) > 0.5
     assert all(0 <= done <= 1 and phase for _, done, phase in shown)

@@ -12,13 +12,13 @@ from small_graphs import bundle_of, convolution, foreign, loop, quantized
 
 from fewstep.artifact.spec import Precision
 from fewstep.exporter.engine.building import run
-from fewstep.exporter.engine.cases import Case, Settings
+from fewstep.exporter.engine.cases import EngineCase, EngineSettings
 from fewstep.exporter.engine.explain import ROWS, explain
 from fewstep.exporter.engine.facts import GraphFacts, graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose, installed
 from fewstep.exporter.engine.worker import Request
 from fewstep.runtime.buckets import BUCKETS
-from fewstep.runtime.deploy.triton import Settings as Deployment
+from fewstep.runtime.deploy.triton import EngineSettings as Deployment
 from fewstep.system.machine import Machine, this_machine
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))
@@ -26,25 +26,25 @@ NATIVE = Flavour("tensorrt", "11.3.0")
 JETSON = Flavour("tensorrt", "10.3.0")
 ORIN = Machine("87", "Orin", 8 << 30)
 ADA = Machine("89", "NVIDIA GeForce RTX 4090", 64 << 30)
-ONE = Settings(targets=("89",), batch=(4,))
+ONE = EngineSettings(targets=("89",), batch=(4,))
 
 
 def case(
     flavour: Flavour = RTX,
-    settings: Settings = ONE,
+    settings: EngineSettings = ONE,
     machine: Machine | None = None,
     precision: Precision = "fp16",
     **facts: object,
-) -> Case:
-    return Case(flavour, settings, GraphFacts(name="g", precision=precision, **facts), machine or Machine())  # type: ignore[arg-type]
+) -> EngineCase:
+    return EngineCase(flavour, settings, GraphFacts(name="g", precision=precision, **facts), machine or Machine())  # type: ignore[arg-type]
 
 
-def build_for(*targets: str, **more: object) -> Settings:
-    return Settings(targets=targets, batch=(4,), **more)  # type: ignore[arg-type]
+def build_for(*targets: str, **more: object) -> EngineSettings:
+    return EngineSettings(targets=targets, batch=(4,), **more)  # type: ignore[arg-type]
 
 
 # rule -> a case in which it speaks, and the part of its sentence that carries the value
-SPEAKS: dict[str, tuple[Case, str]] = {
+SPEAKS: dict[str, tuple[EngineCase, str]] = {
     "not-installed": (case(Flavour("tensorrt", None), build_for(), ADA), r"\.\[tensorrt\]"),
     "too-old": (case(Flavour("tensorrt", "8.6.1"), build_for(), ORIN), "TensorRT 8.6.1 is older than 10"),
     "targets-on-native": (case(NATIVE, build_for("86", "89"), ADA), "not for SM 86, 89"),
@@ -60,7 +60,7 @@ SPEAKS: dict[str, tuple[Case, str]] = {
     "timing-cache": (case(RTX, build_for("89", timing_cache=Path("t.cache"))), "would be ignored"),
     "level": (case(RTX, build_for("89", level=0)), "level 0 would be ignored"),
     "small-workspace": (case(RTX, build_for("89", workspace_bytes=1 << 20)), "1 MB of workspace"),
-    "bucket-size": (case(RTX, Settings(targets=("89",), batch=(1, 4, 16))), "each of 3 batch buckets"),
+    "bucket-size": (case(RTX, EngineSettings(targets=("89",), batch=(1, 4, 16))), "each of 3 batch buckets"),
     "fixed-batch": (case(fixed_batch=2), "--batch 2"),
     "dynamic-size": (case(dynamic=("embeddings: length",)), "embeddings: length"),
     "check-batch": (case(golden_batch=8), "holds 8 images"),
@@ -80,7 +80,7 @@ SPEAKS: dict[str, tuple[Case, str]] = {
 }
 
 
-def rules(given: Case) -> set[str]:
+def rules(given: EngineCase) -> set[str]:
     return {finding.rule for finding in explain(given)}
 
 
@@ -119,7 +119,7 @@ def test_what_stops_comes_first() -> None:
         case(graph_bytes=(2 << 30) - 1),
     ],
 )
-def test_nothing_is_said_where_nothing_is_wrong(given: Case) -> None:
+def test_nothing_is_said_where_nothing_is_wrong(given: EngineCase) -> None:
     assert not explain(given)
 
 
@@ -134,7 +134,7 @@ def test_only_tensorrt_10_must_be_asked_for_strong_typing() -> None:
 @pytest.mark.parametrize("batch", [(), (0, 4), (4, 4), (4, 1)])
 def test_batches_that_do_not_increase_are_refused(batch: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="whole numbers from 1 that increase"):
-        Settings(batch=batch)
+        EngineSettings(batch=batch)
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,24 @@ def test_batches_that_do_not_increase_are_refused(batch: tuple[int, ...]) -> Non
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Settings(**settings)  # type: ignore[arg-type]
+        EngineSettings(**settings)  # type: ignore[arg-type]
 
 
 def test_only_native_engines_get_a_profile_for_batch_1_by_default() -> None:
-    assert Settings(batch=RTX.batch).profiles == [(1, 32, 32)]
-    assert Settings(batch=JETSON.batch).profiles == [(1, 1, 1), (2, 32, 32)]
+    assert EngineSettings(batch=RTX.batch).profiles == [(1, 32, 32)]
+    assert EngineSettings(batch=JETSON.batch).profiles == [(1, 1, 1), (2, 32, 32)]
 
 
 def test_engines_take_every_batch_that_the_runtime_and_triton_make_by_default() -> None:
     for flavour in (RTX, JETSON):
-        assert max(largest for *_, largest in Settings(batch=flavour.batch).profiles) >= max(*BUCKETS, Deployment().max_batch)
+        assert max(largest for *_, largest in EngineSettings(batch=flavour.batch).profiles) >= max(
+            *BUCKETS, Deployment().max_batch
+        )
 
 
 def test_each_batch_gets_the_range_above_the_one_before() -> None:
-    assert Settings(batch=(1, 4, 16)).profiles == [(1, 1, 1), (2, 4, 4), (5, 16, 16)]
-    assert Settings(batch=(8,)).profiles == [(1, 8, 8)]
+    assert EngineSettings(batch=(1, 4, 16)).profiles == [(1, 1, 1), (2, 4, 4), (5, 16, 16)]
+    assert EngineSettings(batch=(8,)).profiles == [(1, 8, 8)]
 
 
 def test_the_flavour_that_is_installed_is_chosen_and_an_unknown_one_refused() -> None:

@@ -23,7 +23,7 @@ from fewstep.artifact.spec import Precision
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.ranges import collect, rounded_sample
 from fewstep.exporter.engine.build import build_engines
-from fewstep.exporter.engine.cases import Settings
+from fewstep.exporter.engine.cases import EngineSettings
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.graph.layouts import unroll
 from fewstep.exporter.graph.loop import loop
@@ -227,7 +227,7 @@ def test_engines_of_our_eight_bits_build_and_compute_in_them(precision: Precisio
         digits = export_graphs(Bundle.load(digits.root), ["sid1"], [precision])
     name = f"sid1.{precision}"
     assert {r.graph: r.ok for r in check_graphs(digits)}[name]
-    build_engines(digits, [name], settings=Settings(targets=("89",), batch=(4,)))
+    build_engines(digits, [name], settings=EngineSettings(targets=("89",), batch=(4,)))
     (engine,) = Bundle.load(digits.root).manifest.engines.values()
     excluded = len(digits.manifest.graphs[name].excluded)
     kind = precision.split("-")[0]

@@ -10,7 +10,7 @@ from fewstep.artifact.bundle import CARD, Bundle, Draft
 from fewstep.artifact.digests import component_digest
 from fewstep.artifact.golden import GOLDEN, write_golden
 from fewstep.artifact.manifest import Manifest
-from fewstep.exporter.edge.sizes import Part, Report, graph_parts, installed
+from fewstep.exporter.edge.sizes import PackagePart, Report, graph_parts, installed
 
 __all__ = ["write_device"]
 
@@ -56,7 +56,7 @@ def _report(bundle: Bundle, graphs: Sequence[str]) -> Report:
     for name in graphs:
         report += Report(graph_parts("device", name, bundle.file(bundle.manifest.graphs[name].file)))
     for path in dict.fromkeys(path for name in graphs for path in bundle.manifest.graphs[name].data):
-        report += Report([Part("device", f"{Path(path).name}: weights", bundle.file(path).stat().st_size)])
+        report += Report([PackagePart("device", f"{Path(path).name}: weights", bundle.file(path).stat().st_size)])
     rest = sum(p.stat().st_size for p in bundle.root.rglob("*") if p.is_file()) - sum(part.bytes for part in report.parts)
     runtime = installed("device", ["onnxruntime", "tensorrt", "polygraphy"])
-    return report + Report([Part("device", "manifest, references, card", rest), *runtime])
+    return report + Report([PackagePart("device", "manifest, references, card", rest), *runtime])

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import GraphEntry
 from fewstep.exporter.edge.probe import Probe, probe
-from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
+from fewstep.exporter.edge.sizes import Deviation, PackagePart, Report, installed
 from fewstep.system.extras import install
 
 __all__ = ["write_openvino"]
@@ -24,7 +24,7 @@ def write_openvino(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Re
     """
     openvino = _load()
     core = openvino.Core()
-    parts: list[Part] = []
+    parts: list[PackagePart] = []
     deviations: list[Deviation] = []
     for name in graphs:
         graph: GraphEntry = bundle.manifest.graphs[name]
@@ -39,8 +39,8 @@ def write_openvino(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Re
             raise ValueError(f"OpenVINO {openvino.__version__} refuses the graph {name!r}: {error}") from None
         deviations += [exact.within(graph.limit), default]
         parts += [
-            Part("openvino", f"{name}: graph", path.stat().st_size),
-            Part("openvino", f"{name}: weights", path.with_suffix(".bin").stat().st_size),
+            PackagePart("openvino", f"{name}: graph", path.stat().st_size),
+            PackagePart("openvino", f"{name}: weights", path.with_suffix(".bin").stat().st_size),
         ]
     return Report([*parts, *installed("openvino", ["openvino"])], deviations)
 

@@ -18,7 +18,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import GraphEntry
 from fewstep.backends.sessions import open_session
 from fewstep.exporter.edge.probe import probe
-from fewstep.exporter.edge.sizes import Deviation, Part, Report, installed
+from fewstep.exporter.edge.sizes import Deviation, PackagePart, Report, installed
 
 __all__ = ["OPERATORS", "write_ort"]
 
@@ -31,7 +31,7 @@ def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
 
     Raises ValueError for a graph of 2 GB or more, or one that differs by more than its limit in the bundle.
     """
-    parts: list[Part] = []
+    parts: list[PackagePart] = []
     deviations: list[Deviation] = []
     paths = []
     for name in graphs:
@@ -45,10 +45,13 @@ def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
         made = open_session(path, repr(name)).run(expected.outputs, expected.feeds)
         deviations.append(Deviation("ort", name, graph.precision, *expected.differs(*made)).within(graph.limit))
         weights = _weights(path)
-        parts += [Part("ort", f"{name}: graph", path.stat().st_size - weights), Part("ort", f"{name}: weights", weights)]
+        parts += [
+            PackagePart("ort", f"{name}: graph", path.stat().st_size - weights),
+            PackagePart("ort", f"{name}: weights", weights),
+        ]
         paths.append(path)
     _write_operators(paths, directory / OPERATORS)
-    parts += [Part("ort", OPERATORS, (directory / OPERATORS).stat().st_size)]
+    parts += [PackagePart("ort", OPERATORS, (directory / OPERATORS).stat().st_size)]
     return Report([*parts, *installed("ort", ["onnxruntime"])], deviations)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from fewstep.exporter.engine.facts import graphs_in
 from fewstep.system.extras import install
 
-__all__ = ["Deviation", "Part", "Report", "graph_parts", "installed", "zipped"]
+__all__ = ["Deviation", "PackagePart", "Report", "graph_parts", "installed", "zipped"]
 
 
 @dataclass(frozen=True)
-class Part:
+class PackagePart:
     """Some bytes of a target. gzip_bytes: what a web server sends when it compresses; None where nothing is sent.
 
     shipped False: it is not in the package, but must be on the device.
@@ -57,7 +57,7 @@ class Deviation:
 class Report:
     """The parts and deviations of every target of a package."""
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[PackagePart] = field(default_factory=list)
     deviations: list[Deviation] = field(default_factory=list)
 
     def __add__(self, other: Report) -> Report:
@@ -95,7 +95,7 @@ def zipped(content: bytes) -> int:
     return len(gzip.compress(content, 9, mtime=0))
 
 
-def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> list[Part]:
+def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> list[PackagePart]:
     """An ONNX file as two parts, its weights and the rest. sent: measure it gzipped as well.
 
     Raises ValueError when it is not ONNX or onnx is not installed.
@@ -114,16 +114,16 @@ def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> li
     count_sent, total_sent = (zipped(b"".join(weights)), zipped(path.read_bytes())) if sent else (None, None)
     rest_sent = None if count_sent is None or total_sent is None else max(total_sent - count_sent, 0)
     return [
-        Part(target, f"{name}: graph", total - count, rest_sent),
-        Part(target, f"{name}: weights", count, count_sent),
+        PackagePart(target, f"{name}: graph", total - count, rest_sent),
+        PackagePart(target, f"{name}: weights", count, count_sent),
     ]
 
 
-def installed(target: str, prefixes: Sequence[str]) -> list[Part]:
+def installed(target: str, prefixes: Sequence[str]) -> list[PackagePart]:
     """The installed size of each Python package of this environment whose name starts so, without its dependencies."""
     found = {d.name.lower().replace("_", "-"): d for d in distributions()}
     return [
-        Part(target, f"{d.name} {d.version}, installed", _bytes(d), shipped=False)
+        PackagePart(target, f"{d.name} {d.version}, installed", _bytes(d), shipped=False)
         for name, d in sorted(found.items())
         if name.startswith(tuple(prefixes))
     ]

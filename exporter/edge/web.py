@@ -23,7 +23,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import GraphEntry
 from fewstep.artifact.signature import Input, Output, Signature, TensorSpec
 from fewstep.exporter.edge.probe import probe
-from fewstep.exporter.edge.sizes import Part, Report, graph_parts, zipped
+from fewstep.exporter.edge.sizes import PackagePart, Report, graph_parts, zipped
 
 __all__ = ["PINNED", "OrtWeb", "RuntimeFile", "ort_web", "write_page"]
 
@@ -105,10 +105,10 @@ def write_page(
     page = [_write(directory, file.name, _fill(file.read_text("utf-8"), runtime)) for file in _page() if file.is_file()]
     page.append((directory / "facts.json").read_bytes())
     parts = [part for name in graphs for part in graph_parts("web", name, directory / f"{name}.onnx", sent=True)]
-    parts.append(Part("web", "page", sum(map(len, page)), sum(map(zipped, page))))
+    parts.append(PackagePart("web", "page", sum(map(len, page)), sum(map(zipped, page))))
     for title, file in (("module", runtime.module), ("WebAssembly", runtime.wasm)):
         name = f"onnxruntime-web {runtime.version} {title}"
-        parts.append(Part("web", name, file.bytes, file.gzip_bytes, shipped=package is not None))
+        parts.append(PackagePart("web", name, file.bytes, file.gzip_bytes, shipped=package is not None))
     return Report(parts)
 
 

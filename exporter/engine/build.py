@@ -13,7 +13,7 @@ from typing import Any
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.manifest import EngineEntry, EngineKey, GraphEntry
 from fewstep.exporter.engine.building import run
-from fewstep.exporter.engine.cases import Case, Finding, Settings
+from fewstep.exporter.engine.cases import EngineCase, EngineFinding, EngineSettings
 from fewstep.exporter.engine.explain import explain
 from fewstep.exporter.engine.facts import graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose
@@ -38,10 +38,10 @@ class Job:
     """An engine that is wanted: what it will depend on, what the table says about it, and the one there is."""
 
     name: str
-    case: Case
+    case: EngineCase
     entry: GraphEntry
     key: EngineKey
-    findings: list[Finding]
+    findings: list[EngineFinding]
     old: EngineEntry | None
 
     @property
@@ -71,26 +71,26 @@ def build_engines(
     bundle: Bundle,
     graphs: Sequence[str],
     *,
-    settings: Settings | None = None,
+    settings: EngineSettings | None = None,
     flavour: Flavour | None = None,
     meter: Meter = unseen,
 ) -> list[Job]:
     """`prepare` and `build` in one: engines for the named graphs, with the best flavour here unless one is given."""
     machine = this_machine()
     flavour = flavour or choose(None, machine)[0]
-    jobs = prepare(bundle, graphs, settings or Settings(batch=flavour.batch), flavour, machine)
+    jobs = prepare(bundle, graphs, settings or EngineSettings(batch=flavour.batch), flavour, machine)
     build(bundle, jobs, meter=meter)
     return jobs
 
 
-def prepare(bundle: Bundle, graphs: Sequence[str], settings: Settings, flavour: Flavour, machine: Machine) -> list[Job]:
+def prepare(bundle: Bundle, graphs: Sequence[str], settings: EngineSettings, flavour: Flavour, machine: Machine) -> list[Job]:
     """Read the named graphs and say for each what would be built and what speaks against it. Builds nothing.
 
     Raises ValueError for a graph there is not or whose files are not what was saved.
     """
     jobs = []
     for graph in dict.fromkeys(graphs):
-        case = Case(flavour, settings, graph_facts(bundle, graph), machine)
+        case = EngineCase(flavour, settings, graph_facts(bundle, graph), machine)
         entry = bundle.manifest.graphs[graph]
         # Native engines are for the GPU that builds them; a bundle may hold one for each.
         gpu = () if flavour.rtx else tuple(f"sm{sm}" for sm in case.architectures)
@@ -127,7 +127,7 @@ def build(bundle: Bundle, jobs: Sequence[Job], *, meter: Meter = unseen) -> None
             draft.manifest.engines[job.name] = _build(bundle, draft, job, meter)
 
 
-def _key(bundle: Bundle, entry: GraphEntry, case: Case) -> EngineKey:
+def _key(bundle: Bundle, entry: GraphEntry, case: EngineCase) -> EngineKey:
     sha256 = {path: bundle.manifest.files[path].sha256 for path in entry.paths}
     settings, native = case.settings, not case.flavour.rtx
     return EngineKey(

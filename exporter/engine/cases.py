@@ -14,13 +14,13 @@ from fewstep.system.machine import Machine
 
 MAX_BATCH = 1 << 16
 
-__all__ = ["Case", "Finding", "Row", "Settings"]
+__all__ = ["EngineCase", "EngineFinding", "EngineSettings", "Row"]
 
 Severity = Literal["stops", "note"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """How to build. batch: the batches to tune for, increasing; each gets an optimisation profile of its own, from one above
     the batch before (1 for the first) up to itself, tuned at its upper end. (1, 16) therefore gives exactly 1 for latency and
     2 to 16 for throughput; (16,) gives one profile for everything. See Flavour.batch for which to choose.
@@ -54,11 +54,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Case:
+class EngineCase:
     """One graph to be built one way on one machine."""
 
     flavour: Flavour
-    settings: Settings
+    settings: EngineSettings
     graph: GraphFacts
     machine: Machine = field(default_factory=Machine)
 
@@ -79,7 +79,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Finding:
+class EngineFinding:
     """What the table says about a case. stops: TensorRT would fail or do something else than asked."""
 
     rule: str
@@ -98,6 +98,6 @@ class Row:
 
     rule: str
     severity: Severity
-    when: Callable[[Case], object]
+    when: Callable[[EngineCase], object]
     reason: str
     instead: str

@@ -4,7 +4,7 @@ The tests have TensorRT-RTX confirm what it can without a GPU; the rest is NVIDI
 
 from __future__ import annotations
 
-from fewstep.exporter.engine.cases import Case, Finding, Row
+from fewstep.exporter.engine.cases import EngineCase, EngineFinding, Row
 from fewstep.system.extras import install
 
 __all__ = ["ROWS", "explain"]
@@ -241,11 +241,11 @@ ROWS = (
 )
 
 
-def explain(case: Case) -> list[Finding]:
+def explain(case: EngineCase) -> list[EngineFinding]:
     """What the table says about a case, what stops it first. Pure."""
     findings = []
     for row in ROWS:
         if found := row.when(case):
             names = {"found": found, "graph": repr(case.graph.name), "flavour": case.flavour.title}
-            findings.append(Finding(row.rule, row.severity, row.reason.format(**names), row.instead.format(**names)))
+            findings.append(EngineFinding(row.rule, row.severity, row.reason.format(**names), row.instead.format(**names)))
     return sorted(findings, key=lambda f: f.severity != "stops")

@@ -27,18 +27,18 @@ from fewstep.sampling.guidance import mix
 from fewstep.sampling.parametrisation import Scales
 from fewstep.sampling.plan import Plan, trajectory
 
-__all__ = ["Decoder", "Sampler", "guided_output", "guided_where", "postprocess", "scaled", "step", "unroll"]
+__all__ = ["PlanGraph", "TracedDecoder", "guided_output", "guided_where", "postprocess", "scaled", "step", "unroll"]
 
 
 @dataclass(frozen=True, eq=False)
-class Decoder:
+class TracedDecoder:
     """What turns the last state of a latent model into a sample (B, C, ...), traced."""
 
     traced: Traced
     weights: Mapping[str, Tensor]
 
 
-class Sampler:
+class PlanGraph:
     """The outermost graph of a whole plan: its inputs, the noise it draws, the network's evaluations, its outputs."""
 
     def __init__(self, network: Network, plan: Plan, layers: LayerPrecision | None) -> None:
@@ -65,7 +65,7 @@ class Sampler:
         """The i-th noise tensor of every sample, (B, C, ...)."""
         return Symbol(self.root, self.root.op("Gather", self.noise, self.root.constant(i), axis=1))
 
-    def model(self, x: Symbol, output: Output, decoder: Decoder | None) -> ir.Model:
+    def model(self, x: Symbol, output: Output, decoder: TracedDecoder | None) -> ir.Model:
         """The finished graph, from the last state."""
         return self.root.model("sampler", self.inputs, write_output(self.root, x.value, output, decoder))
 
@@ -75,7 +75,7 @@ def unroll(
     plan: Plan,
     output: Output,
     *,
-    decoder: Decoder | None = None,
+    decoder: TracedDecoder | None = None,
     batched_guidance: bool = False,
     layers: LayerPrecision | None = None,
 ) -> ir.Model:
@@ -83,7 +83,7 @@ def unroll(
 
     Raises ValueError for a plan that does not fit the network.
     """
-    graph = Sampler(network, plan, layers)
+    graph = PlanGraph(network, plan, layers)
     rows = iter(enumerate(graph.scales()))
 
     def denoise(x: Symbol, _: float, scale: float = 1.0, **__: float) -> Symbol:
@@ -153,7 +153,7 @@ def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
     return writer.model("step", inputs, {"denoised": denoised})
 
 
-def postprocess(state: tuple[int, ...], output: Output, decoder: Decoder | None = None) -> ir.Model:
+def postprocess(state: tuple[int, ...], output: Output, decoder: TracedDecoder | None = None) -> ir.Model:
     """The last state x (B, C, ...) of a plan -> the output and sample: what the step layout leaves to do."""
     writer = Writer()
     x = ir.val("x", ir.DataType.FLOAT, ("batch", *state))
@@ -175,7 +175,7 @@ def input_values(signature: Signature, *, guided: bool) -> tuple[list[ir.Value],
     return [value(each.tensor) for each in signature.inputs], nulls
 
 
-def write_output(writer: Writer, x: ir.Value, output: Output, decoder: Decoder | None) -> dict[str, ir.Value]:
+def write_output(writer: Writer, x: ir.Value, output: Output, decoder: TracedDecoder | None) -> dict[str, ir.Value]:
     """The signature's output and sample (B, C, ...), from a last state."""
     if decoder is not None:
         (name,) = decoder.traced.inputs

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from fewstep.artifact.signature import Output
 from fewstep.exporter.graph.evaluation import At, Network
-from fewstep.exporter.graph.layouts import Decoder, Sampler, guided_output, guided_where, scaled
+from fewstep.exporter.graph.layouts import PlanGraph, TracedDecoder, guided_output, guided_where, scaled
 from fewstep.exporter.graph.precision import LayerPrecision
 from fewstep.exporter.graph.writer import Symbol, Writer
 from fewstep.sampling.plan import Floats, Plan
@@ -22,7 +22,7 @@ def loop(
     plan: Plan,
     output: Output,
     *,
-    decoder: Decoder | None = None,
+    decoder: TracedDecoder | None = None,
     batched_guidance: bool = False,
     layers: LayerPrecision | None = None,
 ) -> ir.Model:
@@ -31,7 +31,7 @@ def loop(
     Rows without guidance skip the unconditional evaluation by an If inside, which takes two passes; batched_guidance is for
     plans that are guided in every row. Raises ValueError for a plan that does not fit.
     """
-    graph = Sampler(network, plan, layers)
+    graph = PlanGraph(network, plan, layers)
     body = _Body(graph, batched_guidance=batched_guidance)
     x = plan.begin(graph.start).value
     empty = graph.root.op("Mul", x, graph.root.constant(0.0))
@@ -46,7 +46,7 @@ def loop(
 class _Body:
     """What happens in one turn: row `i` of the tables, applied to the last states and estimates (oldest first)."""
 
-    def __init__(self, graph: Sampler, *, batched_guidance: bool) -> None:
+    def __init__(self, graph: PlanGraph, *, batched_guidance: bool) -> None:
         self.graph, self.plan, self.batched_guidance = graph, graph.plan, batched_guidance
         self.writer = Writer(graph.root)
         self.i = ir.val("i", ir.DataType.INT64, ())

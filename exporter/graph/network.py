@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from fewstep.artifact.manifest import Manifest
 from fewstep.artifact.spec import Precision
 from fewstep.exporter.graph.evaluation import Network
-from fewstep.exporter.graph.layouts import Decoder
+from fewstep.exporter.graph.layouts import TracedDecoder
 from fewstep.exporter.graph.traced import Traced, trace
-from fewstep.models.decoder import Decoder as TorchDecoder
+from fewstep.models.decoder import Decoder
 from fewstep.models.denoiser import Denoiser, on_meta, weights
 
 __all__ = ["DTYPES", "trace_decoder", "trace_network", "with_weights"]
@@ -44,7 +44,7 @@ class _Evaluation(nn.Module):
 
 
 class _Decoding(nn.Module):
-    def __init__(self, decoder: TorchDecoder) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -89,8 +89,8 @@ def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Netw
     return Network(traced, named, denoiser.scales, manifest.state.shape, manifest.signature)
 
 
-def trace_decoder(decoder: TorchDecoder, manifest: Manifest, precision: Precision) -> Decoder:
+def trace_decoder(decoder: Decoder, manifest: Manifest, precision: Precision) -> TracedDecoder:
     """A decoder, traced, with its weights."""
     module = _Decoding(copy.deepcopy(decoder)).to(device="meta", dtype=DTYPES[precision])
     traced = trace("decoder", module, {"latent": torch.zeros(2, *manifest.state.shape)})
-    return Decoder(traced, weights(_Decoding(decoder)))
+    return TracedDecoder(traced, weights(_Decoding(decoder)))

@@ -143,7 +143,7 @@ def build(
     Refuses what the table of --explain stops, and an engine that would compute in another precision than its graph's.
     """
     from fewstep.exporter.engine import build as engine
-    from fewstep.exporter.engine.cases import Settings
+    from fewstep.exporter.engine.cases import EngineSettings
     from fewstep.exporter.engine.flavour import choose
     from fewstep.system.machine import this_machine
 
@@ -153,7 +153,7 @@ def build(
         check_file(timing_cache)
     loaded, machine = Bundle.load(bundle) if explain else editable(bundle), this_machine()
     chosen, reason = choose(cast(Any, flavour), machine)
-    settings = Settings(
+    settings = EngineSettings(
         targets=tuple(target or ()),
         batch=chosen.batch if batch is None else tuple(whole_numbers("batch", batch)),
         workspace_bytes=workspace_mb << 20 if workspace_mb is not None else None,
