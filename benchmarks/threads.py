@@ -67,7 +67,7 @@ def bound(bundle: Bundle, graph: str, threads: int, wait: str, batch: int) -> On
     for key, value in WAITS[wait].items():
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    binding = OnnxBinding(session, buffers(program.inputs, batch), buffers(program.outputs, batch))
+    binding = OnnxBinding(program, session, buffers(program.inputs, batch), buffers(program.outputs, batch))
     for name, values in bundle.manifest.signature.example(batch, guided=False).items():
         binding.inputs[name][:] = values
     return binding

@@ -65,7 +65,7 @@ class Case:
         return noise(list(range(self.batch)), (self.plan.draws, *self.bundle.manifest.state.shape))
 
     @cached_property
-    def condition(self) -> dict[str, npt.NDArray[Any]]:
+    def condition(self) -> dict[str, Any]:
         """Labels that count up; arrays at random. With what means none, where the plan is guided."""
         return self.bundle.manifest.signature.example(self.batch, guided=self.plan.guided)
 
