@@ -47,7 +47,7 @@ PANEL = "Decide what ships"
 WATCH = (
     "fewstep_request_seconds (fewstep serve, /metrics): its p99 against {p99:.1f} ms of the graph alone",
     "fewstep_requests by outcome: refused ones mean that {rate:.0f} images per second are not enough",
-    "a sample of answers, judged like this each week: the Frechet distance was {frechet}",
+    "a sample of answers, judged like this each week: the distance was {distance}",
     "a new graph, network, driver or machine: compare again before it answers",
 )
 
@@ -56,14 +56,19 @@ WATCH = (
 def compare(
     bundle: BundlePath,
     data: Annotated[
-        str, typer.Option(help="mnist5k, a folder of images, a data set; the held-out ones judge.", show_default=False)
+        str,
+        typer.Option(help="mnist5k, a folder of images, a data set, arrays; the held-out ones judge.", show_default=False),
     ],
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="all exported")
     ] = None,
     features: Annotated[
-        str, typer.Option(help="What judges: classifier (of the data), efficientnet, or a file with Inception's weights.")
-    ] = "classifier",
+        str | None,
+        typer.Option(
+            help="What judges images: classifier (of the data), efficientnet, or a file with Inception's weights.",
+            show_default="classifier",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=2, max=100, help="Sets of seeds, one image per held-out one in each.")] = 3,
     thin: Annotated[int, typer.Option(min=1, help="Take every so many-th held-out image.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, max=60.0, help="How long each batch size is timed at least.")] = 1.0,
@@ -82,39 +87,56 @@ def compare(
     show_comparison(found)
     for warning in found.doubts():
         say(f"warning: {warning}")
-    fit = [judged.nfe for judged in found.plans.values() if judged.farthest[1] <= FARTHEST]
+    fit = [judged.nfe for judged in found.plans.values() if judged.farthest is None or judged.farthest[1] <= FARTHEST]
     picked = f"fewstep pick {bundle} --calls {max(min(fit), 4)}, or: " if fit else ""
     finish(found.model_dump(mode="json"), as_json, f"{picked}fewstep report {bundle}")
 
 
+# Titles of the scores that a comparison shows, and their names.
+SHOWN = {
+    "frechet": {"Frechet": "frechet", "recall": "recall", "accuracy": "accuracy"},
+    "energy": {"energy": "energy", "sliced W.": "sliced_wasserstein", "means off": "mean", "deviations off": "std"},
+}
+
+
 def show_comparison(found: Comparison) -> None:
     """The comparison as a table."""
-    rows = []
+    shown, rows = SHOWN[found.metric], []
     for name, judged in found.plans.items():
         speed = f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"
-        rows.append((name, str(judged.nfe), *_quality(judged), _off(judged.farthest), _likeness(found, name), *speed))
-    distance, recall = found.real["frechet"], found.real["recall"]
-    real = f"{distance:.{decimals(distance)}f}", f"{recall:.3f}"
-    accuracy = f"{found.real['accuracy']:.3f}" if "accuracy" in found.real else ""
-    rows.append(("real training images", "", *real, accuracy, _off(farthest(found.real)), "", "", ""))
-    head = ["plan", "calls", "Frechet", "recall", "accuracy", "pixels off", "PSNR dB", "p50 ms", "images/s"]
-    table(f"{found.images} images a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
+        rows.append((name, str(judged.nfe), *_quality(judged), *_off(judged.farthest), _likeness(found, name), *speed))
+    real = [_number(key, found.real[key]) if key in found.real else "" for key in shown.values()]
+    rows.append(("real training samples", "", *real, *_off(farthest(found.real)), "", "", ""))
+    pixels = ["pixels off"] if found.metric == "frechet" else []
+    own = [key for key in found.real if key.startswith("own.")]
+    head = ["plan", "calls", *shown, *pixels, "PSNR dB", "p50 ms", "samples/s"]
+    table(f"{found.images} samples a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
+    if own:
+        own_rows = [(name, *(str(judged.scores[key]) for key in own)) for name, judged in found.plans.items()]
+        table("own metrics", ["plan", *(key.removeprefix("own.") for key in own)], own_rows)
 
 
-def _quality(judged: Judged) -> tuple[str, str, str]:
-    """Frechet distance, recall, class accuracy."""
-    recall, accuracy = (judged.scores.get(key) for key in ("recall", "accuracy"))
-    return str(judged.frechet), f"{recall.mean:.3f}" if recall else "", _share(accuracy)
+def _quality(judged: Judged) -> list[str]:
+    """What a comparison shows of a plan's scores."""
+    return [_with_spread(key, judged.scores.get(key)) for key in SHOWN[judged.metric].values()]
 
 
-def _off(farthest: tuple[str, float]) -> str:
-    """What pixels are farthest off in."""
-    return f"{farthest[0]} {farthest[1]:.2f}"
+def _with_spread(key: str, score: Spread | None) -> str:
+    if score is None:
+        return ""
+    if key == "recall":
+        return _number(key, score.mean)
+    return f"{_number(key, score.mean)} ± {_number(key, score.std)}"
 
 
-def _share(score: Spread | None) -> str:
-    """A share, with its spread."""
-    return f"{score.mean:.3f} ± {score.std:.3f}" if score else ""
+def _number(key: str, value: float) -> str:
+    """A Frechet distance has few decimals that say something; shares and distances of arrays have more."""
+    return f"{value:.{decimals(value) if key == 'frechet' else 3}f}"
+
+
+def _off(farthest: tuple[str, float] | None) -> list[str]:
+    """What pixels are farthest off in; nothing of arrays."""
+    return [f"{farthest[0]} {farthest[1]:.2f}"] if farthest else []
 
 
 def _likeness(found: Comparison, name: str) -> str:
@@ -124,8 +146,9 @@ def _likeness(found: Comparison, name: str) -> str:
 @verb(app, "pick", panel=PANEL)
 def pick_sampler(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles whose samplers were compared.", show_default=False)],
-    frechet: Annotated[
-        float | None, typer.Option(help="Frechet distance at most, its spread included.", show_default=False)
+    distance: Annotated[
+        float | None,
+        typer.Option(help="Distance at most (Frechet's of images, energy of arrays), its spread included.", show_default=False),
     ] = None,
     accuracy: Annotated[float | None, typer.Option(help="Class accuracy at least.", show_default=False)] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds for one image at most, p50.", show_default=False)] = None,
@@ -139,7 +162,7 @@ def pick_sampler(
     as_json: Json = False,
 ) -> None:
     """Choose the sampler to ship and make it the default: the fastest that is good enough, or the best that is fast enough."""
-    limits = Limits(frechet, accuracy, ms, calls, pixels)
+    limits = Limits(distance, accuracy, ms, calls, pixels)
     loaded = [editable(path) for path in bundles]
     compared = [read(bundle) for bundle in loaded]
     for other in compared[1:]:
@@ -152,7 +175,7 @@ def pick_sampler(
         "default so far": next(
             (c for c in candidates if c.bundle is chosen.bundle and c.plan == c.bundle.manifest.default), None
         ),
-        "best": min(candidates, key=lambda c: c.judged.frechet.mean),
+        "best": min(candidates, key=lambda c: c.judged.distance.mean),
         "fastest": min(candidates, key=lambda c: c.judged.p50_ms),
     }
     columns = {title: candidate for title, candidate in shown.items() if candidate}
@@ -160,17 +183,28 @@ def pick_sampler(
         draft.manifest.default = chosen.plan
     table("what to ship, and beside what", ["", *columns], _side_by_side(list(columns.values()), price))
     for left in candidates:
-        statistic, off = left.judged.farthest
+        statistic, off = left.judged.farthest or ("", 0.0)
         if off > limits.pixels:
             say(f"left out {left.plan}: its pixels are off in {statistic} by {off:.2f} deviations of real images; look at them")
     judged = chosen.judged
     for line in WATCH:
-        show("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, frechet=judged.frechet))
+        show("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, distance=judged.distance))
     described = {
         title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.judged.model_dump(mode="json")}
         for title, c in columns.items()
     }
-    finish(described, as_json, f"fewstep generate {chosen.bundle.root.name} --out grid.png")
+    finish(described, as_json, f"fewstep generate {chosen.bundle.root.name}")
+
+
+NAMES = {
+    "frechet": "Frechet distance",
+    "recall": "recall, the share of real images that are near one made",
+    "accuracy": "class accuracy",
+    "energy": "energy distance",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+    "mean": "means off, in deviations",
+    "std": "deviations off, in deviations",
+}
 
 
 def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[list[str]]:
@@ -181,16 +215,19 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
         "sampler": [c.bundle.manifest.plans[c.plan].solver for c in columns],
         "graph": [f"{c.judged.graph} on {c.judged.backend}" for c in columns],
         "network calls": [str(c.judged.nfe) for c in columns],
-        "Frechet distance": [str(c.judged.frechet) for c in columns],
-        "recall, the share of real images that are near one made": [_quality(c.judged)[1] for c in columns],
-        "class accuracy": [_quality(c.judged)[2] for c in columns],
-        "pixels are farthest off in, deviations of real images": [_off(c.judged.farthest) for c in columns],
+    }
+    qualities = [_quality(c.judged) for c in columns]
+    for i, key in enumerate(SHOWN[columns[0].judged.metric].values()):
+        lines[NAMES.get(key, key)] = [quality[i] for quality in qualities]
+    if all(c.judged.farthest for c in columns):
+        lines["pixels are farthest off in, deviations of real images"] = [_off(c.judged.farthest)[0] for c in columns]
+    lines |= {
         "p50, p99 ms": [f"{c.judged.p50_ms:.2f}, {c.judged.p99_ms:.2f}" for c in columns],
-        "images per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
+        "samples per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
         "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],
     }
     if price is not None:
-        lines["cost per 1,000 images"] = [f"{s / 3600 * price:.4g}" for s in seconds]
+        lines["cost per 1,000 samples"] = [f"{s / 3600 * price:.4g}" for s in seconds]
     return [[title, *values] for title, values in lines.items()]
 
 

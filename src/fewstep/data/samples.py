@@ -72,6 +72,10 @@ class Samples:
         """Every k-th sample."""
         return replace(self, index=self.index[::k], labels=self.labels[::k])
 
+    def at(self, positions: Labels) -> Self:
+        """Those at some positions of the split, as often as each is named."""
+        return replace(self, index=self.index[positions], labels=self.labels[positions])
+
     def about(self, count: int) -> Self:
         """Every so many-th sample, so that about `count` are left, and no fewer where there are that many."""
         return self.every(max(len(self) // count, 1))

@@ -17,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewstep.data import Labels
 from fewstep.data.arrays import ArraySamples
+from fewstep.evaluation.evaluator import Evaluator, psnr, refuse_unlike
 
 __all__ = ["ArrayJudge", "ArrayScore", "Metric", "energy", "moments", "sliced_wasserstein"]
 
@@ -25,6 +27,7 @@ Array = npt.NDArray[Any]
 Metric = Callable[[Array, Array], float]  # of real and made values (n, *axes, columns) in their units
 PROJECTIONS = 128
 LEAST = 10
+SPAN = 2.0  # deviations
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class ArrayScore:
         return {name: getattr(self, name) for name in names} | {f"own.{name}": value for name, value in self.own.items()}
 
 
-class ArrayJudge:
+class ArrayJudge(Evaluator):
     """Scores samples against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
 
     Args:
@@ -64,6 +67,8 @@ class ArrayJudge:
     Raises:
         ValueError: for a split that is too small to say anything.
     """
+
+    metric = "energy"
 
     def __init__(self, held_out: ArraySamples, metrics: Mapping[str, Metric] = {}) -> None:
         self.n, self.labels, self.metrics = len(held_out), held_out.labels, dict(metrics)
@@ -80,15 +85,32 @@ class ArrayJudge:
 
         Raises ValueError when n is not the number of held-out samples.
         """
-        vectors = self._vectors(made)
-        last = np.moveaxis(made, 1, -1)
-        own = {name: float(metric(self.values, last)) for name, metric in self.metrics.items()}
-        found = moments(self.real, vectors)
-        return ArrayScore(*found, energy(self.real, vectors), sliced_wasserstein(self.real, vectors), self.n, own)
+        return _scored(self, self._vectors(made), np.moveaxis(made, 1, -1))
 
     def distance(self, made: Array) -> float:
         """The energy distance alone. Raises ValueError as `score` does."""
         return energy(self.real, self._vectors(made))
+
+    def scores(self, outputs: Array, labels: Labels | None) -> dict[str, float]:
+        """The numbers of `score`; what samples were made from counts in all of them."""
+        del labels
+        return self.score(outputs).numbers()
+
+    def scores_of(self, others: ArraySamples) -> dict[str, float]:
+        """What as many other real samples come to, with what those were made from."""
+        other = ArrayJudge(others, self.metrics)
+        return _scored(self, other.real, other.values).numbers()
+
+    def pair(self, outputs: Array, reference: Array) -> dict[str, float]:
+        """PSNR in dB of values in units of their deviations, of a span of SPAN, and mean distance over that of unrelated ones.
+
+        Raises ValueError for unequal shapes.
+        """
+        refuse_unlike(outputs, reference)
+        made, wanted = self._vectors(outputs), self._vectors(reference)
+        apart = float((wanted - wanted.roll(1, 0)).norm(dim=1).mean())
+        ratio = psnr(self._scaled(outputs), self._scaled(reference), SPAN)
+        return {"psnr_db": ratio, "distance": float((made - wanted).norm(dim=1).mean()) / apart}
 
     def digest(self) -> str:
         """One hash for what this judges by."""
@@ -98,9 +120,19 @@ class ArrayJudge:
         """(n, d), in units of the columns' deviations, with what they were made from."""
         if len(values) != self.n:
             raise ValueError(f"the distance compares equal numbers of samples, {self.n} held-out ones, got {len(values)}")
-        ones = (1,) * (values.ndim - 2)
-        scaled = (values / self.scale.reshape(-1, *ones)).reshape(self.n, -1)
-        return torch.from_numpy(np.concatenate([scaled, self.beside], 1).astype(np.float32))
+        flat = self._scaled(values).reshape(self.n, -1)
+        return torch.from_numpy(np.concatenate([flat, self.beside], 1).astype(np.float32))
+
+    def _scaled(self, values: Array) -> Array:
+        scaled: Array = values / self.scale.reshape(-1, *(1,) * (values.ndim - 2))
+        return scaled
+
+
+def _scored(judge: ArrayJudge, vectors: Tensor, values: Array) -> ArrayScore:
+    """Of vectors (n, d) and of the values they are of, (n, *axes, columns)."""
+    own = {name: float(metric(judge.values, values)) for name, metric in judge.metrics.items()}
+    found = moments(judge.real, vectors)
+    return ArrayScore(*found, energy(judge.real, vectors), sliced_wasserstein(judge.real, vectors), judge.n, own)
 
 
 def _beside(samples: ArraySamples) -> Array:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from fewstep.evaluation.comparison import Comparison, Judged
+from fewstep.evaluation.comparison import NAMED, Comparison, Judged
 from fewstep.sampling.plan import Floats, Plan
 
 __all__ = ["coefficients", "interval_map", "levels", "quality"]
@@ -55,18 +55,18 @@ STYLE = {
 
 
 def quality(comparison: Comparison, key: str, title: str) -> str:
-    """Frechet distance against `nfe` or `p50_ms`, with the spread over sets of seeds and the line that nothing beats."""
+    """Distance against `nfe` or `p50_ms`, with the spread over sets of seeds and the line that nothing beats."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.4), layout="constrained")
         axes = figure.subplots()
-        points = sorted((getattr(judged, key), judged.frechet.mean, name, judged) for name, judged in comparison.plans.items())
+        points = sorted((getattr(judged, key), judged.distance.mean, name, judged) for name, judged in comparison.plans.items())
         for x, y, _, judged in points:
             axes.errorbar(x, y, yerr=_downwards(judged), fmt="o", color=_color(judged, comparison), capsize=3)
         front = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
         axes.plot([p[0] for p in front], [p[1] for p in front], color=ACCENT, alpha=0.4, zorder=0)
-        axes.axhline(comparison.real["frechet"], color=SOFT, linestyle=":", linewidth=1)
-        axes.annotate("real training images", (points[0][0], comparison.real["frechet"]), xytext=(0, 4), **_SMALL)
-        axes.set(xscale="log", yscale="log", xlabel=title, ylabel="Frechet distance to held-out images")
+        axes.axhline(comparison.real[comparison.metric], color=SOFT, linestyle=":", linewidth=1)
+        axes.annotate("real training samples", (points[0][0], comparison.real[comparison.metric]), xytext=(0, 4), **_SMALL)
+        axes.set(xscale="log", yscale="log" if comparison.metric == "frechet" else "linear", xlabel=title, ylabel=f"{NAMED[comparison.metric]} to held-out samples")
         axes.margins(x=0.16)
         _plain_ticks(axes)
         _label(figure, axes, [(x, y, name) for x, y, name, _ in points])
@@ -93,8 +93,8 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]
 
 def _downwards(judged: Judged) -> list[list[float]]:
     """Error bars that a logarithmic axis can show."""
-    frechet = judged.frechet
-    return [[min(frechet.std, 0.9 * frechet.mean)], [frechet.std]]
+    distance = judged.distance
+    return [[min(distance.std, 0.9 * distance.mean)], [distance.std]]
 
 
 def _color(judged: Judged, comparison: Comparison) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy.typing as npt
 import torch
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.data import images_like
+from fewstep.data import Labels, Samples, images_like
+from fewstep.data.arrays import is_arrays, open_arrays
 from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays, checked_arrays
+from fewstep.evaluation.arrays import ArrayJudge, Metric
 from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
 from fewstep.evaluation.comparison import FILE, Comparison, Judged, digest, read
+from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
 from fewstep.evaluation.pixels import DEFINITION
@@ -26,31 +30,108 @@ from fewstep.runtime.selection import graphs_of
 from fewstep.system.machine import described
 from fewstep.system.progress import Track, noted, silent, unsaid
 
-__all__ = ["CompareConfig", "compare", "make"]
+__all__ = ["CompareConfig", "Judging", "compare", "judging", "make"]
 
 BATCH = 100
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """How to judge. data: as for open_images; its held-out images are what samplers are judged against.
+    """How to judge.
 
-    features: see feature_network. seeds: sets of seeds, one image per held-out one in each. thin: take every thin-th
-    held-out image. seconds: how long to time each batch size. precision: what a classifier is trained in.
+    Args:
+        data: as for fewstep train; its held-out samples are what samplers are judged against.
+        features: of images, see feature_network; classifier unless given.
+        seeds: sets of seeds, one sample per held-out one in each.
+        thin: take every thin-th held-out sample.
+        seconds: how long to time each batch size.
+        mixed_precision: what a classifier is trained in.
+        metrics: a user's own, of real and made values (n, *axes, columns), by name; for arrays.
     """
 
     data: str
-    features: str = "classifier"
+    features: str | None = None
     seeds: int = 3
     thin: int = 1
     seconds: float = 1.0
-    precision: str = "auto"
+    mixed_precision: str = "auto"
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seeds < 2 or self.thin < 1:
             raise ValueError(
-                f"a spread needs 2 or more sets of seeds, and every 1st image or every so many, got {self.seeds}, {self.thin}"
+                f"a spread needs 2 or more sets of seeds, and every 1st sample or every so many, got {self.seeds}, {self.thin}"
             )
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What judges, and what outputs are made from.
+
+    Args:
+        evaluator: of outputs.
+        real: scores of real training samples, what a perfect generator would get.
+        numbers: of what outputs are made from, (n,): classes, or rows of `arrays`.
+        arrays: by the names of inputs.
+        asked: classes that count in scores, where there are some.
+        features, trained_in: of images.
+        notes: lines about the samples.
+    """
+
+    evaluator: Evaluator
+    real: Callable[[], dict[str, float]]
+    numbers: Labels
+    arrays: Arrays | None
+    asked: Labels | None = None
+    features: str = "values"
+    trained_in: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def judging(bundle: Bundle, config: CompareConfig, arrays: Arrays | None, *, track: Track = silent) -> Judging:
+    """What judges the samplers of a bundle: held-out images in features, or arrays by themselves.
+
+    Raises ValueError for data of another kind than the bundle makes.
+    """
+    if is_arrays(Path(config.data)):
+        return _by_arrays(bundle, config, arrays)
+    bundle.manifest.output.as_image("judging by real images")
+    if config.metrics:
+        raise ValueError("own metrics are of arrays; leave them out for images")
+    arrays = checked_arrays(bundle.manifest.signature.inputs, arrays) or None
+    train = images_like(bundle, config.data, track=track)
+    held_out = images_like(bundle, config.data, "held-out").every(config.thin)
+    track, features = noted(track, held_out.notes, unsaid), config.features or "classifier"
+    judge = Judge(feature_network(features, train, precision=config.mixed_precision, track=track), held_out)
+    count = Conditions(bundle.manifest.signature.inputs, arrays).count
+    numbers = np.arange(judge.n) % count if arrays else judge.labels
+    asked = judge.labels if bundle.manifest.signature.labels and not arrays else None
+    real = lambda: judge.floor(train, seed=0).numbers()  # noqa: E731
+    return Judging(judge, real, numbers, arrays, asked, features, judge.model.trained_in, held_out.notes)
+
+
+def _by_arrays(bundle: Bundle, config: CompareConfig, arrays: Arrays | None) -> Judging:
+    """Held-out rows, from what each of them was made from."""
+    if config.features:
+        raise ValueError("arrays are judged by their own numbers; leave --features out")
+    train, held_out = (open_arrays(Path(config.data), split) for split in ("train", "held-out"))
+    _refuse_others(bundle, train)
+    if arrays and train.arrays:
+        raise ValueError(f"{config.data} has what its samples are made from; leave --inputs out")
+    held_out = held_out.every(config.thin)
+    judge = ArrayJudge(held_out, config.metrics)
+
+    def real() -> dict[str, float]:
+        picked = np.random.default_rng(0).choice(len(train), judge.n, replace=len(train) < judge.n)
+        return ArrayJudge(train.at(picked), config.metrics).scores_of(held_out)
+
+    return Judging(judge, real, held_out.labels, held_out.arrays or arrays or None, notes=held_out.notes)
+
+
+def _refuse_others(bundle: Bundle, samples: Samples) -> None:
+    ours, theirs = bundle.manifest.signature, samples.signature
+    if (ours.inputs, ours.output.unscaled) != (theirs.inputs, theirs.output.unscaled):
+        raise ValueError(f"{bundle.root.name} makes other samples than {samples.source} holds; give some like those it learnt")
 
 
 def compare(
@@ -67,64 +148,34 @@ def compare(
     What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
     some are named, those that were judged alike before stay. The reference of pairs is the plan with the most network calls, or
     that of the comparison which is added to. arrays: what samples are made from, by the names of inputs, row by row in turn.
-    note: called with lines about the images.
+    note: called with lines about the samples.
 
-    Raises ValueError where no plan has a graph, arrays are missing, or the images are not of the bundle's kind.
+    Raises ValueError where no plan has a graph, arrays are missing, or the samples are not of the bundle's kind.
     """
-    bundle.manifest.output.as_image("judging by real images")
-    arrays = checked_arrays(bundle.manifest.signature.inputs, arrays)
     names = list(plans) or [name for name in bundle.manifest.plans if graphs_of(bundle, name)]
     if not names:
         raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
-    train = images_like(bundle, config.data, track=track)
-    held_out = images_like(bundle, config.data, "held-out").every(config.thin)
-    track = noted(track, held_out.notes, note)
-    judge = Judge(feature_network(config.features, train, precision=config.precision, track=track), held_out)
-    inputs_sha256 = arrays_digest(arrays) if arrays else None
-    before = _before(bundle, config, judge, inputs_sha256) if plans else None
-    first = before.reference if before else names[0]
-    generators = {name: Generator(bundle, plan=name) for name in dict.fromkeys((*names, first))}
-    digests = {name: digest(bundle.manifest, name, generator.graph) for name, generator in generators.items()}
-    settings = asdict(config) | {
-        "pixels": DEFINITION,
-        "machine": described() | {"date": None},
-        "reference_sha256": digests[first],
-    }
-    settings |= {"judge_sha256": judge.digest(), "inputs_sha256": inputs_sha256}
-
-    @cache
-    def reference(seed: int) -> npt.NDArray[np.uint8]:
-        return make(generators[first], judge.labels, seed * judge.n, arrays, track=track)
-
-    asked = judge.labels if bundle.manifest.signature.labels and not arrays else None
+    by = judging(bundle, config, arrays, track=track)
+    for line in by.notes:
+        note(line)
+    inputs_sha256 = arrays_digest(by.arrays) if by.arrays else None
+    before = _before(bundle, config, by, inputs_sha256) if plans else None
+    work = _Work(bundle, config, by, before.reference if before else names[0], inputs_sha256, track)
     judged = dict(before.plans) if before else {}
-    for name in names:
-        generator = generators[name]
-        about: dict[str, Any] = {"graph": generator.graph, "sha256": digests[name], "backend": generator.backend}
-        kept = Cache(default_folder(), "judged", settings | about)
-        if (measured := kept.read()) is None:
-            scores: dict[str, list[float]] = {}
-            for seed in range(config.seeds):
-                images = make(generator, judge.labels, seed * judge.n, arrays, track=track)
-                found = judge.score(images, asked).numbers() | asdict(judge.pair(images, reference(seed)))
-                for key, value in found.items():
-                    scores.setdefault(key, []).append(value)
-            measured = {"scores": {key: {"mean": mean(values), "std": stdev(values)} for key, values in scores.items()}}
-            kept.write(measured := measured | _timed(generator, config.seconds, track))
-        about |= {"precision": generator.precision, "nfe": generator.plan.nfe}
-        judged[name] = Judged.model_validate(about | measured)
+    judged |= {name: work.judged(name) for name in names}
     result = Comparison(
         data=config.data,
-        features=config.features,
-        images=judge.n,
+        features=by.features,
+        metric=by.evaluator.metric,
+        images=by.evaluator.n,
         seeds=config.seeds,
         thin=config.thin,
-        reference=first,
-        trained_in=judge.model.trained_in,
+        reference=work.first,
+        trained_in=by.trained_in,
         inputs_sha256=inputs_sha256,
         machine=described(),
-        real=judge.floor(train, seed=0).numbers(),
+        real=by.real(),
         plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
     )
     with bundle.edit() as draft:
@@ -132,36 +183,77 @@ def compare(
     return result
 
 
-def _before(bundle: Bundle, config: CompareConfig, judge: Judge, inputs_sha256: str | None) -> Comparison | None:
+class _Work:
+    """One comparison: generators, and what each plan came to."""
+
+    def __init__(
+        self, bundle: Bundle, config: CompareConfig, by: Judging, first: str, inputs_sha256: str | None, track: Track
+    ) -> None:
+        self.bundle, self.config, self.by, self.first, self.track = bundle, config, by, first, track
+        self.generator = cache(lambda name: Generator(bundle, plan=name))
+        self.reference = cache(lambda seed: self._made(self.generator(first), seed))
+        settings = {key: value for key, value in asdict(config).items() if key != "metrics"} | {
+            "metrics": sorted(config.metrics),
+            "pixels": DEFINITION,
+            "machine": described() | {"date": None},
+            "reference_sha256": digest(bundle.manifest, first, self.generator(first).graph),
+        }
+        self.settings = settings | {"judge_sha256": by.evaluator.digest(), "inputs_sha256": inputs_sha256}
+
+    def judged(self, name: str) -> Judged:
+        """What a plan comes to, from the cache where it was measured before; a user's own metrics are measured anew."""
+        generator = self.generator(name)
+        sha256 = digest(self.bundle.manifest, name, generator.graph)
+        about: dict[str, Any] = {"graph": generator.graph, "sha256": sha256, "backend": generator.backend}
+        kept = Cache(default_folder(), "judged", self.settings | about)
+        if self.config.metrics or (measured := kept.read()) is None:
+            measured = {"scores": self._scores(generator)} | _timed(generator, self.config.seconds, self.track)
+            kept.write(measured)
+        about |= {"precision": generator.precision, "nfe": generator.plan.nfe, "metric": self.by.evaluator.metric}
+        return Judged.model_validate(about | measured)
+
+    def _scores(self, generator: Generator) -> dict[str, dict[str, float]]:
+        scores: dict[str, list[float]] = {}
+        for seed in range(self.config.seeds):
+            outputs = self._made(generator, seed)
+            found = self.by.evaluator.scores(outputs, self.by.asked) | self.by.evaluator.pair(outputs, self.reference(seed))
+            for key, value in found.items():
+                scores.setdefault(key, []).append(value)
+        return {key: {"mean": mean(values), "std": stdev(values)} for key, values in scores.items()}
+
+    def _made(self, generator: Generator, seed: int) -> npt.NDArray[Any]:
+        return make(generator, self.by.numbers, seed * self.by.evaluator.n, self.by.arrays, track=self.track)
+
+
+def _before(bundle: Bundle, config: CompareConfig, by: Judging, inputs_sha256: str | None) -> Comparison | None:
     """The comparison in the bundle, where it was made alike on this machine and its reference is as it was."""
     try:
         found = read(bundle)
     except ValueError:  # there is none, or none that holds
         return None
     here = described() | {"date": None}
-    if (found.trained_in, found.inputs_sha256) != (judge.model.trained_in, inputs_sha256):
+    if (found.trained_in, found.inputs_sha256) != (by.trained_in, inputs_sha256):
         return None
-    alike = (found.data, found.features, found.seeds, found.thin) == (config.data, config.features, config.seeds, config.thin)
+    alike = (found.data, found.features, found.seeds, found.thin) == (config.data, by.features, config.seeds, config.thin)
     return found if alike and found.machine | {"date": None} == here and found.reference in found.plans else None
 
 
 def make(
     generator: Generator,
-    labels: npt.NDArray[np.int64],
+    numbers: Labels,
     first: int,
     arrays: Arrays | None = None,
     *,
     track: Track = silent,
-) -> npt.NDArray[np.uint8]:
-    """Images (n, C, H, W) uint8 of the seeds first .. first + n - 1, for n labels or, with arrays, for their rows."""
+) -> npt.NDArray[Any]:
+    """Outputs with channels first, (n, C, ...), of the seeds first .. first + n - 1, from classes or rows of arrays, (n,)."""
     conditions = Conditions(generator.signature.inputs, arrays)
-    numbers = np.arange(len(labels)) % conditions.count if arrays else labels
-    starts, chunks = range(0, len(labels), BATCH), []
+    starts, chunks = range(0, len(numbers), BATCH), []
     for i in track(range(len(starts)), f"make {generator.graph}"):
         some = numbers[starts[i] : starts[i] + BATCH]
         seeds = range(first + starts[i], first + starts[i] + len(some))
         chunks.append(generator(seeds=seeds, **_tensors(generator, conditions, some)))
-    return np.ascontiguousarray(np.concatenate(chunks).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(np.moveaxis(np.concatenate(chunks), -1, 1))
 
 
 def _tensors(generator: Generator, conditions: Conditions, numbers: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -20,6 +20,7 @@ from fewstep.system.strict import Strict
 __all__ = [
     "FARTHEST",
     "FILE",
+    "NAMED",
     "Candidate",
     "Comparison",
     "Judged",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 FILE = "comparison.json"
+NAMED = {"frechet": "Frechet distance", "energy": "energy distance"}
 PIXELS = "pixels."  # before the names of their statistics, among scores
 FEW = 200  # images, to estimate the covariance of 64 features from
 POOR = 0.7  # accuracy: of a judge that has not learnt what it looks at
@@ -54,13 +56,15 @@ class Spread(Strict):
         return f"{self.mean:.{decimals(self.mean)}f} ± {self.std:.{decimals(self.mean)}f}"
 
 
-def farthest(scores: Mapping[str, float]) -> tuple[str, float]:
+def farthest(scores: Mapping[str, float]) -> tuple[str, float] | None:
     """Of scores, the statistic of pixels that is farthest from real images', in deviations of those: its name, how far.
+
+    None where there are none, as of arrays.
 
     See fewstep.evaluation.pixels.
     """
     found = {name.removeprefix(PIXELS): value for name, value in scores.items() if name.startswith(PIXELS)}
-    return max(found.items(), key=itemgetter(1))
+    return max(found.items(), key=itemgetter(1), default=None)
 
 
 class Judged(Strict):
@@ -75,23 +79,27 @@ class Judged(Strict):
     precision: Precision
     nfe: PositiveInt
     scores: dict[str, Spread]
+    metric: Literal["frechet", "energy"] = Field("frechet", description="the score that decides: of images, of arrays")
     p50_ms: float = Field(gt=0)
     p99_ms: float = Field(gt=0)
     images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
 
     @model_validator(mode="after")
     def _has_a_distance(self) -> Judged:
-        if "frechet" not in self.scores or not any(name.startswith(PIXELS) for name in self.scores):
+        if self.metric not in self.scores:
+            raise ValueError(f"a plan is judged by its {self.metric} distance, which is missing")
+        if self.metric == "frechet" and not any(name.startswith(PIXELS) for name in self.scores):
             raise ValueError("a plan is judged by its Frechet distance and its pixels, of which one is missing")
         return self
 
     @property
-    def frechet(self) -> Spread:
-        return self.scores["frechet"]
+    def distance(self) -> Spread:
+        """The score that decides."""
+        return self.scores[self.metric]
 
     @property
-    def farthest(self) -> tuple[str, float]:
-        """What its pixels are farthest off in, and how far."""
+    def farthest(self) -> tuple[str, float] | None:
+        """What its pixels are farthest off in, and how far; None for arrays."""
         return farthest({name: score.mean for name, score in self.scores.items()})
 
 
@@ -100,6 +108,7 @@ class Comparison(Strict):
 
     data: str
     features: str
+    metric: Literal["frechet", "energy"] = "frechet"
     images: PositiveInt
     seeds: PositiveInt
     thin: PositiveInt
@@ -112,16 +121,17 @@ class Comparison(Strict):
 
     @model_validator(mode="after")
     def _has_what_is_shown(self) -> Comparison:
-        if missing := {"frechet", "recall"} - self.real.keys():
-            raise ValueError(f"the scores of real images lack {', '.join(sorted(missing))}")
-        if not any(name.startswith(PIXELS) for name in self.real):
+        wanted = {"frechet", "recall"} if self.metric == "frechet" else {self.metric}
+        if missing := wanted - self.real.keys():
+            raise ValueError(f"the scores of real samples lack {', '.join(sorted(missing))}")
+        if self.metric == "frechet" and not any(name.startswith(PIXELS) for name in self.real):
             raise ValueError("the scores of real images lack those of pixels")
         return self
 
     def doubts(self) -> list[str]:
         """Why these distances may mean little, in sentences."""
         found = []
-        if self.images < FEW:
+        if self.images < FEW and self.metric == "frechet":
             found.append(f"{self.images} images a set are few; below {FEW}, a Frechet distance says little: give more images")
         if (accuracy := self.real.get("accuracy", 1.0)) < POOR:
             found.append(
@@ -138,13 +148,13 @@ class Comparison(Strict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a sampler must hold; None is no limit. frechet and ms: at most, calls: at most, accuracy: at least.
+    """What a sampler must hold; None is no limit. distance and ms: at most, calls: at most, accuracy: at least.
 
     pixels: how far its farthest statistic of pixels may be from real images', in deviations of those. A good distance must not
     have been bought with brightness, so there always is such a limit.
     """
 
-    frechet: float | None = None
+    distance: float | None = None
     accuracy: float | None = None
     ms: float | None = None
     calls: int | None = None
@@ -153,7 +163,7 @@ class Limits:
     def __post_init__(self) -> None:
         given = [getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None]
         if len(given) == 1:
-            raise ValueError("a choice needs a limit: a Frechet distance, a class accuracy, milliseconds or network calls")
+            raise ValueError("a choice needs a limit: a distance, a class accuracy, milliseconds or network calls")
         if wrong := [value for value in given if not 0 < value < inf]:
             raise ValueError(f"a limit is a number above 0, got {wrong[0]}")
         if self.accuracy is not None and self.accuracy > 1:
@@ -164,9 +174,9 @@ class Limits:
 
         Quality counts with its spread against it.
         """
-        scores, (statistic, far) = judged.scores, judged.farthest
+        scores, (statistic, far) = judged.scores, judged.farthest or ("", 0.0)
         found = [
-            ("Frechet distance with its spread", scores["frechet"].mean + scores["frechet"].std, self.frechet),
+            (f"{NAMED[judged.metric]} with its spread", judged.distance.mean + judged.distance.std, self.distance),
             ("p50 ms", judged.p50_ms, self.ms),
             ("network calls", judged.nfe, self.calls),
             (f"pixels off in {statistic} by", far, self.pixels),
@@ -207,10 +217,10 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
             f"none of {len(candidates)} samplers holds the limits; nearest is {nearest.plan} "
             f"({', '.join(limits.broken(nearest.judged))}); loosen a limit, or calibrate or distil another sampler"
         )
-    if limits.frechet is None and limits.accuracy is None:
-        best = min((c.judged.frechet for c in held), key=lambda f: f.mean)
-        held = [c for c in held if c.judged.frechet.mean - best.mean <= (c.judged.frechet.std**2 + best.std**2) ** 0.5]
-    return min(held, key=lambda c: (c.judged.p50_ms, c.judged.frechet.mean))
+    if limits.distance is None and limits.accuracy is None:
+        best = min((c.judged.distance for c in held), key=lambda f: f.mean)
+        held = [c for c in held if c.judged.distance.mean - best.mean <= (c.judged.distance.std**2 + best.std**2) ** 0.5]
+    return min(held, key=lambda c: (c.judged.p50_ms, c.judged.distance.mean))
 
 
 def digest(manifest: Manifest, plan: str, graph: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from math import log10
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,15 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from fewstep.data import Images, batches
+from fewstep.evaluation.evaluator import Evaluator, psnr, refuse_unlike
 from fewstep.evaluation.pixels import departures, statistics
 
-__all__ = ["Features", "Judge", "Pair", "Score", "coverage", "frechet", "kernel", "spread"]
+__all__ = ["Features", "Judge", "Score", "coverage", "frechet", "kernel", "spread"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 CHUNK = 250
 NEIGHBOURS = 5
-MAX_PSNR_DB = 200.0  # of equal images
 
 
 class Features(nn.Module):
@@ -67,19 +67,13 @@ class Score:
         }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two samplers' images from equal noise: PSNR in dB, and the mean distance of features over that of unrelated images."""
-
-    psnr_db: float
-    distance: float
-
-
-class Judge:
+class Judge(Evaluator):
     """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
 
     Raises ValueError for a split that is too small to say anything.
     """
+
+    metric = "frechet"
 
     def __init__(self, model: Features, held_out: Images) -> None:
         self.model = model
@@ -113,26 +107,27 @@ class Judge:
             self.n,
         )
 
-    def distance(self, images: Bytes) -> float:
+    def distance(self, outputs: npt.NDArray[Any]) -> float:
         """The Frechet distance alone. Raises ValueError as `score` does."""
-        return frechet(self.real, self.features(images))
+        return frechet(self.real, self.features(outputs))
 
     def digest(self) -> str:
         """One hash for the features that this judges by."""
         return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
 
-    def pair(self, images: Bytes, reference: Bytes) -> Pair:
-        """Images (n, C, H, W) uint8 against those of another sampler from the same noise and conditions.
+    def scores(self, outputs: npt.NDArray[Any], labels: Labels | None) -> dict[str, float]:
+        """The numbers of `score`."""
+        return self.score(outputs, labels).numbers()
+
+    def pair(self, outputs: npt.NDArray[Any], reference: npt.NDArray[Any]) -> dict[str, float]:
+        """PSNR in dB of images (n, C, H, W) uint8, and the mean distance of features over that of unrelated images.
 
         Raises ValueError for unequal shapes.
         """
-        if images.shape != reference.shape:
-            raise ValueError(f"pairs are images of equal noise, got {images.shape} and {reference.shape}")
-        error = float(((images.astype(np.float64) - reference) ** 2).mean())
-        made, wanted = self.features(images), self.features(reference)
+        refuse_unlike(outputs, reference)
+        made, wanted = self.features(outputs), self.features(reference)
         apart = float((wanted - wanted.roll(1, 0)).norm(dim=1).mean())
-        psnr = min(10 * log10(255**2 / error), MAX_PSNR_DB) if error else MAX_PSNR_DB
-        return Pair(psnr, float((made - wanted).norm(dim=1).mean()) / apart)
+        return {"psnr_db": psnr(outputs, reference, 255), "distance": float((made - wanted).norm(dim=1).mean()) / apart}
 
     def floor(self, train: Images, seed: int) -> Score:
         """The score of real training images, with the held-out split's classes: what a perfect generator would get."""

@@ -23,7 +23,7 @@ from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like
 from fewstep.data.conditions import Conditions
 from fewstep.evaluation import charts
-from fewstep.evaluation.comparison import FARTHEST, Comparison, Judged, farthest, read
+from fewstep.evaluation.comparison import FARTHEST, NAMED, Comparison, Judged, farthest, read
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 from fewstep.sampling.guidance import Guidance, guided
@@ -37,6 +37,17 @@ __all__ = ["write_report"]
 
 WAY = "What the network takes the image for at each evaluation, from one noise."
 TABLES = "Where they evaluate the network, and how each row weighs the estimates made so far."
+# Titles of the scores that a table shows, their names, decimals.
+COLUMNS = {
+    "frechet": (("Frechet distance", "frechet", 2), ("class accuracy", "accuracy", 3), ("recall", "recall", 3)),
+    "energy": (
+        ("energy distance", "energy", 4),
+        ("sliced Wasserstein", "sliced_wasserstein", 3),
+        ("means off", "mean", 3),
+        ("deviations off", "std", 3),
+        ("correlations off", "correlation", 3),
+    ),
+}
 SAME = 0.99  # cosine similarity where guidance does nothing
 SHOWN = 10  # images of a sampler, estimates of a trajectory
 Pictures = NDArray[np.uint8]
@@ -48,16 +59,18 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     Raises ValueError where the bundle's samplers were not compared, or no file can be written at out.
     """
     check_file(out, ".html")
-    bundle.manifest.output.as_image("a report")
     comparison = read(bundle)
     names = sorted(comparison.plans, key=lambda name: -comparison.plans[name].nfe)
-    parts = [_sampler(bundle, comparison, names[i]) for i in track(range(len(names)), "draw samplers")]
+    pictures = bundle.manifest.output.pictures
+    drawn = track(range(len(names)), "draw samplers") if pictures else ()
+    parts = [_real(bundle, comparison)] if pictures else []
+    parts += [_sampler(bundle, comparison, names[i]) for i in drawn]
     sections = {
-        "samples": _real(bundle, comparison) + "".join(parts),
+        "samples": "".join(parts),
         "table": _table(bundle, comparison, names),
-        "by_calls": charts.quality(comparison, "nfe", "network calls for an image"),
-        "by_ms": charts.quality(comparison, "p50_ms", f"ms for an image, p50, {_backends(comparison)}"),
-        "trajectories": _section("strips", "On the way", WAY, _trajectories(bundle, names, track)),
+        "by_calls": charts.quality(comparison, "nfe", "network calls for a sample"),
+        "by_ms": charts.quality(comparison, "p50_ms", f"ms for a sample, p50, {_backends(comparison)}"),
+        "trajectories": _section("strips", "On the way", WAY, _trajectories(bundle, names if pictures else [], track)),
         "fits": _section("fits", "Fitted tables", TABLES, _fits(bundle, names)),
         "intervals": _section("fits", "Where guidance pays", "", _intervals(bundle)),
     }
@@ -105,48 +118,33 @@ def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
     given: dict[str, Any] = signature.example(SHOWN, guided=generator.plan.guided)  # the classes in turn
     images = generator(seeds=range(SHOWN), **given)
     called = [name for each in signature.inputs for name in each.called(given[each.name])]
-    facts = f"{judged.nfe} calls, Frechet distance {judged.frechet}, {judged.p50_ms:.1f} ms"
+    facts = f"{judged.nfe} calls, {NAMED[judged.metric]} {judged.distance}, {judged.p50_ms:.1f} ms"
     shown = f": {', '.join(called)}" if called else ""
     caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}{escape(shown)}"
     return _figure(_image(images, f"{name}: {SHOWN} images{shown}"), caption)
 
 
 def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
-    head = [
-        "plan",
-        "network calls",
-        "Frechet distance",
-        "class accuracy",
-        "recall",
-        "pixels off",
-        "PSNR, dB",
-        "p50 ms",
-        "images per second",
-    ]
+    columns = COLUMNS[comparison.metric]
+    pixels = ["pixels off"] if comparison.metric == "frechet" else []
+    head = ["plan", "network calls", *(title for title, _, _ in columns), *pixels, "PSNR, dB", "p50 ms", "samples per second"]
     lines = ["".join(f"<th>{title}</th>" for title in head)]
     for name in names:
         judged = comparison.plans[name]
-        scores = [
-            _score(judged, key, digits) for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3), ("psnr_db", 1))
-        ]
-        if name == comparison.reference:
-            scores[-1] = "reference"
-        scores.insert(-1, _off(judged.farthest))
-        numbers = [str(judged.nfe), *scores, f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"]
+        scores = [_score(judged, key, digits) for _, key, digits in columns] + _off(judged.farthest)
+        pair = "reference" if name == comparison.reference else _score(judged, "psnr_db", 1)
+        numbers = [str(judged.nfe), *scores, pair, f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"]
         ships = " class=ships" if name == bundle.manifest.default else ""
         lines.append(f"<th scope=row{ships}>{escape(name)}</th>" + "".join(f"<td>{number}</td>" for number in numbers))
-    real = [
-        f"{comparison.real[key]:.{digits}f}" if key in comparison.real else ""
-        for key, digits in (("frechet", 2), ("accuracy", 3), ("recall", 3))
-    ]
-    cells = ["", *real, _off(farthest(comparison.real)), "", "", ""]
-    lines.append("<th scope=row>real training images</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
+    real = [f"{comparison.real[key]:.{digits}f}" if key in comparison.real else "" for _, key, digits in columns]
+    cells = ["", *real, *_off(farthest(comparison.real)), "", "", ""]
+    lines.append("<th scope=row>real training samples</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def _off(found: tuple[str, float]) -> str:
-    statistic, off = found
-    return f"{statistic} {off:.2f}" + (" (too far)" if off > FARTHEST else "")
+def _off(found: tuple[str, float] | None) -> list[str]:
+    """What pixels are farthest off in; nothing of arrays."""
+    return [f"{found[0]} {found[1]:.2f}" + (" (too far)" if found[1] > FARTHEST else "")] if found else []
 
 
 def _score(judged: Judged, key: str, digits: int) -> str:
@@ -227,10 +225,14 @@ def _image(images: Pictures, alt: str) -> str:
 
 
 def _judged(comparison: Comparison) -> str:
-    where = {"classifier": "a classifier trained on the training images", "efficientnet": "EfficientNet-Lite0"}
+    where = {
+        "classifier": "in the features of a classifier trained on the training images",
+        "efficientnet": "in the features of EfficientNet-Lite0",
+        "values": "by their own numbers, in units of the real ones' deviations, beside what they were made from",
+    }
     return (
-        f"{comparison.images} images from each of {comparison.seeds} sets of seeds, against as many held-out images of "
-        f"{comparison.data}, in the features of {where.get(comparison.features, 'Inception-v3')}. "
+        f"{comparison.images} samples from each of {comparison.seeds} sets of seeds, against as many held-out ones of "
+        f"{comparison.data}, {where.get(comparison.features, 'in the features of Inception-v3')}. "
         f"PSNR is against {comparison.reference} from equal noise."
     )
 
