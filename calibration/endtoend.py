@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, batches
+from fewstep.data.arrays import ArraySamples
 from fewstep.evaluation.cache import arrays_digest
-from fewstep.evaluation.features import PixelStatistics
+from fewstep.evaluation.features import Numbers, PixelStatistics
 from fewstep.evaluation.metrics import Features
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.guidance import Guidance, guided
@@ -127,6 +128,13 @@ class Real(NamedTuple):
         some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])
         with torch.no_grad():
             return cls(images.source, models, [torch.cat([model(part) for part in torch.split(some, 250)]) for model in models])
+
+    @classmethod
+    def of_arrays(cls, samples: ArraySamples) -> Real:
+        """About REAL samples that are arrays, by their own numbers in units of their deviations."""
+        some, numbers = samples.about(REAL), Numbers(samples.signature.output)
+        values = np.moveaxis(some.rows[some.index], -1, 1)
+        return cls(samples.source, [numbers], [numbers(torch.from_numpy(np.ascontiguousarray(values)))])
 
     def about(self) -> dict[str, Any]:
         """What a plan's record says of them."""

@@ -91,7 +91,7 @@ def calibrate_interval(
         raise ValueError(
             f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
         )
-    inputs = teacher.draw(judge.n, seed=config.seed, labels=judge.labels, arrays=arrays)
+    inputs = teacher.draw(judge.n, seed=config.seed, labels=None if arrays else judge.labels, arrays=arrays)
     network_sha256 = model_digest(bundle.manifest, network)
     asked: dict[str, Any] = {"judge_sha256": judge.digest(), "network_sha256": network_sha256}
     asked |= {"inputs_sha256": arrays_digest(arrays) if arrays else None}

@@ -45,9 +45,12 @@ class Teacher:
         labels: npt.NDArray[np.int64] | None = None,
         arrays: Arrays | None = None,
     ) -> Inputs:
-        """Noise and conditions, see fewstep.calibration.inputs.draw. labels: (samples,), instead of every one in turn."""
+        """Noise and conditions, see fewstep.calibration.inputs.draw.
+
+        labels: classes, or rows of arrays, (samples,), instead of every one in turn.
+        """
         inputs = draw(self.manifest, samples, draws=draws, seed=seed, arrays=arrays)
-        if labels is None or self.manifest.signature.labels is None:
+        if labels is None:
             return inputs
         return replace(inputs, condition=Conditions(self.manifest.signature.inputs, arrays).of(torch.tensor(labels)))
 

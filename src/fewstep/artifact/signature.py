@@ -301,6 +301,11 @@ class ImageOutput(Strict):
         return TensorSpec("images", (self.height, self.width, self.channels), "uint8")
 
     @property
+    def deviations(self) -> list[float]:
+        """What a difference of one means in an output's numbers, by channel."""
+        return [1.0] * self.channels
+
+    @property
     def unscaled(self) -> ImageOutput:
         """What it is, whatever its numbers stand for."""
         return self
@@ -397,6 +402,11 @@ class ArrayOutput(Strict):
     def tensor(self) -> TensorSpec:
         """What a graph gives."""
         return TensorSpec("values", (*self.shape[1:], self.shape[0]), "float32")
+
+    @property
+    def deviations(self) -> list[float]:
+        """What a difference of one means in an output's numbers, by channel."""
+        return [column.std for column in self.columns]
 
     @property
     def unscaled(self) -> ArrayOutput:

@@ -74,8 +74,7 @@ class ArrayJudge(Evaluator):
         self.n, self.labels, self.metrics = len(held_out), held_out.labels, dict(metrics)
         if self.n < LEAST:
             raise ValueError(f"judging needs {LEAST} samples or more, got {self.n}; take more of them")
-        columns = held_out.signature.output.columns  # type: ignore[union-attr]
-        self.scale = np.array([column.std for column in columns])
+        self.scale = np.array(held_out.signature.output.deviations)
         self.values = held_out.rows[held_out.index]
         self.beside = _beside(held_out)
         self.real = self._vectors(np.moveaxis(self.values, -1, 1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.artifact.signature import Output
 from fewstep.data import Images
 from fewstep.evaluation.cache import default_folder
 from fewstep.evaluation.classifier import ClassifierConfig, classifier
@@ -16,7 +18,7 @@ from fewstep.evaluation.pixels import SIZE, statistics
 from fewstep.system.progress import Track, silent
 from fewstep.system.readable import readable
 
-__all__ = ["FITTING", "EfficientNet", "Inception", "PixelStatistics", "feature_network", "trial_judge"]
+__all__ = ["FITTING", "EfficientNet", "Inception", "Numbers", "PixelStatistics", "feature_network", "trial_judge"]
 
 FITTING = 1  # seed of another network than the one that judges: nothing is judged by the features it was chosen in
 
@@ -89,6 +91,21 @@ class PixelStatistics(Features):
     def forward(self, images: Tensor) -> Tensor:
         """(B, SIZE)."""
         return statistics(images)
+
+
+class Numbers(Features):
+    """No network: values (B, columns, *axes) as they are, in units of their columns' deviations."""
+
+    head = None
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.num_features, self.scale = prod(output.shape), output.deviations
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, num_features)."""
+        scale = values.new_tensor(self.scale)
+        return (values / scale.reshape(-1, *(1,) * (values.ndim - 2))).flatten(1)
 
 
 def feature_network(name: str, images: Images, *, seed: int = 0, precision: str = "auto", track: Track = silent) -> Features:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
+from fewstep.data.arrays import ArraySamples
+from fewstep.evaluation.arrays import ArrayJudge
+from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import trial_judge
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.plan import Plan
@@ -18,18 +21,23 @@ SAMPLES = 500
 
 
 def validator(
-    bundle: Bundle, images: Images, *, samples: int = SAMPLES, track: Track = silent
+    bundle: Bundle, samples: Images | ArraySamples, *, count: int = SAMPLES, track: Track = silent
 ) -> Callable[[Denoiser, Plan], float]:
-    """The Frechet distance of a network's images to about `samples` of these, training ones, from the same noise at every look.
+    """The distance of what a network makes to about `count` of these, training ones, from the same noise at every look.
 
-    Measured in another classifier than the one that judges in the end.
+    Of images it is the Frechet distance in another classifier than the one that judges in the end; of arrays, their energy
+    distance.
     """
-    judge = trial_judge(images, samples, track=track)
-    maker = Teacher(bundle)
+    judge: Evaluator
+    if isinstance(samples, ArraySamples):
+        judge = ArrayJudge(samples.about(count))
+    else:
+        judge = trial_judge(samples, count, track=track)
+    maker, arrays = Teacher(bundle), samples.arrays or None
 
     def distance(denoiser: Denoiser, plan: Plan) -> float:
         maker.denoiser, maker.device = denoiser, next(denoiser.parameters()).device
-        inputs = maker.draw(judge.n, seed=0, draws=plan.draws, labels=judge.labels)
+        inputs = maker.draw(judge.n, seed=0, draws=plan.draws, labels=judge.labels, arrays=arrays)
         return judge.distance(maker.outputs(plan, inputs))
 
     return distance
