@@ -230,6 +230,6 @@ def package(
     )
     table("sizes", ["part", "bytes", "gzipped", ""], report.size_rows())
     if report.deviations:
-        table("against the bundle's graphs", ["graph", "computes in", "max error", "levels of 255"], report.error_rows())
+        table("against the bundle's graphs", ["graph", "computes in", "max error", "of the output"], report.error_rows())
     then = {"web": f"python -m http.server -d {out / 'web'}", "device": f"fewstep check {out / 'device' / bundle.name}"}
     finish({"out": str(out)} | report.dump(), as_json, next((then[t] for t in targets if t in then), None))
