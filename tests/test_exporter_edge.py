@@ -274,15 +274,28 @@ def test_what_there_is_not_gets_a_sentence(choice: dict, message: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_page_gets_weights_that_lie_beside_a_graph_in_the_same_file(digits: Bundle, tmp_path: Path) -> None:
+    name, beside = "sid1.fp32", "graphs/sid1.data"
+    with digits.edit() as draft:
+        file = draft.manifest.graphs[name].file
+        model = onnx.load(draft.root / file)
+        onnx.save(model, draft.new(file), save_as_external_data=True, location=Path(beside).name, size_threshold=4096)
+        draft.manifest.graphs[name].data = [beside]
+    bundle = Bundle.load(digits.root)
+    assert bundle.manifest.files[file].bytes < bundle.manifest.files[beside].bytes
+    package(bundle, tmp_path / "out", ["web"])
+    alone = tmp_path / "out" / "web" / f"{name}.onnx"
+    facts = json.loads(alone.with_name("facts.json").read_text())
+    assert facts["graphs"][0]["bytes"] == alone.stat().st_size
+    feeds = {"noise": np.ones((1, 1, 1, 28, 28), np.float32), "labels": np.array([3])}
+    made, wanted = (ort.InferenceSession(path).run(None, feeds) for path in (alone, EXAMPLE.root / file))
+    assert all(np.array_equal(*pair) for pair in zip(made, wanted, strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "more", "message"),
     [
         ({"plan": None, "layout": "step"}, {}, "needs the whole plan in a graph, those of 'ddim3' hold one step"),
-        (
-            {"data": ["graphs/g.data"]},
-            {"data": b"weights"},
-            "a page loads a graph in one file, 'g' keeps its weights beside it",
-        ),
         (
             {},
             {"text": LOOP.replace("noise", "latent")},

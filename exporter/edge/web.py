@@ -24,11 +24,13 @@ from fewstep.artifact.manifest import GraphEntry
 from fewstep.artifact.signature import Input, Output, Signature, TensorSpec
 from fewstep.exporter.edge.probe import probe
 from fewstep.exporter.edge.sizes import PackagePart, Report, graph_parts, zipped
+from fewstep.system.extras import install
 
 __all__ = ["PINNED", "OrtWeb", "RuntimeFile", "ort_web", "write_page"]
 
 MODULE = "ort.wasm.bundle.min.mjs"
 WASM = "ort-wasm-simd-threaded.wasm"
+MAX_BYTES = 1 << 30  # of a graph: a protobuf ends at 2 GB, and a tab does earlier
 BESIDE = "ort/"  # the folder of the page that holds copies of the runtime's files
 
 
@@ -177,17 +179,30 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, Any]:
     graph: GraphEntry = bundle.manifest.graphs[name]
-    if graph.data or graph.plan is None:
-        raise ValueError(f"a page loads a graph in one file, {name!r} keeps its weights beside it; export a smaller network")
-    expected = probe(bundle, name)
-    shutil.copyfile(bundle.file(graph.file), directory / f"{name}.onnx")
+    size = sum(bundle.manifest.files[path].bytes for path in graph.paths)
+    if size > MAX_BYTES:
+        raise ValueError(f"a page loads a graph as one file of up to 1 GB, {name!r} has {size / 1e9:.1f} GB; package fp16 or int8")
+    expected, target = probe(bundle, name), directory / f"{name}.onnx"
+    _copy_whole(bundle.file(graph.file), target, beside=bool(graph.data))
     return {
         "name": name,
-        "file": f"{name}.onnx",
-        "bytes": bundle.manifest.files[graph.file].bytes,
+        "file": target.name,
+        "bytes": target.stat().st_size,
         "plan": graph.plan,
-        "nfe": bundle.plan(graph.plan).nfe,
+        "nfe": bundle.plan(str(graph.plan)).nfe,
         "precision": graph.precision,
         "noise": list(expected.feeds["noise"].shape[1:]),
         "takes": [tensor for tensor in expected.feeds if tensor != "noise"],
     }
+
+
+def _copy_whole(source: Path, target: Path, *, beside: bool) -> None:
+    """A graph as one file. beside: weights of it lie in other files, which a page does not load."""
+    if not beside:
+        shutil.copyfile(source, target)
+        return
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError(f"a graph whose weights lie beside it needs {error.name}; {install('export')}") from None
+    onnx.save(onnx.load(source), target)
