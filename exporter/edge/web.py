@@ -181,7 +181,9 @@ def _copy_graph(bundle: Bundle, name: str, directory: Path) -> dict[str, Any]:
     graph: GraphEntry = bundle.manifest.graphs[name]
     size = sum(bundle.manifest.files[path].bytes for path in graph.paths)
     if size > MAX_BYTES:
-        raise ValueError(f"a page loads a graph as one file of up to 1 GB, {name!r} has {size / 1e9:.1f} GB; package fp16 or int8")
+        raise ValueError(
+            f"a page loads a graph as one file of up to 1 GB, {name!r} has {size / 1e9:.1f} GB; package fp16 or int8"
+        )
     expected, target = probe(bundle, name), directory / f"{name}.onnx"
     _copy_whole(bundle.file(graph.file), target, beside=bool(graph.data))
     return {
