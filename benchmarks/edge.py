@@ -94,7 +94,7 @@ def in_the_browser(bundle: Bundle, site: Path) -> dict[str, Any]:
     result = {}
     with served(site) as url, browser() as page:
         for plan in PLANS:
-            page.open(f"{url}?graph={plan}.fp32&images={IMAGES}&seed=0&label=each")
+            page.open(f"{url}?graph={plan}.fp32&samples={IMAGES}&seed=0&labels=each")
             page.wait(f"{status}.includes('in all')")
             run = onnx_runtime(bundle.file(f"graphs/{plan}.fp32.onnx"))
             shape = (bundle.plan(plan).draws, 1, 28, 28)
