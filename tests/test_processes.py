@@ -49,13 +49,13 @@ for name, processes, accumulate, lr, seed, shard in json.loads(sys.argv[2]):
     config = TeacherConfig(iterations=5, warmup=1, batch=4, lr=lr, channels=(8,), patch=1, mixed_precision="no",
         checkpoint_every=3 if stopping else 200, **parts)
     if processes == 2 and not stopping:
-        with pytest.raises(ValueError, match="5 images do not come apart into"):
+        with pytest.raises(ValueError, match="5 samples do not come apart into"):
             train_teacher(Path(sys.argv[1], "uneven.bundle"), images, replace(config, batch=5, accumulate=1))
     bundle = train_teacher(Path(sys.argv[1], f"{name}.bundle"), images, config)
     config = SidConfig(steps=2, iterations=4, batch=4, lr=lr / 10, guidance=1.5, adversarial_from=0.5,
         mixed_precision="no", **parts)
     if processes == 2 and not stopping:
-        with pytest.raises(ValueError, match="5 images do not come apart into"):
+        with pytest.raises(ValueError, match="5 samples do not come apart into"):
             distill(bundle, "uneven", replace(config, batch=5, accumulate=1), samples=images)
     distill(bundle, "sid2", config, samples=images)
 """
