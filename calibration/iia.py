@@ -116,16 +116,16 @@ class _Walk:
         """Make the step."""
         self.states.append(advance(plan, step.row, self.states, self.estimates))
 
-    def evaluate(self, x: Array, sigma: float, weight: float = 1.0) -> Array:
+    def evaluate(self, x: Array, sigma: float, scale: float = 1.0) -> Array:
         """The denoiser, counted."""
-        self.calls += 1 + (weight != 1)
-        return self.denoise(x, sigma) if weight == 1 else self.denoise(x, sigma, weight)
+        self.calls += 1 + (scale != 1)
+        return self.denoise(x, sigma) if scale == 1 else self.denoise(x, sigma, scale)
 
 
-def _fine(method: Method, grid: Grid, i: int, weight: float, fine: int, coordinates: Callable[[Grid], Grid]) -> Plan:
-    """Fine steps from level i to level i + 1, all with the weight of the coarse one."""
+def _fine(method: Method, grid: Grid, i: int, scale: float, fine: int, coordinates: Callable[[Grid], Grid]) -> Plan:
+    """Fine steps from level i to level i + 1, all guided as the coarse one."""
     between = Grid(*(np.linspace(values[i], values[i + 1], fine + 1) for values in (grid.alphas, grid.sigmas)))
-    return method.solver(coordinates(between), Guidance(weight, 0.0, inf))
+    return method.solver(coordinates(between), Guidance(scale, 0.0, inf))
 
 
 def _step(

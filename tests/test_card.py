@@ -17,7 +17,7 @@ from fewstep.artifact.signature import ArrayInput, ArrayOutput, Axis, Column, Im
 from fewstep.data import Images
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import dpmpp_2m
-from fewstep.trainer.configs import SidConfig, TeacherConfig
+from fewstep.trainer.configs import SidConfig, TeacherConfig, TuneConfig
 from fewstep.trainer.sid import distill
 from fewstep.trainer.teacher import train_teacher
 
@@ -38,7 +38,7 @@ def test_a_card_grows_with_its_bundle(tmp_path: Path) -> None:
         draft.manifest.records.plans["table"] = Fitted(settings={}, network_sha256="0" * 64, data="digits")
     bundle = distill(Bundle.load(bundle.root), "tabled", replace(TINY, steps=2, plan="table"))
     bundle = distill(bundle, "chosen", replace(TINY, start="free"), validate=lambda _ema, _plan: 1.0)
-    config = replace(config, iterations=2)
+    config = TuneConfig(iterations=2, batch=2)
     bundle = train_teacher(bundle.root, IMAGES, config, start="teacher", name="tuned")
     text = bundle.file("card.md").read_text("utf-8")
     assert "# small\n\nImages: 8x8, 1 channels. Condition: 2 classes." in text

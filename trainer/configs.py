@@ -12,7 +12,7 @@ from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.parametrisation import Edm, Eps, Flow, Parametrisation, Velocity
 from fewstep.trainer.rates import Schedule, rates, refuse_rate
 
-__all__ = ["Kind", "Mode", "RunConfig", "SidConfig", "TeacherConfig", "Weights", "plain_share", "refuse_parts"]
+__all__ = ["Kind", "Mode", "RunConfig", "SidConfig", "TeacherConfig", "TuneConfig", "Weights", "plain_share", "refuse_parts"]
 
 Kind: TypeAlias = Literal["edm", "eps", "v", "flow"]
 Mode: TypeAlias = Literal["teacher", "lsg", "zero", "anti"]
@@ -86,20 +86,12 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TeacherConfig(RunConfig):
-    """Settings of a teacher run.
+class TuneConfig(RunConfig):
+    """Settings of training that goes on from a network, which is what it is.
 
     Args:
         lr: peak learning rate.
         warmup: updates until it is reached.
-        kind: what the network estimates, edm, eps, v or flow.
-        network: its configuration, a config.json as diffusers writes it, with _class_name; unless given, a UNet2DModel of
-            `channels`, `layers` and `attention` for what has two axes and no arrays, else a FieldTransformer.
-        channels: of the U-Net's levels.
-        layers: of every level of the U-Net.
-        attention: in the U-Net's middle.
-        patch: pixels of a side that are folded into channels before it.
-        sigma_data: standard deviation of the data, of edm networks; about 1 for latents.
         noise_mean, noise_std: of ln(sigma / alpha) that training visits, for EDM and flows.
         tau: of Lskip, what the plain loss counts: 0.99 unless said, and 1, without Lskip, for a flow.
         skip: of Lskip, levels of 1000 that it looks ahead.
@@ -112,13 +104,6 @@ class TeacherConfig(RunConfig):
 
     lr: float = 3e-3
     warmup: int = 100
-    kind: Kind = "edm"
-    network: Mapping[str, Any] | None = None
-    channels: tuple[int, ...] = (32, 64)
-    layers: int = 1
-    attention: bool = False
-    patch: int = 2
-    sigma_data: float = 0.5
     noise_mean: float = -0.6
     noise_std: float = 1.3
     tau: float | None = None
@@ -131,18 +116,45 @@ class TeacherConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.sigma_data < inf:
-            raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
         if not (self.tau is None or 0 <= self.tau <= 1) or self.skip < 0:  # also where tau is not a number
             raise ValueError(f"Lskip needs 0 <= tau <= 1 and skip >= 0, got tau={self.tau}, skip={self.skip}")
         rates(self.schedule, 0, self.iterations, self.warmup)
         if self.curriculum is not None and not 0 < self.curriculum < inf:
             raise ValueError(f"the curriculum's normal needs a width above 0 that is finite, got {self.curriculum}")
-        plain_share(self.tau, self.parametrisation())
 
     def rate(self) -> float:
         """The peak learning rate."""
         return self.lr
+
+
+@dataclass(frozen=True)
+class TeacherConfig(TuneConfig):
+    """Settings of a teacher that begins from nothing.
+
+    Args:
+        kind: what the network estimates, edm, eps, v or flow.
+        network: its configuration, a config.json as diffusers writes it, with _class_name; unless given, a UNet2DModel of
+            `channels`, `layers` and `attention` for what has two axes and no arrays, else a FieldTransformer.
+        channels: of the U-Net's levels.
+        layers: of every level of the U-Net.
+        attention: in the U-Net's middle.
+        patch: pixels of a side that are folded into channels before it.
+        sigma_data: standard deviation of the data, of edm networks; about 1 for latents.
+    """
+
+    kind: Kind = "edm"
+    network: Mapping[str, Any] | None = None
+    channels: tuple[int, ...] = (32, 64)
+    layers: int = 1
+    attention: bool = False
+    patch: int = 2
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sigma_data < inf:
+            raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
+        plain_share(self.tau, self.parametrisation())
 
     def parametrisation(self) -> Parametrisation:
         """What the network estimates. Raises ValueError for a kind there is not."""
@@ -163,7 +175,7 @@ class SidConfig(RunConfig):
 
     Args:
         iterations: updates of G (and of F).
-        steps: K, the network calls per sample.
+        steps: K, the network calls per sample; as many as `plan` has, or 1, unless given.
         lr: None is 6e-4, half that for several steps.
         alpha: of SiD's loss.
         mode: where guidance acts, teacher, lsg, zero (Zero-CFG) or anti (Anti-CFG), see Weights.
@@ -171,7 +183,7 @@ class SidConfig(RunConfig):
         lo: noise level that T is guided above.
         hi: noise level that T is guided up to; all higher ones unless given.
         match: every step's output, drawn uniformly, or the final one alone.
-        start: the network that G starts as.
+        start: the network that G starts as; the teacher unless given.
         plan: a sampler of the bundle that G walks, such as a fitted table, instead of few steps with noise drawn anew; what it
             ends in alone is matched.
         sigma_start: where the few steps begin, for EDM.
@@ -182,7 +194,7 @@ class SidConfig(RunConfig):
     iterations: int = 800
     halflife_images: float = 2e3
     validate_every: int = 25
-    steps: int = 1
+    steps: int | None = None
     lr: float | None = None
     alpha: float = 1.0
     mode: Mode = "teacher"
@@ -190,7 +202,7 @@ class SidConfig(RunConfig):
     lo: float = 0.0
     hi: float | None = None
     match: Literal["uniform", "final"] = "uniform"
-    start: str = "teacher"
+    start: str | None = None
     plan: str | None = None
     sigma_start: float = 2.5
     noise_mean: float = -1.2
@@ -200,7 +212,7 @@ class SidConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.steps <= 4:
+        if self.steps is not None and not 1 <= self.steps <= 4:
             raise ValueError(f"SiD generators take 1 to 4 steps, got {self.steps}; use a calibrated solver beyond that")
         if self.match not in ("uniform", "final"):
             raise ValueError(f"a generator matches every output (uniform) or the last (final), got {self.match!r}")
@@ -215,7 +227,7 @@ class SidConfig(RunConfig):
 
     def rate(self) -> float:
         """The learning rate."""
-        return self.lr if self.lr is not None else 6e-4 if self.steps == 1 else 3e-4
+        return self.lr if self.lr is not None else 6e-4 if self.steps in (None, 1) else 3e-4
 
     def interval(self) -> Guidance:
         """How T is guided."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from fewstep.trainer.run import Material, Run, Validate, adam
 from fewstep.trainer.scores import FakeScore, discriminator_loss, evaluate, generator_loss
 from fewstep.trainer.shards import prepared
 
-__all__ = ["Distilling", "SidRun", "distill", "generator_grid"]
+__all__ = ["Distilling", "SidRun", "distill", "resolved", "generator_grid"]
 
 VP_START = 0.625  # of the table's times, where few steps begin
 DROPPED = 0.1  # conditions that LSG withholds from F while it learns
@@ -94,6 +94,12 @@ def distill(
     return Bundle.load(bundle.root)
 
 
+def resolved(bundle: Bundle, config: SidConfig, teacher: str) -> SidConfig:
+    """Settings that say what G starts as, and in how many steps it makes a sample."""
+    steps = config.steps or (bundle.plan(config.plan).rows if config.plan else 1)
+    return replace(config, steps=steps, start=config.start or teacher)
+
+
 @dataclass(frozen=True)
 class Distilling:
     """What a run is given besides bundle, name and settings, see distill."""
@@ -117,7 +123,9 @@ class SidRun(Run):
 
     def __init__(self, bundle: Bundle, name: str, config: SidConfig, given: Distilling) -> None:
         manifest, teacher = bundle.manifest, given.teacher
-        if name in (teacher, config.start):
+        config = resolved(bundle, config, teacher)
+        self.start = start = str(config.start)
+        if name in (teacher, start):
             raise ValueError(f"a generator cannot take the place of {name!r}, which it is made from; choose another name")
         nothing = manifest.signature.inputs and not manifest.signature.guidable
         if nothing and (config.mode != "teacher" or config.guidance != 1):
@@ -129,7 +137,7 @@ class SidRun(Run):
         super().__init__(bundle.root, name, config, material)
         self.bundle, self.given = bundle, given
         self.teacher = load_network(bundle, teacher).requires_grad_(False)
-        self.generator = load_network(bundle, config.start) if config.start != teacher else copy.deepcopy(self.teacher)
+        self.generator = load_network(bundle, start) if start != teacher else copy.deepcopy(self.teacher)
         self.generator.requires_grad_(True)
         self.fake = FakeScore(copy.deepcopy(self.teacher).requires_grad_(True))
         ema = copy.deepcopy(self.generator).requires_grad_(False)
@@ -146,7 +154,7 @@ class SidRun(Run):
             "f": f,
         }
         about: dict[str, Any] = {"teacher": teacher, "teacher_sha256": component_digest(manifest, teacher)}
-        about |= {"start_sha256": component_digest(manifest, config.start), "plan_sha256": numbers}
+        about |= {"start_sha256": component_digest(manifest, start), "plan_sha256": numbers}
         learns = {"generator": self.generator, "fake": self.fake.denoiser}
         self.begin(parts, average=ema, learns=learns, validated=given.validate is not None, **about)
         # Prepared copies share the weights; they are called only where the gradient goes to those weights.
@@ -159,7 +167,8 @@ class SidRun(Run):
         """One update of F, and one of G but for the warm-up."""
         config, parts = self.config, self.draws(step)
         uniform = config.match == "uniform" and config.plan is None
-        drawn = [part.one(config.steps) if uniform else config.steps - 1 for part in parts]
+        rows = self.plan.rows
+        drawn = [part.one(rows) if uniform else rows - 1 for part in parts]
         exit_step = drawn[0]  # the same in all
         adversarial = self.loader is not None and step >= config.adversarial_from * config.iterations
         of_fake = [self._fake_loss(part, exit_step, adversarial) for part in self.accumulated(self.f_model, parts)]
@@ -249,7 +258,7 @@ class SidRun(Run):
 
     def keep(self, made: Denoiser) -> None:
         """The network, its plan and where it is from into the bundle."""
-        steps = self.config.steps
+        steps = self.plan.rows
         with Bundle.load(self.bundle.root).edit() as draft:
             save_network(draft, self.name, made)
             solver = f"SiD generator, {steps} step{'s' if steps > 1 else ''}"
@@ -272,7 +281,7 @@ class SidRun(Run):
             retries=self.progress.retries,
             metrics=self.metrics(),
             license=given.license,
-            inherited_licenses=inherited(manifest, self.config.start, given.teacher),
+            inherited_licenses=inherited(manifest, self.start, given.teacher),
         )
 
 
@@ -287,7 +296,7 @@ def _update(optimizer: Any, net: nn.Module) -> None:
 def _plan_of(bundle: Bundle, config: SidConfig, teacher: Denoiser) -> tuple[Plan, str | None]:
     """What G walks and, for a sampler of the bundle, the hash of its numbers."""
     if config.plan is None:
-        return few_step(generator_grid(teacher.parametrisation, config.steps, config.sigma_start)), None
+        return few_step(generator_grid(teacher.parametrisation, config.steps or 1, config.sigma_start)), None
     plan = bundle.plan(config.plan)
     if plan.guided or plan.rows != config.steps:
         calls = f"{plan.rows} steps{', guided' if plan.guided else ''}"

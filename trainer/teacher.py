@@ -32,7 +32,7 @@ from fewstep.sampling.solvers import heun
 from fewstep.system.progress import Track, silent
 from fewstep.trainer import checkpoint
 from fewstep.trainer.batches import Loader, samples_of
-from fewstep.trainer.configs import TeacherConfig, plain_share
+from fewstep.trainer.configs import TeacherConfig, TuneConfig, plain_share
 from fewstep.trainer.draws import Draws
 from fewstep.trainer.levels import Curriculum, space_of
 from fewstep.trainer.losses import lskip_loss
@@ -46,7 +46,7 @@ __all__ = ["TeacherRun", "Teaching", "train_teacher"]
 def train_teacher(
     out: Path,
     samples: Samples,
-    config: TeacherConfig,
+    config: TuneConfig,
     *,
     start: str | None = None,
     name: str = "teacher",
@@ -63,7 +63,8 @@ def train_teacher(
     Args:
         out: where the bundle is to be or, with `start`, where it is.
         samples: from fewstep.trainer.batches.open_examples or Images.of.
-        start: a network of the bundle to go on from, which stays as it is; config says nothing of the network then.
+        config: a TeacherConfig or, with `start`, a TuneConfig.
+        start: a network of the bundle to go on from, which stays as it is.
         name: of the new network.
         arrays: what the labels of samples count, and what means "none", where the samples do not bring it.
         validate: a metric of the averaged weights and that plan, for the curve and the bundle's record.
@@ -75,16 +76,26 @@ def train_teacher(
 
     Raises:
         FileExistsError: when the bundle exists, and `start` names none of its networks.
-        ValueError: for a name it cannot have, when a checkpoint of other settings is in the way, or samples that do not fit the
-            network.
+        ValueError: for a name that it cannot have or has already, when a checkpoint of other settings is in the way, or samples
+            that do not fit the network.
     """
+    if (start is None) != isinstance(config, TeacherConfig):
+        raise ValueError("a new network is made by a TeacherConfig, and one that is there goes on by a TuneConfig; give that")
+    check_name(name)
     if start is None:
         check_new(out)
-    check_name(name)
+    else:
+        _check_free(Bundle.load(out), name)
     given = Teaching(start=start, validate=validate, license=license, log=log, arrays=arrays or samples.arrays or None)
     with checkpoint.alone(checkpoint.checkpoint_path(out, name)):
         TeacherRun(out, name, samples, config, given).go(track)
     return Bundle.load(out)
+
+
+def _check_free(bundle: Bundle, name: str) -> None:
+    """Raises ValueError where a bundle has something of that name, which would be lost."""
+    if name in bundle.manifest.components or name in bundle.manifest.plans:
+        raise ValueError(f"{bundle.root.name} has {name!r} already; choose another name")
 
 
 @dataclass(frozen=True)
@@ -101,9 +112,9 @@ class Teaching:
 class TeacherRun(Run):
     """One training: its network, and what an update does."""
 
-    config: TeacherConfig
+    config: TuneConfig
 
-    def __init__(self, out: Path, name: str, samples: Samples, config: TeacherConfig, given: Teaching) -> None:
+    def __init__(self, out: Path, name: str, samples: Samples, config: TuneConfig, given: Teaching) -> None:
         if config.compile and not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
             raise ValueError("compiling needs a C++ compiler here, and there is no g++; install one, or leave out --compile")
         origin = Bundle.load(out) if given.start else None
@@ -185,8 +196,9 @@ class TeacherRun(Run):
         return Trained(**about, **start, **licenses, settings=settings, rows=rows, metrics=self.metrics())
 
 
-def _network(samples: Samples, config: TeacherConfig) -> Denoiser:
+def _network(samples: Samples, config: TuneConfig) -> Denoiser:
     """A fresh network for samples."""
+    assert isinstance(config, TeacherConfig), "train_teacher asks for one where there is no start"
     inputs, parametrisation = samples.signature.inputs, config.parametrisation()
     if config.network is not None:
         return fresh_network(config.network, samples.state, inputs, parametrisation=parametrisation, patch=config.patch)

@@ -70,7 +70,8 @@ def train(
         license: of the samples, in words.
         log: a directory for curves and sheets of samples.
         track: shows progress, such as fewstep.system.console.track.
-        settings: fields of fewstep.trainer.configs.TeacherConfig: iterations, batch, lr, kind and so on.
+        settings: fields of fewstep.trainer.configs.TeacherConfig: iterations, batch, lr, kind and so on; with `start`, of
+            TuneConfig, which has nothing of the network.
 
     Returns:
         The bundle, with the network `teacher`, or START_tuned, and an 18-step Heun plan of it.
@@ -81,10 +82,10 @@ def train(
     """
     from fewstep.data.inputs import inputs_of
     from fewstep.trainer.batches import open_examples
-    from fewstep.trainer.configs import TeacherConfig
+    from fewstep.trainer.configs import TeacherConfig, TuneConfig
     from fewstep.trainer.teacher import train_teacher
 
-    config = TeacherConfig(**settings)
+    config = TuneConfig(**settings) if start else TeacherConfig(**settings)
     inputs = inputs_of(arrays) if arrays else None
     samples = open_examples(data, inputs=inputs) if isinstance(data, str) else data
     name = f"{start}_tuned" if start else "teacher"

@@ -136,7 +136,7 @@ def _solver(loaded: Bundle, config: FitConfig, about: Mapping[str, Any]) -> dict
     return {"steps": [step._asdict() for step in fit.steps], "calls": fit.calls}
 
 
-@verb(app, panel=PANEL, configs=[IntervalConfig], visible=["steps", "guidance", "recipe", "calls", "seed"])
+@verb(app, panel=PANEL, configs=[IntervalConfig], visible=["steps", "guidance", "recipe", "calls"])
 def interval(
     config: IntervalConfig,
     bundle: BundlePath,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from fewstep.cli.app import BundlePath, Inputs, Json, Replace, app, editable, fi
 from fewstep.cli.verb import verb
 from fewstep.system.console import SPEAKS, Paced, clock, say, show, track
 from fewstep.system.places import MANIFEST
-from fewstep.trainer.configs import SidConfig, TeacherConfig
+from fewstep.trainer.configs import SidConfig, TeacherConfig, TuneConfig
 
 __all__ = ["distill", "import_checkpoint", "train"]
 
@@ -29,10 +29,19 @@ Log = Annotated[
 License = Annotated[str | None, typer.Option(help="Of what goes in, in words, for the card.", show_default="not stated")]
 
 
-@verb(app, panel=PANEL, configs=[TeacherConfig], visible=["iterations", "batch", "lr", "kind", "seed"])
+def _by_start(options: Mapping[str, Any]) -> type:
+    return TuneConfig if options["start"] else TeacherConfig
+
+
+@verb(
+    app,
+    panel=PANEL,
+    configs=[TeacherConfig, TuneConfig],
+    visible=["iterations", "batch", "lr", "kind", "seed"],
+    choose=_by_start,
+)
 def train(
-    config: TeacherConfig,
-    said: frozenset[str],
+    config: TuneConfig,
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("digits.bundle"),
     data: Annotated[
         str,
@@ -61,24 +70,30 @@ def train(
     from fewstep.trainer.batches import open_examples
     from fewstep.trainer.teacher import train_teacher
 
-    if start and (useless := sorted(said & {"kind", "network", "channels", "layers", "attention", "patch", "sigma_data"})):
-        raise ValueError(f"--{useless[0].replace('_', '-')} is of a new network, and {start!r} is what it is; leave it out")
+    named = name or (f"{start}_tuned" if start else "teacher")
+    _refuse_trained(out, start, named)
     given = given_arrays(inputs)
     samples = open_examples(data, resolution=resolution, inputs=inputs_of(given) if given else None, track=track)
-    _refuse_trained(out, start)
     pace = Paced(telling(samples))
-    named = name or (f"{start}_tuned" if start else "teacher")
     about: dict[str, Any] = {"start": start, "name": named, "arrays": given, "license": license, "log": log}
     bundle = train_teacher(out, samples, config, **about, track=pace)
     if SPEAKS:  # the first process alone
         bundle = _seen(bundle)
     result = {"bundle": str(out), "networks": list(bundle.manifest.denoisers), "graphs": list(bundle.manifest.graphs)}
-    finish(result, as_json, ", or: ".join(_after_training(out, bundle, data, pace.seconds, config.batch)))
+    following = _after_training(out, bundle, data, pace.seconds, config.batch, teacher=named)
+    finish(result, as_json, ", or: ".join(following))
 
 
-def _refuse_trained(out: Path, start: str | None) -> None:
-    """Raises ValueError for a teacher whose training has ended, though what follows may have been stopped."""
-    if not start and (out / MANIFEST).is_file() and (bundle := Bundle.load(out)).manifest.denoisers:
+def _refuse_trained(out: Path, start: str | None, name: str) -> None:
+    """Raises ValueError for a teacher whose training has ended, though what follows may have been stopped.
+
+    With `start`, for a bundle that cannot be changed, has no such network, or has the name already.
+    """
+    if start:
+        loaded = editable(out)
+        loaded.pick("network", start, loaded.manifest.denoisers)
+        free_name(loaded, name, name, replace=False)
+    elif (out / MANIFEST).is_file() and (bundle := Bundle.load(out)).manifest.denoisers:
         following = "inspect" if bundle.manifest.graphs else "export"
         raise ValueError(f"{out} is trained already; see it with: fewstep {following} {out}, or choose another --out")
 
@@ -95,11 +110,14 @@ def _seen(bundle: Bundle) -> Bundle:
     return export_graphs(bundle, [plan], ["fp32"], report=say, track=track)
 
 
-def _after_training(out: Path, bundle: Bundle, data: str, seconds: float | None, batch: int) -> list[str]:
+def _after_training(
+    out: Path, bundle: Bundle, data: str, seconds: float | None, batch: int, *, teacher: str = "teacher"
+) -> list[str]:
     """What one does next with a teacher, and how long the longest of it takes. seconds: of an update of `batch` images."""
     from fewstep.trainer.batches import is_of_images
 
     signature, distillation = bundle.manifest.signature, f"fewstep distill {out} --steps 1"
+    distillation += f" --teacher {teacher}" if teacher != "teacher" else ""
     if seconds is not None:
         config = SidConfig()
         expected = config.iterations * UPDATES_OF_SID * seconds * config.batch / batch
@@ -194,10 +212,9 @@ def import_checkpoint(
     finish(result | {"proof": proof.dump(), "max_error": proof.max_error}, as_json, f"fewstep export {out}")
 
 
-@verb(app, panel=PANEL, configs=[SidConfig], visible=["steps", "iterations", "batch", "guidance", "plan", "seed"])
+@verb(app, panel=PANEL, configs=[SidConfig], visible=["steps", "iterations", "guidance", "plan", "seed"])
 def distill(
     config: SidConfig,
-    said: frozenset[str],
     bundle: BundlePath,
     name: Annotated[str | None, typer.Option(help="Name of the new network and plan.", show_default="sid<steps>")] = None,
     data: Annotated[
@@ -210,8 +227,9 @@ def distill(
         int | None, typer.Option("--samples", min=1, help="How many of --data.", show_default="200", hidden=True)
     ] = None,
     inputs: Inputs = None,
-    license: License = None,
-    replace_it: Replace = False,
+    teacher: Annotated[str, typer.Option(help="The network to learn from.", hidden=True)] = "teacher",
+    license: Annotated[str | None, typer.Option(help="Of what goes in, for the card.", hidden=True)] = None,
+    replace: Replace = False,
     log: Log = None,
     as_json: Json = False,
 ) -> None:
@@ -220,9 +238,8 @@ def distill(
     Reads no sample, unless --data or --validate names some.
     """
     loaded, some, metric = editable(bundle), None, None
-    if config.plan and "steps" not in said:
-        config = replace(config, steps=loaded.plan(config.plan).rows)
-    name = free_name(loaded, name, f"sid{config.steps}", replace=replace_it)
+    steps = config.steps or (loaded.plan(config.plan).rows if config.plan else 1)
+    name = free_name(loaded, name, f"sid{steps}", replace=replace)
     if count and not data:
         raise ValueError("--samples counts real samples, and none are read; give some to --data")
     from fewstep.trainer.batches import examples_like
@@ -237,7 +254,7 @@ def distill(
 
         judging = images_like(loaded, validate, track=track)
         metric = validator(loaded, judging, track=telling(judging))
-    about: dict[str, Any] = {"license": license, "validated_on": validate, "log": log}
+    about: dict[str, Any] = {"teacher": teacher, "license": license, "validated_on": validate, "log": log}
     extras: dict[str, Any] = {"samples": some, "validate": metric, "arrays": given}
     done = distill(loaded, name, config, **about, **extras, track=telling(some))
     record = done.manifest.records.components[name]

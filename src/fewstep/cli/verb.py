@@ -13,11 +13,13 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from fewstep.system.console import print_json
 from fewstep.system.json_object import read_object
 
 __all__ = ["SHARED", "verb"]
@@ -45,8 +47,6 @@ def verb(
         configs: classes that the function's argument `config` may be of, frozen dataclasses whose fields stand in their Args.
         visible: fields that --help lists.
         choose: which of the classes it is, from all options; the first one unless given. A setting that it has not is refused.
-
-    The function may have an argument `said`: the names of the settings that were given.
     """
     settings: dict[str, _Setting] = {}
     for kind in configs:
@@ -54,7 +54,7 @@ def verb(
 
     def decorate(function: Verb) -> Verb:
         asked = inspect.signature(function, eval_str=True).parameters
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in asked.items() if key not in ("config", "said")]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for key, p in asked.items() if key != "config"]
 
         def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
             """The function's arguments."""
@@ -64,11 +64,11 @@ def verb(
             given = {key: setting.value(params[key]) for key, setting in settings.items() if params[key] is not None}
             kind = choose(params) if choose else configs[0]
             if foreign := sorted(given.keys() - {f.name for f in fields(kind)}):
-                raise ValueError(f"{_flag(foreign[0])} is no setting of this; leave it out")
-            return rest | {"config": kind(**given)} | ({"said": frozenset(given)} if "said" in asked else {})
+                raise ValueError(f"{_flag(foreign[0])} does not go with the other options that are given; leave it out")
+            return rest | {"config": kind(**given)}
 
         @functools.wraps(function)
-        def run(*, config_file: Path | None, dry_run: bool, **params: Any) -> None:
+        def run(ctx: typer.Context, *, config_file: Path | None, dry_run: bool, **params: Any) -> None:
             del config_file  # its callback has read it
             arguments = resolved(params)
             if not dry_run:
@@ -76,11 +76,14 @@ def verb(
             config = arguments.pop("config", None)
             of_config = {f.name: getattr(config, f.name) for f in fields(config)} if config else {}
             of_config |= {key: params[key] for key in of_config if settings[key].is_object}
-            arguments.pop("said", None)
-            return print(_as_toml(arguments | of_config), end="")
+            names = {param.name: name for name, param in _by_option(ctx).items()}
+            options = {names[key]: value for key, value in (arguments | of_config).items() if key in names}
+            return print_json(_plain_values(options)) if params.get("as_json") else print(_as_toml(options), end="")
 
         options = [setting.parameter(hidden=key not in visible) for key, setting in settings.items()]
-        parameters = [*own, *options, *_shared(hidden=len(options) > len(visible))]
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        hidden = len(options) > len(visible) or any(map(_is_hidden, own))
+        parameters = [context, *own, *options, *_shared(hidden=hidden)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name, rich_help_panel=panel)(run)
@@ -107,6 +110,11 @@ def _shared(*, hidden: bool) -> list[inspect.Parameter]:
     ]
 
 
+def _is_hidden(param: inspect.Parameter) -> bool:
+    """Whether --help does not list an option."""
+    return any(getattr(about, "hidden", False) for about in get_args(param.annotation)[1:])
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -123,19 +131,46 @@ def _read_file(ctx: typer.Context, path: Path | None) -> Path | None:
         raise FileNotFoundError(f"{path} is not there; name a TOML file for --config") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no TOML file that can be read ({' '.join(str(error).split())})") from None
-    known = {str(p.name): p for p in ctx.command.params if p.name not in SHARED}
-    by_flag = {name.lstrip("-").replace("-", "_"): str(p.name) for p in known.values() for name in p.opts}
-    ctx.default_map = {}
+    known, ctx.default_map = _by_option(ctx), {}
     for key, value in found.items():
         asked = key.replace("-", "_")
-        if asked not in by_flag:
-            near = difflib.get_close_matches(asked, by_flag, 1)
+        if asked not in known:
+            near = difflib.get_close_matches(asked, known, 1)
             raise ValueError(f"{path} has {key!r}, no option of {ctx.info_name}" + (f"; is {near[0]!r} meant?" if near else ""))
-        if isinstance(value, dict):
-            raise ValueError(f"{path} has a table {key!r}; options are numbers, text, truth values and lists")
-        several = getattr(known[by_flag[asked]], "multiple", False)
-        ctx.default_map[by_flag[asked]] = value if several or not isinstance(value, list) else ",".join(map(str, value))
+        ctx.default_map[str(known[asked].name)] = _as_given(f"{path}: {key}", value, known[asked])
     return path
+
+
+def _by_option(ctx: typer.Context) -> dict[str, Any]:
+    """A verb's own options, and its arguments, by the names that a file has for them."""
+    own = [param for param in ctx.command.params if param.name not in SHARED]
+    return {max(param.opts, key=len).lstrip("-").replace("-", "_"): param for param in own}
+
+
+def _as_given(what: str, value: Any, param: Any) -> Any:
+    """A value of a file as the command line would have it, so that it is checked alike: 2.5 is no whole number.
+
+    Raises ValueError for a table, or a list of lists.
+    """
+    several = getattr(param, "multiple", False) or param.nargs == -1
+    if isinstance(value, list) and not any(isinstance(each, list | dict) for each in value):
+        texts = [str(each) for each in value]
+        return texts if several else ",".join(texts)
+    if isinstance(value, list | dict):
+        kind = "a table" if isinstance(value, dict) else "a list of lists or tables"
+        raise ValueError(f"{what} is {kind}; options are numbers, text, truth values and lists of them")
+    if several:
+        return [str(value)]
+    return value if isinstance(value, bool) and getattr(param, "is_flag", False) else str(value)
+
+
+def _plain_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has them, which knows no paths and no infinity."""
+    plain = (int, list, tuple, type(None))
+    return {
+        key: value if isinstance(value, plain) or (isinstance(value, float) and isfinite(value)) else str(value)
+        for key, value in settings.items()
+    }
 
 
 def _as_toml(settings: Mapping[str, Any]) -> str:

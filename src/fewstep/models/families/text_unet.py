@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fewstep.artifact.components import Constant
 from fewstep.artifact.signature import ArrayInput, Input
-from fewstep.models.families.base import DRIVEN, Asked, Constants, Facts, Family, Tensors, Told, shapes_of, single
+from fewstep.models.families.base import DRIVEN, Asked, Constants, Facts, Family, Pipeline, Tensors, Told, shapes_of, single
 
 __all__ = ["FAMILY"]
 
@@ -105,4 +105,9 @@ FAMILY = Family(
     tensors=_tensors,
     read=_read,
     driven={**DRIVEN, "addition_embed_type": (None, "text_time")},
+    pipelines={
+        "StableDiffusionPipeline": Pipeline(50, 7.5),
+        "StableDiffusionXLPipeline": Pipeline(50, 5.0),
+        "LatentConsistencyModelPipeline": Pipeline(4, 8.5),
+    },
 )
