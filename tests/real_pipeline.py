@@ -31,7 +31,7 @@ class Noise:
 
 
 def last_state(
-    tiny: Tiny, steps: int, weight: float, drawn: Tensor, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]
+    tiny: Tiny, steps: int, scale: float, drawn: Tensor, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]
 ) -> Tensor:
     """What the pipeline of a case ends in, (1, C, H, W), before it is decoded; drawn (draws, C, H, W)."""
     net = network(tiny.network)
@@ -42,13 +42,13 @@ def last_state(
         for place in {type(scheduler).__module__} | ({type(pipeline).__module__} if pipeline else set()):
             patch.setattr(sys.modules[place], "randn_tensor", noise, raising=False)
         if pipeline is None:
-            return _by_hand(tiny, net, steps, weight, noise, condition, null)
+            return _by_hand(tiny, net, steps, scale, noise, condition, null)
         ends: list[Any] = []
         step = scheduler.step
         patch.setattr(
             scheduler, "step", lambda *given, eta=0.0, **more: ends.append(step(*given, **_without(more))) or ends[-1]
         )
-        pipeline(num_inference_steps=steps, **_asked(tiny, weight, condition, null))
+        pipeline(num_inference_steps=steps, **_asked(tiny, scale, condition, null))
     return (ends[-1][0] if isinstance(ends[-1], tuple) else ends[-1].prev_sample)[:1]
 
 
@@ -68,20 +68,20 @@ def _pipeline(tiny: Tiny, net: Any) -> Any:
     return pipeline
 
 
-def _asked(tiny: Tiny, weight: float, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]) -> dict[str, Any]:
+def _asked(tiny: Tiny, scale: float, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]) -> dict[str, Any]:
     if tiny.network == "plain":
         return {"output_type": "np"}
     if tiny.network == "dit":
-        return {"class_labels": condition[0].tolist(), "guidance_scale": weight, "output_type": "np"}
+        return {"class_labels": condition[0].tolist(), "guidance_scale": scale, "output_type": "np"}
     names = ("prompt_embeds", "pooled_prompt_embeds")
-    asked: dict[str, Any] = dict(zip(names, condition, strict=False)) | {"output_type": "latent", "guidance_scale": weight}
+    asked: dict[str, Any] = dict(zip(names, condition, strict=False)) | {"output_type": "latent", "guidance_scale": scale}
     if tiny.network == "lcm":
         return asked | {"guidance_scale": LCM_SCALE}
     return asked | {f"negative_{name}": value for name, value in zip(names, null, strict=False)}
 
 
 def _by_hand(
-    tiny: Tiny, net: Any, steps: int, weight: float, noise: Noise, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]
+    tiny: Tiny, net: Any, steps: int, scale: float, noise: Noise, condition: tuple[Tensor, ...], null: tuple[Tensor, ...]
 ) -> Tensor:
     """As the pipelines of SD, SDXL, SD3 and LCM have it."""
     scheduler, more = tiny.scheduler, {}
@@ -96,9 +96,9 @@ def _by_hand(
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         out = _call(tiny, net, seen, t, condition)
-        if weight != 1 and tiny.network != "lcm":
+        if scale != 1 and tiny.network != "lcm":
             without = _call(tiny, net, seen, t, null)
-            out = without + weight * (out - without)
+            out = without + scale * (out - without)
         x = scheduler.step(out, t, x).prev_sample
     return x
 

@@ -15,8 +15,10 @@ from pipelines import CASES, STABLE, Tiny, network, save
 from safetensors.torch import load_file, save_file
 from single_file import save_single
 from test_cli import fewstep, refused
+from test_trainer_importer import imported_of
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.signature import LabelInput
 from fewstep.models.denoiser import load_network
 from fewstep.models.importer import ImportOptions, import_teacher
 
@@ -58,7 +60,7 @@ def test_a_flat_repository_has_its_network_beside_the_index(ddim: Path, take: Ca
         shutil.rmtree(ddim / part)
     bundle = take(ddim)
     same(bundle, network("plain"))
-    assert bundle.manifest.provenance.networks["teacher"]["proof"]["against"] == "DDIMPipeline"
+    assert imported_of(bundle).proof["against"] == "DDIMPipeline"
 
 
 def test_a_network_alone_says_how_to_add_a_scheduler(ddim: Path, tmp_path: Path, take: Callable[..., Bundle]) -> None:
@@ -87,7 +89,8 @@ def test_the_published_dit_under_the_name_of_an_older_class(tmp_path: Path, take
     )
     bundle = take(pipeline)
     same(bundle, network("dit"))
-    assert bundle.manifest.condition.classes == 1000
+    names = tuple(f"class {i}" for i in range(1000))
+    assert bundle.manifest.signature.inputs == (LabelInput(classes=1000, names=names),)
     change(pipeline / "transformer" / "config.json", cross_attention_dim=16)
     with pytest.raises(ValueError, match="sets cross_attention_dim to 16, which DiTTransformer2DModel of diffusers"):
         take(pipeline)
@@ -106,10 +109,9 @@ def test_a_checkpoint_in_half_precision_alone_is_read_and_says_so(tmp_path: Path
     bundle = take(pipeline)
     net = network("dit").half().float()
     same(bundle, net)
-    notes = bundle.manifest.provenance.networks["teacher"]["notes"]
-    assert any(
-        note.startswith("transformer: ") and "tensors in F16" in note and note.endswith("read as fp32") for note in notes
-    )
+    (note,) = [note for note in imported_of(bundle).notes if note.startswith("transformer: ")]
+    assert "tensors in F16" in note
+    assert note.endswith("read as fp32")
     shutil.copy(
         pipeline / "transformer" / "diffusion_pytorch_model.fp16.safetensors",
         pipeline / "transformer" / "diffusion_pytorch_model.bf16.safetensors",
@@ -161,7 +163,7 @@ def test_a_single_file_as_its_authors_published_it(tmp_path: Path, take: Callabl
         take(file, tokens=5)
     bundle = take(file, tokens=5, config=tmp_path / "configs")
     same(bundle, unet)
-    decoder = load_file(bundle.root / "decoder" / WEIGHTS)
+    decoder = load_file(bundle.component("decoder") / WEIGHTS)
     for name, tensor in vae.decoder.state_dict().items():
         assert torch.equal(decoder[f"decoder.{name}"], tensor), name
     tensors = load_file(file)
@@ -192,9 +194,9 @@ def test_a_network_of_any_size_asks_for_one(ddim: Path, tmp_path: Path, take: Ca
     change(ddim / "unet" / "config.json", sample_size=None)
     change(ddim / "model_index.json", _class_name="OtherPipeline")
     assert "say which with --resolution" in refused("import", ddim, cwd=tmp_path)
-    assert take(ddim, resolution=16).manifest.image.shape == (4, 16, 16)
+    assert take(ddim, resolution=16).manifest.output.shape == (4, 16, 16)
     change(ddim / "unet" / "config.json", sample_size=[8, 16])
-    assert take(ddim).manifest.image.shape == (4, 8, 16)
+    assert take(ddim).manifest.output.shape == (4, 8, 16)
     with pytest.raises(ValueError, match="makes images of 8x16; leave --resolution out"):
         take(ddim, resolution=32)
 
@@ -221,19 +223,18 @@ def test_all_classes_of_a_unet_are_classes_unless_the_last_one_is_said_to_mean_n
     said = fewstep("import", classes_of(ddim), "--steps", 2, "--out", "a.bundle", cwd=tmp_path).stderr
     assert "all 10 classes are taken for classes, and nothing means none" in said
     bundle = Bundle.load(tmp_path / "a.bundle")
-    assert (bundle.manifest.condition.classes, bundle.manifest.condition.null) == (10, False)
+    assert bundle.manifest.signature.inputs == (LabelInput(classes=10, null=False),)
     net = UNet2DModel.from_pretrained(ddim / "unet")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = load_network(bundle, "teacher").evaluate(x, torch.tensor(500.0), torch.tensor([9]))
         assert torch.equal(found, net(x, 500, torch.tensor([9])).sample)
-    assert "no label of this bundle means none" in refused(
+    assert "no input of this bundle means none" in refused(
         "export", "a.bundle", "--solver", "ddim", "--guidance", 2, cwd=tmp_path
     )
     fewstep("export", "a.bundle", "--precision", "fp32", cwd=tmp_path)
     fewstep("generate", "a.bundle", "--labels", "9", "--out", "a.png", cwd=tmp_path)
-    told = take(ddim, null_class=True).manifest.condition
-    assert (told.classes, told.null) == (9, True)
+    assert take(ddim, null_class=True).manifest.signature.inputs == (LabelInput(classes=9),)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_tokens_come_from_the_tokenizer_where_it_says_a_number(tmp_path: Path, t
     (pipeline / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": int(1e30)}))
     assert "say so with --tokens" in refused("import", "sd", cwd=tmp_path)
     change(pipeline / "tokenizer" / "tokenizer_config.json", model_max_length=7)
-    assert take(pipeline).manifest.condition.tokens == 7
+    assert take(pipeline).manifest.signature.inputs[0].tensor.shape == (7, 12)
 
 
 def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
@@ -297,6 +298,6 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "empty" / "model_index.json").write_text("{}")
     assert "has neither unet/ nor transformer/" in refused("import", "empty", cwd=tmp_path)
     (tmp_path / "empty" / "unet").mkdir()
-    (tmp_path / "empty" / "unet" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    (tmp_path / "empty" / "unet" / "config.json").write_text('{"_class_name": "LuminaNextDiT2DModel"}')
     DDPMScheduler().save_pretrained(tmp_path / "empty" / "scheduler")
-    assert "the network is a FluxTransformer2DModel" in refused("import", "empty", cwd=tmp_path)
+    assert "the network is a LuminaNextDiT2DModel" in refused("import", "empty", cwd=tmp_path)

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Imported
+from fewstep.artifact.signature import LabelInput
 from fewstep.models.denoiser import load_network
 from fewstep.models.edm_weights import load_edm_weights
 
@@ -34,20 +36,22 @@ def test_edms_own_numbers(suffix: str, tmp_path: Path) -> None:
     save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
     fewstep("import", path, "--out", "adm.bundle", cwd=tmp_path)
     bundle = Bundle.load(tmp_path / "adm.bundle")
-    assert bundle.manifest.condition.classes == 4
-    assert bundle.manifest.provenance.networks["teacher"]["proof"]["max_error"] < 1e-3
+    assert bundle.manifest.signature.inputs == (LabelInput(classes=4, null=False),)
+    record = bundle.manifest.records.components["teacher"]
+    assert isinstance(record, Imported)
+    assert record.proof["max_error"] < 1e-3
     sigma = torch.tensor(ADM["sigma"])
     with torch.no_grad():
         found = load_network(bundle, "teacher")(x * sigma.reshape(-1, 1, 1, 1), sigma, torch.tensor(ADM["labels"]))
     np.testing.assert_allclose(found[:, :, ::4, ::4].flatten().numpy(), ADM["denoised"], atol=1e-6)
 
 
-def test_an_unconditional_network_has_no_condition(tmp_path: Path) -> None:
+def test_an_unconditional_network_has_no_inputs(tmp_path: Path) -> None:
     weights, _ = drawn()
     del weights["model.map_label.weight"]
     save_file(weights, tmp_path / "adm.safetensors")
-    denoiser, condition = load_edm_weights(tmp_path / "adm.safetensors")
-    assert condition.kind == "none"
+    denoiser, inputs = load_edm_weights(tmp_path / "adm.safetensors")
+    assert inputs == ()
     assert denoiser.parametrisation.time_scale == 0.25  # type: ignore[union-attr]
 
 

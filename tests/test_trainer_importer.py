@@ -26,12 +26,14 @@ from small import small
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Imported
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.teacher import Teacher
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
-from fewstep.models.decoder import Decoder, to_bytes
+from fewstep.models.decoder import Decoder, as_output
 from fewstep.models.importer import ImportOptions, import_teacher
+from fewstep.models.families.base import Pipeline
 from fewstep.models.proof import PIPELINES, Case, prove
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
@@ -74,11 +76,19 @@ def imported(case: str, tmp_path: Path) -> tuple[Tiny, Bundle]:
 def inputs(bundle: Bundle, seed: int = 5) -> Inputs:
     """Noise (1, draws + 1, C, H, W), one more than a plan needs, for schedulers that draw and do not use it; conditions."""
     manifest, generator = bundle.manifest, torch.Generator().manual_seed(seed)
-    drawn = torch.tensor(noise([seed], (bundle.plan(str(manifest.default)).draws + 1, *manifest.state_shape)))
-    if manifest.condition.kind == "labels":
-        return Inputs(drawn, (torch.tensor([7]),), (torch.tensor([manifest.condition.classes]),))
-    both = [tuple(torch.randn(1, *s.shape, generator=generator) for s in manifest.condition.inputs()) for _ in range(2)]
+    drawn = torch.tensor(noise([seed], (bundle.plan(str(manifest.default)).draws + 1, *manifest.state.shape)))
+    if labels := manifest.signature.labels:
+        return Inputs(drawn, (torch.tensor([7]),), (torch.tensor([labels.classes]),))
+    specs = manifest.signature.tensors(guided=False)
+    both = [tuple(torch.randn(1, *spec.shape, generator=generator) for spec in specs) for _ in range(2)]
     return Inputs(drawn, *both)
+
+
+def imported_of(bundle: Bundle) -> Imported:
+    """What is known of the teacher's origin."""
+    record = bundle.manifest.records.components["teacher"]
+    assert isinstance(record, Imported)
+    return record
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -86,8 +96,8 @@ def test_the_default_plan_ends_where_the_real_pipeline_does(case: str, tmp_path:
     tiny, bundle = imported(case, tmp_path)
     assert bundle.manifest.default == NAMES[case]
     plan, some = bundle.plan(NAMES[case]), inputs(bundle)
-    weight = 1.0 if tiny.network in ("plain", "lcm") else 3.0
-    expected = last_state(tiny, STEPS, weight, some.noise[0], some.condition, some.null)
+    scale = 1.0 if tiny.network in ("plain", "lcm") else 3.0
+    expected = last_state(tiny, STEPS, scale, some.noise[0], some.condition, some.null)
     given = Inputs(some.noise[:, : plan.draws], some.condition, some.null)
     made = Teacher(bundle).sample(plan, given)
     assert float((made - expected).abs().max()) < 1e-4 * float(expected.abs().max())
@@ -102,15 +112,16 @@ def test_graphs_make_the_images_of_the_real_pipeline(case: str, layout: Any, tmp
     bundle = export_graphs(bundle, [NAMES[case]], ["fp32"], layouts=[layout], batched_guidance=False)
     assert all(result.ok for result in check_graphs(bundle))
     some = inputs(bundle)
-    weight = 1.0 if tiny.network == "plain" else 3.0
-    end = last_state(tiny, STEPS, weight, some.noise[0], some.condition, some.null)
-    decoder = Decoder(vae(), bundle.manifest.latent) if bundle.manifest.latent else None
+    scale = 1.0 if tiny.network == "plain" else 3.0
+    end = last_state(tiny, STEPS, scale, some.noise[0], some.condition, some.null)
+    manifest = bundle.manifest
+    decoder = Decoder(vae(), manifest.decoder) if manifest.decoder else None
     with torch.no_grad():
-        expected = to_bytes(end, bundle.manifest.image, decoder).round().permute(0, 2, 3, 1).numpy()
-    names = [spec.name for spec in (*bundle.manifest.condition.inputs(), *bundle.manifest.condition.null_inputs())]
-    embeddings = {name: value.numpy() for name, value in zip(names, (*some.condition, *some.null), strict=True)}
-    made = Generator(bundle, plan=NAMES[case])(seeds=[5], **({"embeddings": embeddings} if embeddings else {}))
-    assert np.abs(made - expected).max() <= 1
+        expected = as_output(end, manifest.output, decoder)
+    names = [spec.name for spec in manifest.signature.tensors(guided=bundle.plan(NAMES[case]).guided)]
+    given = {name: value.numpy() for name, value in zip(names, (*some.condition, *some.null), strict=True)}
+    made = Generator(bundle, plan=NAMES[case])(seeds=[5], **given)
+    assert np.abs(made.astype(int) - expected).max() <= 1
 
 
 def test_default_steps_and_guidance_are_those_of_diffusers() -> None:
@@ -121,7 +132,7 @@ def test_default_steps_and_guidance_are_those_of_diffusers() -> None:
     for name in names:
         takes = inspect.signature(getattr(diffusers, name).__call__).parameters
         scale = takes["guidance_scale"].default if "guidance_scale" in takes else 1.0
-        assert PIPELINES[name] == (takes["num_inference_steps"].default, scale)
+        assert PIPELINES[name] == Pipeline(takes["num_inference_steps"].default, scale, PIPELINES[name].sigmas)
 
 
 def test_a_pipeline_of_more_steps_than_a_plan_should_have_gets_fewer_and_says_so(tmp_path: Path) -> None:
@@ -143,8 +154,8 @@ def test_a_proof_that_would_take_too_long_is_left_out_and_says_so(tmp_path: Path
 
 def test_what_ends_elsewhere_is_refused(tmp_path: Path) -> None:
     """DDIMPipeline takes any scheduler for DDIM: a plan of DDPM is not what it does."""
-    denoiser, condition = small("plain")
-    about: dict[str, Any] = {"condition": condition, "shape": (4, 8, 8), "pipeline": "DDIMPipeline"}
+    denoiser, none = small("plain")
+    about: dict[str, Any] = {"inputs": none, "shape": (4, 8, 8), "pipeline": "DDIMPipeline"}
     with pytest.raises(ValueError, match=r"4 steps end elsewhere than with DDIMPipeline \(.* apart, of 1\)"):
         prove(denoiser, diffusers.DDPMScheduler(), [Case(4)], **about)
 
@@ -156,7 +167,7 @@ def test_a_network_whose_images_hang_on_the_last_digit_of_their_noise_is_proven_
     net = UNet2DModel(sample_size=8, block_out_channels=(32, 32), layers_per_block=1, **blocks)
     DDIMPipeline(net, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
     said = fewstep("import", "ddim", "--out", "a.bundle", cwd=tmp_path).stdout
-    few, many = Bundle.load(tmp_path / "a.bundle").manifest.provenance.networks["teacher"]["proof"]["cases"]
+    few, many = imported_of(Bundle.load(tmp_path / "a.bundle")).proof["cases"]
     assert (few["steps"], many["steps"]) == (4, 50)
     assert few["max_error"] < 1e-4 * few["scale"]
     assert few["own"] is None
@@ -183,8 +194,8 @@ def test_every_kind_of_scheduler_and_network(name: str, scheduler: Any, parametr
     assert proof["against"] == f"{type(scheduler).__name__} around the network"
     bundle = Bundle.load(tmp_path / "a.bundle")
     bundle.verify()
-    assert bundle.manifest.networks["teacher"].parametrisation == parametrisation
-    assert bundle.manifest.provenance.networks["teacher"]["imported"] == "pipeline"
+    assert bundle.manifest.denoisers["teacher"].parametrisation == parametrisation
+    assert imported_of(bundle).source == "pipeline"
     assert "heun18" in bundle.manifest.plans
 
 
@@ -200,7 +211,7 @@ def test_from_a_checkpoint_to_an_image_by_the_commands_that_are_printed(tmp_path
     assert ran[:3] == ["import", "export", "generate"]
     assert (tmp_path / "grid.png").exists()
     fewstep("check", "a.bundle", cwd=tmp_path)
-    assert json.loads(fewstep("generate", "a.bundle", "--images", 3, "--json", cwd=tmp_path).stdout)["seeds"] == [0, 1, 2]
+    assert json.loads(fewstep("generate", "a.bundle", "--samples", 3, "--json", cwd=tmp_path).stdout)["seeds"] == [0, 1, 2]
     asked = ["--scheduler", "UniPCMultistepScheduler", "--steps", 6, "--precision", "fp32"]
     fewstep("export", "a.bundle", *asked, cwd=tmp_path)
     assert Bundle.load(tmp_path / "a.bundle").plan("unipc6").rows == 6
