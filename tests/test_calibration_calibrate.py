@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,26 @@ from safetensors.torch import save_file
 from small import TEXT, small
 
 from fewstep.artifact.bundle import Bundle, Draft
-from fewstep.artifact.manifest import ImageSpec
-from fewstep.calibration.calibrate import FitConfig, calibrate
+from fewstep.artifact.digests import component_digest, model_digest
+from fewstep.artifact.records import Fitted
+from fewstep.calibration.calibrate import calibrate
+from fewstep.calibration.configs import FitConfig
 from fewstep.calibration.inputs import draw
-from fewstep.data.embeddings import read_embeddings
 from fewstep.models.denoiser import save_network
-from fewstep.sampling.guidance import Guidance
+from fewstep.system.arrays import read_arrays
 
 QUICK = FitConfig(steps=3, samples=8, fine=2, batch=4)
 
 
 def test_a_bundle_gains_the_plan_and_where_it_came_from(digits: Bundle, tmp_path: Path) -> None:
-    config = FitConfig("iia-ddim-guided", 3, Guidance(2.0, 0.1), 2, 8)
+    config = FitConfig(method="iia-ddim-guided", steps=3, guidance=2.0, lo=0.1, fine=2, samples=8)
     bundle, fit = calibrate(digits, config, name="fitted", cache=tmp_path / "cache")
     np.testing.assert_array_equal(bundle.plan("fitted").a, fit.plan.a)
-    kept = bundle.manifest.provenance.plans["fitted"]
-    assert [step["after"] for step in kept["fitted"]] == [step.after for step in fit.steps]
-    assert kept["steps"] == 3
-    assert kept["guidance"] == {"weight": 2.0, "lo": 0.1, "hi": None}
+    kept = bundle.manifest.records.plans["fitted"]
+    assert isinstance(kept, Fitted)
+    assert [step["after"] for step in kept.steps] == [step.after for step in fit.steps]
+    assert kept.settings == asdict(config)
+    assert kept.network_sha256 == model_digest(bundle.manifest, "teacher")
     bundle.verify()
 
 
@@ -54,49 +57,50 @@ def test_fitted_steps_are_read_from_the_cache_and_a_stopped_fit_goes_on(digits: 
 
 
 def test_other_weights_are_another_network(digits: Bundle) -> None:
-    before = digits.network_digest("teacher")
+    before = component_digest(digits.manifest, "teacher")
     with digits.edit() as draft:
-        (weights,) = (draft.root / "networks" / "teacher").glob("*.safetensors")
+        (weights,) = (draft.root / "components" / "teacher").glob("*.safetensors")
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         draft.new(weights.relative_to(draft.root).as_posix()).write_bytes(content)
-    assert Bundle.load(digits.root).network_digest("teacher") != before
+    assert component_digest(Bundle.load(digits.root).manifest, "teacher") != before
 
 
 def _text_bundle(path: Path) -> Bundle:
     network = small("text")
-    with Draft.create(path, image=ImageSpec(channels=4, height=8, width=8), condition=network.condition) as draft:
+    with Draft.create(path, network.signature) as draft:
         save_network(draft, "teacher", network.denoiser)
     return Bundle.load(path)
 
 
-def test_embeddings_come_from_a_file(tmp_path: Path) -> None:
+def test_arrays_come_from_a_file(tmp_path: Path) -> None:
     bundle = _text_bundle(tmp_path / "text.bundle")
-    with pytest.raises(ValueError, match=r"cannot be drawn at random; give .*embeddings.*null_embeddings"):
+    with pytest.raises(ValueError, match=r"cannot be drawn at random; give .*negative_prompt_embeds, prompt_embeds, got none"):
         calibrate(bundle, QUICK, name="fitted", cache=tmp_path)
-    shape = TEXT.tokens, TEXT.width
-    tensors = {"embeddings": torch.randn(3, *shape), "null_embeddings": torch.randn(1, *shape)}
+    (embeds,) = (each.tensor for each in TEXT)
+    tensors = {"prompt_embeds": torch.randn(3, *embeds.shape), "negative_prompt_embeds": torch.randn(1, *embeds.shape)}
     save_file(tensors, tmp_path / "prompts.safetensors")
-    given = read_embeddings(tmp_path / "prompts.safetensors")
-    inputs = draw(bundle.manifest, 7, embeddings=given)
-    assert torch.equal(inputs.condition[0][3], tensors["embeddings"][0])
-    assert torch.equal(inputs.null[0][6], tensors["null_embeddings"][0])
-    bundle, fit = calibrate(bundle, QUICK, name="fitted", embeddings=given, cache=tmp_path)
+    given = read_arrays(tmp_path / "prompts.safetensors")
+    inputs = draw(bundle.manifest, 7, arrays=given)
+    assert torch.equal(inputs.condition[0][3], tensors["prompt_embeds"][0])
+    assert torch.equal(inputs.null[0][6], tensors["negative_prompt_embeds"][0])
+    bundle, fit = calibrate(bundle, QUICK, name="fitted", arrays=given, cache=tmp_path)
     assert all(step.after <= step.before for step in fit.steps)
-    turned = given | {"embeddings": -given["embeddings"]}  # other prompts: nothing of the first fit is taken
-    assert calibrate(bundle, QUICK, name="turned", embeddings=turned, cache=tmp_path)[1].calls == fit.calls
-    with pytest.raises(ValueError, match=r"embeddings have shape \(N, 5, 12\), got \(3, 5, 11\)"):
-        draw(bundle.manifest, 7, embeddings=given | {"embeddings": given["embeddings"][..., 1:]})
+    turned = given | {"prompt_embeds": -given["prompt_embeds"]}  # other prompts: nothing of the first fit is taken
+    assert calibrate(bundle, QUICK, name="turned", arrays=turned, cache=tmp_path)[1].calls == fit.calls
+    with pytest.raises(ValueError, match=r"the array prompt_embeds has shape \(N, 5, 12\), got \(3, 5, 11\)"):
+        draw(bundle.manifest, 7, arrays=given | {"prompt_embeds": given["prompt_embeds"][..., 1:]})
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        read_embeddings(tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="cut.safetensors is not readable"):
+        read_arrays(tmp_path / "cut.safetensors")
 
 
 def test_two_processes_find_what_one_finds(digits: Bundle, tmp_path: Path) -> None:
     script = """
 from pathlib import Path
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.calibrate import FitConfig, TableConfig, calibrate, calibrate_table
+from fewstep.calibration.calibrate import calibrate, calibrate_table
+from fewstep.calibration.configs import FitConfig, TableConfig
 out = Path(sys.argv[1])
 calibrate(Bundle.load(sys.argv[2]), FitConfig(steps=3, samples=8, fine=2, batch=4), name=out.name, cache=out)
 table = TableConfig(steps=2, samples=4, unseen=4, batch=4, iterations=2)
@@ -107,4 +111,6 @@ calibrate_table(Bundle.load(sys.argv[2]), table, name=f"table-{out.name}")
     bundle = Bundle.load(digits.root)
     np.testing.assert_allclose(bundle.plan("two").b, bundle.plan("one").b, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(bundle.plan("table-two").b, bundle.plan("table-one").b, rtol=1e-4, atol=1e-6)
-    assert bundle.manifest.provenance.plans["two"]["fitted"][0]["after"] > 0
+    record = bundle.manifest.records.plans["two"]
+    assert isinstance(record, Fitted)
+    assert float(str(record.steps[0]["after"])) > 0

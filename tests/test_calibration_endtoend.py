@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Fitted
 from fewstep.calibration import calibrate as calibrating
 from fewstep.calibration import endtoend
-from fewstep.calibration.calibrate import TableConfig, calibrate_table
+from fewstep.calibration.calibrate import calibrate_table
+from fewstep.calibration.configs import TableConfig
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, fit_table
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
@@ -29,7 +31,7 @@ from fewstep.sampling.solvers import ddim, dpmpp_2m, heun
 def test_a_table_starts_as_the_plan_it_is_given(parametrisation, solver) -> None:
     plan = solver(parametrisation.grid(5), Guidance(2.0, 0.1, 10.0))
     found = Table(plan, parametrisation).plan()
-    for name in ("alphas", "sigmas", "a", "b", "weights"):
+    for name in ("alphas", "sigmas", "a", "b", "guidance"):
         np.testing.assert_allclose(getattr(found, name), getattr(plan, name), rtol=2e-3, atol=2e-6)
 
 
@@ -71,7 +73,7 @@ def test_a_fit_comes_nearer_on_noise_it_has_not_seen(digits: Bundle) -> None:
 
 
 def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_path: Path, monkeypatch) -> None:
-    config = TableConfig(steps=2, guidance=Guidance(2.0, 0.1, 10.0), samples=8, unseen=4, batch=4, iterations=6)
+    config = TableConfig(steps=2, guidance=2.0, lo=0.1, hi=10.0, samples=8, unseen=4, batch=4, iterations=6)
     model = Classifier(1, 10).eval()
     real = Real("", [model], [torch.randn(5, model.num_features)])
     monkeypatch.setattr(endtoend, "EVERY", 2)
@@ -89,7 +91,7 @@ def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_
     _, resumed = calibrate_table(digits, config, name="t", real=real, cache=tmp_path / "two", track=noted(walked))
     assert walked == [2, 3, 4, 5]
     assert resumed.losses == whole.losses
-    for name in ("sigmas", "a", "b", "weights"):
+    for name in ("sigmas", "a", "b", "guidance"):
         np.testing.assert_array_equal(getattr(resumed.plan, name), getattr(whole.plan, name))
 
     walked.clear()  # what is finished is read alone, and other images are another fit
@@ -99,6 +101,13 @@ def test_a_stopped_fit_of_a_table_goes_on_to_the_same_table(digits: Bundle, tmp_
     other = real._replace(features=[real.features[0] + 1])
     calibrate_table(digits, config, name="other", real=other, cache=tmp_path / "two", track=noted(walked))
     assert walked == [0, 1, 2, 3, 4, 5]
+
+
+def fitted_of(bundle: Bundle) -> Fitted:
+    """How the plan t came about."""
+    record = bundle.manifest.records.plans["t"]
+    assert isinstance(record, Fitted)
+    return record
 
 
 def noted(walked: list[int]):
@@ -115,11 +124,11 @@ def noted(walked: list[int]):
 
 def test_a_guided_table_keeps_which_rows_are_guided(digits: Bundle) -> None:
     bundle, found = calibrate_table(
-        digits, TableConfig(steps=3, guidance=Guidance(2.0, 0.1, 10.0), samples=4, unseen=4, batch=4, iterations=2), name="t"
+        digits, TableConfig(steps=3, guidance=2.0, lo=0.1, hi=10.0, samples=4, unseen=4, batch=4, iterations=2), name="t"
     )
     np.testing.assert_array_equal(bundle.plan("t").b, found.plan.b)
     assert bundle.plan("t").guided
-    assert bundle.manifest.provenance.plans["t"]["losses"] == found.losses
+    assert fitted_of(bundle).losses == found.losses
     bundle.verify()
 
 
@@ -130,7 +139,7 @@ def test_one_call_is_a_table_too(digits: Bundle) -> None:
 
 def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
     real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    loss = Energy(Real("", [torch.nn.Identity()], [real]), SimpleNamespace(bytes=lambda states: states))  # type: ignore[arg-type]
+    loss = Energy(Real("", [torch.nn.Identity()], [real]), SimpleNamespace(in_units=lambda states: states))  # type: ignore[arg-type]
     same = loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real)
     for other in (0.3, 3.0):
         assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
@@ -148,7 +157,7 @@ def test_no_fit_toward_real_images_buys_features_with_brightness() -> None:
             return ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)).unflatten(1, (8, 8)).flatten(1)
 
     pixels = np.random.default_rng(0).integers(60, 120, (100, 8, 8, 1), np.uint8)
-    teacher: Any = SimpleNamespace(bytes=lambda states: states)
+    teacher: Any = SimpleNamespace(in_units=lambda states: states)
     real = Real.of(Images.of(pixels, split="all"), Shapes())
     others = torch.tensor(np.random.default_rng(1).integers(60, 120, (100, 1, 8, 8))).float()
     blind = Real(real.data, real.models[:1], real.features[:1])
@@ -168,7 +177,7 @@ def test_several_networks_count_alike_whatever_their_scale() -> None:
 
     def energy(*models: torch.nn.Module) -> float:
         found = Real("", models, [model(real) for model in models])  # type: ignore[arg-type]
-        return float(Energy(found, SimpleNamespace(bytes=lambda states: states))(made, None))  # type: ignore[arg-type]
+        return float(Energy(found, SimpleNamespace(in_units=lambda states: states))(made, None))  # type: ignore[arg-type]
 
     assert energy(torch.nn.Identity(), Scaled()) == pytest.approx(2 * energy(torch.nn.Identity()), rel=1e-5)
 
@@ -193,7 +202,7 @@ def test_toward_real_images_every_iteration_sees_other_noise(digits: Bundle, tmp
         calibrate_table(digits, TableConfig(batch=1), name="t", real=real, cache=tmp_path)
     noise = torch.cat(seen).flatten(1)
     assert len(noise.unique(dim=0)) == 12  # of two samples
-    assert bundle.manifest.provenance.plans["t"]["features"] == ["Classifier"]
+    assert fitted_of(bundle).features == ["Classifier"]
 
 
 def test_gradients_come_from_features_to_the_numbers(digits: Bundle) -> None:

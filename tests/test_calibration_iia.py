@@ -22,11 +22,11 @@ class Mixture:
     def __init__(self, std: float = 0.3) -> None:
         self.std = std
 
-    def denoise(self, x: torch.Tensor, sigma: float, weight: float = 1.0) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, sigma: float, scale: float = 1.0) -> torch.Tensor:
         """Guided, it moves towards +1."""
         variance = self.std**2 + sigma**2
         made = (self.std**2 * x + sigma**2 * torch.tanh(x / variance)) / variance
-        return made + (weight - 1) * 0.2 * (1 - made) * sigma**2 / variance
+        return made + (scale - 1) * 0.2 * (1 - made) * sigma**2 / variance
 
 
 def _noise(seed: int, n: int = 64) -> torch.Tensor:
@@ -152,7 +152,7 @@ def test_a_flow_that_starts_from_pure_noise_can_be_fitted() -> None:
 
 
 def test_guided_rows_are_fitted_to_guided_fine_steps() -> None:
-    """Outside the interval the fit sees the plain denoiser, inside it the guided one; the plan keeps the weights."""
+    """Outside the interval the fit sees the plain denoiser, inside it the guided one; the plan keeps the scales."""
     grid, guidance = karras(6, 0.002, 80.0), Guidance(3.0, 0.3, 10.0)
     found = _fit("iia-ddim-guided", grid, guidance=guidance)
     np.testing.assert_array_equal(found.plan.guidance, ddim(grid, guidance).guidance)

@@ -17,10 +17,10 @@ GRID = karras(10, 0.002, 80.0)
 def _landscape(steps: Steps) -> Trial:
     """Best when the steps 3 .. 6 are guided by 2; every wrong step costs 1."""
     guidance = interval(GRID, steps)
-    weights = guidance.at(GRID.levels[:-1])
+    scales = guidance.at(GRID.levels[:-1])
     wanted = np.zeros(10, bool)
     wanted[3:7] = True
-    wrong = np.count_nonzero((weights != 1) != wanted)
+    wrong = np.count_nonzero((scales != 1) != wanted)
     return Trial(steps, wrong + abs(guidance.scale - 2.0), ddim(GRID, guidance).nfe)
 
 
@@ -39,7 +39,7 @@ def test_the_sweep_finds_the_interval() -> None:
     assert len(trials) == 3 * (10 + 6)  # every hi, then every lo below the best of them
 
 
-def test_the_search_finds_it_with_the_weight() -> None:
+def test_the_search_finds_it_with_the_scale() -> None:
     best = min(search(GRID, 4.0, _landscape, trials=150), key=lambda t: t.value)
     assert best.value < 1.5
     again = min(search(GRID, 4.0, _landscape, trials=150), key=lambda t: t.value)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Condition, ImageSpec, Precision
+from fewstep.artifact.signature import LabelInput, State
+from fewstep.artifact.spec import Precision
 from fewstep.calibration.inputs import Inputs
 from fewstep.calibration.ranges import calibrate_ranges, collect, excluded_layers, rounded_sample
 from fewstep.models.denoiser import Denoiser, unet
@@ -14,18 +15,18 @@ from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.schedule import karras
 from fewstep.sampling.solvers import ddim
 
-IMAGE, CLASSES = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=3)
+STATE, CLASSES = State(channels=1, axes=(8, 8)), (LabelInput(classes=3),)
 PLAN = ddim(karras(3, 0.1, 20.0), Guidance(2.0, 0.5))
 
 
 def _denoiser() -> Denoiser:
     torch.manual_seed(0)
-    return unet(IMAGE, CLASSES, channels=(16,), layers=1, attention=False, patch=1).eval()
+    return unet(STATE, CLASSES, channels=(16,), layers=1, attention=False, patch=1).eval()
 
 
 def _inputs(batch: int = 8) -> Inputs:
     labels = torch.arange(batch) % 3
-    noise = torch.randn(batch, PLAN.draws, *IMAGE.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(batch, PLAN.draws, *STATE.shape, generator=torch.Generator().manual_seed(1))
     return Inputs(noise, (labels,), (torch.full_like(labels, 3),))
 
 
@@ -46,7 +47,7 @@ def test_both_evaluations_of_a_guided_row_count() -> None:
     with torch.no_grad():
         denoiser.net.class_embedding.weight[3] += 50
     seen = collect(denoiser, PLAN, inputs, name="p").layers["down_blocks.0.resnets.0.time_emb_proj"].input
-    assert [high > 40 for _, high in seen] == [weight != 1 for weight in PLAN.guidance]
+    assert [high > 40 for _, high in seen] == [scale != 1 for scale in PLAN.guidance]
 
 
 def test_the_layer_that_hurts_is_kept_and_no_more_than_needed() -> None:

@@ -12,11 +12,12 @@ from PIL import Image
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.digests import component_digest
 from fewstep.cli import demo
 from fewstep.cli.demo import SAMPLERS, SHIPPED, full, run_demo, short, small
 from fewstep.data import open_images
 from fewstep.runtime import Generator
-from fewstep.trainer.teacher import TeacherConfig
+from fewstep.trainer.configs import TeacherConfig
 
 
 def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
@@ -39,12 +40,12 @@ def test_the_quick_demo_goes_the_whole_way(tmp_path: Path) -> None:
     assert {e.graph for e in bundle.manifest.engines.values()} == set(small(short()).engines)
     assert all(set(e.layers) == {e.key.precision} for e in bundle.manifest.engines.values())
     for name in ("teacher", "sid1"):
-        assert bundle.network_digest(name) == shipped.network_digest(name)
-        assert bundle.manifest.provenance.networks[name] == shipped.manifest.provenance.networks[name]
+        assert component_digest(bundle.manifest, name) == component_digest(shipped.manifest, name)
+        assert bundle.manifest.records.components[name] == shipped.manifest.records.components[name]
     assert "sid2" in (path / "card.md").read_text()
     assert bundle.manifest.default == result["picked"]
     assert demo.CALLS[result["picked"]] <= 4
-    images = Generator.open(SHIPPED, plan="sid1", backend="cpu")([0, 9], seeds=[0, 99])
+    images = Generator.open(SHIPPED, plan="sid1", backend="cpu")(labels=[0, 9], seeds=[0, 99])
     picture = np.asarray(Image.open(tmp_path / "demo/first.png"))
     assert (picture[:56, :56] == images[0, ..., 0].repeat(2, 0).repeat(2, 1)).all()
     assert (picture[-56:, -56:] == images[1, ..., 0].repeat(2, 0).repeat(2, 1)).all()
@@ -60,10 +61,10 @@ def test_a_full_demo_trains_everything_anew(tmp_path: Path) -> None:
     assert config.teacher
     assert config.one_step
     assert set(full().samplers) == set(SAMPLERS) == set(demo.CALLS)
-    demo._teacher(tmp_path / "a.bundle", open_images("mnist5k").about(100), TeacherConfig(steps=2))
+    demo._teacher(tmp_path / "a.bundle", open_images("mnist5k").about(100), TeacherConfig(iterations=2))
     bundle = Bundle.load(tmp_path / "a.bundle")
-    assert set(bundle.manifest.networks) == {"teacher"}
-    assert bundle.network_digest("teacher") != Bundle.load(SHIPPED).network_digest("teacher")
+    assert set(bundle.manifest.components) == {"teacher"}
+    assert component_digest(bundle.manifest, "teacher") != component_digest(Bundle.load(SHIPPED).manifest, "teacher")
 
 
 def test_what_is_left_is_what_the_stages_that_are_done_make_likely(capsys: pytest.CaptureFixture[str]) -> None:

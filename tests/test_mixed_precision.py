@@ -21,21 +21,23 @@ from safetensors.torch import load_file
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.digests import component_digest
+from fewstep.artifact.records import Distilled, Fitted, Trained
 from fewstep.data import Images
 from fewstep.evaluation.classifier import ClassifierConfig, classifier
 from fewstep.evaluation.features import feature_network
 from fewstep.evaluation.metrics import Judge
 from fewstep.evaluation.tau import TauConfig, search_tau
-from fewstep.models.mixed_precision import precision_here, refuse_precision, times_fp32
+from fewstep.models.mixed_precision import precision_here, times_fp32
 from fewstep.sampling.solvers import ddim
 from fewstep.trainer import checkpoint
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 from fewstep.trainer.watch import accelerator_for, scale_as, scaling
 
 CPU = torch.device("cpu")
-CONFIG = TeacherConfig(steps=4, warmup=1, batch=4, channels=(8,), patch=1, checkpoint_every=2)
+CONFIG = TeacherConfig(iterations=4, warmup=1, batch=4, channels=(8,), patch=1, checkpoint_every=2)
 # oneDNN says that it has bf16 on the second, which it computes as slowly as on the first.
 KINDS = {
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -48,11 +50,12 @@ import numpy as np
 from fewstep.evaluation.classifier import ClassifierConfig, classifier
 from fewstep.system.console import listen
 from fewstep.data import Images
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 listen()
 images = Images.of(np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2)
 for precision in ("auto", "bf16"):
-    config = TeacherConfig(steps=1, batch=2, channels=(8,), patch=1, precision=precision)
+    config = TeacherConfig(iterations=1, batch=2, channels=(8,), patch=1, mixed_precision=precision)
     train_teacher(Path(f"{precision}.bundle"), images, config)
 assert classifier(images, Path("cache"), ClassifierConfig(epochs=1)).trained_in == "no"
 """
@@ -69,8 +72,9 @@ def other() -> str:
 
 
 def precision_of(bundle: Bundle, name: str = "teacher") -> str:
-    found: str = bundle.manifest.provenance.networks[name]["precision"]
-    return found
+    record = bundle.manifest.records.components[name]
+    assert isinstance(record, Trained | Distilled)
+    return record.mixed_precision
 
 
 @pytest.fixture
@@ -130,18 +134,18 @@ def test_the_choice_is_what_was_measured() -> None:
 
 def test_a_run_goes_on_in_the_precision_it_began_in(said: list[str], tmp_path: Path) -> None:
     slow, out = other(), tmp_path / "a.bundle"
-    begun = replace(CONFIG, precision=slow)
+    begun = replace(CONFIG, mixed_precision=slow)
     with pytest.raises(KeyboardInterrupt):
         train_teacher(out, images(), begun, track=stops)
-    with pytest.raises(ValueError, match=f"other settings \\(precision was {slow} and is "):
-        train_teacher(out, images(), replace(CONFIG, precision=other_than(slow)))
+    with pytest.raises(ValueError, match=f"other settings \\(mixed_precision was {slow} and is "):
+        train_teacher(out, images(), replace(CONFIG, mixed_precision=other_than(slow)))
     bundle = train_teacher(out, images(), CONFIG)
     whole = train_teacher(tmp_path / "whole.bundle", images(), begun)
     assert precision_of(bundle) == precision_of(whole) == slow
-    assert bundle.network_digest("teacher") == whole.network_digest("teacher")
+    assert component_digest(bundle.manifest, "teacher") == component_digest(whole.manifest, "teacher")
     config = SidConfig(iterations=4, batch=2, checkpoint_every=2)
     with pytest.raises(KeyboardInterrupt):
-        distill(bundle, "student", replace(config, precision=slow), track=stops)
+        distill(bundle, "student", replace(config, mixed_precision=slow), track=stops)
     assert precision_of(distill(bundle, "student", config), "student") == slow
     assert precision_of(distill(Bundle.load(out), "other", config), "other") != slow  # in one process
     assert not [line for line in said if "another kind of machine" in line]
@@ -180,9 +184,9 @@ def test_a_run_with_another_number_of_threads_says_so(said: list[str], tmp_path:
 
 
 def test_fp16_and_words_that_are_no_precision_are_refused_on_a_processor(tmp_path: Path) -> None:
-    sentence = refused("train", "--precision", "fp16", "--out", tmp_path / "a.bundle")
+    sentence = refused("train", "--mixed-precision", "fp16", "--out", tmp_path / "a.bundle")
     assert "computes in fp16 on a GPU alone; on a processor take bf16 or no (fp32)" in sentence
-    for made in (lambda: ClassifierConfig(precision="fp32"), lambda: refuse_precision("")):
+    for made in (lambda: ClassifierConfig(precision="fp32"), lambda: TeacherConfig(mixed_precision="")):
         with pytest.raises(ValueError, match=r"networks compute in bf16, fp16, with no in fp32, or with auto"):
             made()
 
@@ -222,19 +226,21 @@ def test_calibrate_and_compare_take_a_precision_for_their_classifier(digits: Bun
         pixels = np.random.default_rng(i).integers(0, 255, (28, 28), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / str(i % 10) / f"{i}.png")
     # `other` is what they would not choose by themselves.
-    options = ("--data", tmp_path / "images", "--precision", other(), "--json")
+    options = ("--data", tmp_path / "images", "--mixed-precision", other(), "--json")
     fewstep("calibrate", digits.root, "--iterations", 1, "--samples", 4, "--batch", 4, "--name", "mine", *options)
-    assert Bundle.load(digits.root).manifest.provenance.plans["mine"]["trained_in"][0] == other()
+    record = Bundle.load(digits.root).manifest.records.plans["mine"]
+    assert isinstance(record, Fitted)
+    assert record.trained_in[0] == other()
     fewstep("compare", digits.root, "--plan", "sid1", "--seeds", 2, "--seconds", 0, *options)
     assert json.loads((digits.root / "comparison.json").read_text())["trained_in"] == other()
-    assert "is that of a classifier of real images" in refused("calibrate", digits.root, "--name", "b", "--precision", "no")
-    sentence = refused("compare", digits.root, *options[:2], "--features", "efficientnet", "--precision", "no")
+    assert "is that of a classifier of real images" in refused("calibrate", digits.root, "--name", "b", "--mixed-precision", "no")
+    sentence = refused("compare", digits.root, *options[:2], "--features", "efficientnet", "--mixed-precision", "no")
     assert "the features efficientnet are not trained here" in sentence
 
 
 def test_a_search_for_tau_goes_on_in_the_precision_it_began_in(tmp_path: Path) -> None:
-    config = TauConfig(replace(CONFIG, steps=1), taus=(0.9, 1.0), seeds=2, steps=2)
-    first = replace(config.teacher, tau=0.9, precision=other())
+    config = TauConfig(replace(CONFIG, iterations=1), taus=(0.9, 1.0), seeds=2, steps=2)
+    first = replace(config.teacher, tau=0.9, mixed_precision=other())
     train_teacher(tmp_path / "tau0.9-seed0.bundle", images(), first)
     judge = Judge(feature_network("classifier", images(), precision="no"), images())
     search_tau(tmp_path, images(), config, ddim, judge)

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fewstep.artifact.bundle import Draft
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import open_images
 from fewstep.models.denoiser import save_network, unet
 from fewstep.trainer import checkpoint
+from fewstep.trainer.configs import SidConfig, TeacherConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
 # Imports and runs once, then forks a process for every attempt and kills it at a random moment after it first saved; the last
 # attempt is left alone. `run` is defined by what is put before.
@@ -68,23 +68,22 @@ import numpy as np
 import torch
 from fewstep.artifact.bundle import Bundle
 from fewstep.data import Images
-from fewstep.artifact.manifest import Condition, ImageSpec
 torch.set_num_threads(1)
 EVERY = 5
 """
 TRAIN = """
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.configs import TeacherConfig
+from fewstep.trainer.teacher import train_teacher
 NAME, STEPS = "teacher", 200
 
 def run(bundle):
-    images = Images("made up", ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2),
-        np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32), np.arange(32) % 2)
-    config = TeacherConfig(steps=STEPS, batch=4, channels=(8,), patch=1, checkpoint_every=EVERY)
+    images = Images.of(np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32) % 2)
+    config = TeacherConfig(iterations=STEPS, batch=4, channels=(8,), patch=1, checkpoint_every=EVERY)
     train_teacher(bundle, images, config)
 """
 DISTILL = """
+from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.sid import distill
-from fewstep.trainer.sid_config import SidConfig
 NAME, STEPS = "sid2", 50
 
 def run(bundle):
@@ -99,7 +98,7 @@ def _kill_and_go_on(code: str, directory: Path, kills: int) -> None:
 
 
 def _weights(bundle: Path, network: str) -> dict[str, torch.Tensor]:
-    (path,) = (bundle / "networks" / network).glob("*.safetensors")
+    (path,) = (bundle / "components" / network).glob("*.safetensors")
     return load_file(path)
 
 
@@ -117,9 +116,10 @@ def test_a_teacher_run_killed_20_times_ends_with_the_same_weights(tmp_path: Path
 def test_a_distillation_killed_5_times_ends_with_the_same_weights(tmp_path: Path) -> None:
     for name in ("whole", "warm", "killed"):
         torch.manual_seed(0)
-        image, condition = ImageSpec(channels=1, height=8, width=8), Condition(kind="labels", classes=2)
-        denoiser = unet(image, condition, channels=(8,), layers=1, attention=False, patch=1)
-        with Draft.create(tmp_path / f"{name}.bundle", image=image, condition=condition) as draft:
+        signature = Signature(inputs=(LabelInput(classes=2),), output=ImageOutput(channels=1, height=8, width=8))
+        state = signature.output.state
+        denoiser = unet(state, signature.inputs, channels=(8,), layers=1, attention=False, patch=1)
+        with Draft.create(tmp_path / f"{name}.bundle", signature) as draft:
             save_network(draft, "teacher", denoiser)
     _kill_and_go_on(DISTILL, tmp_path, 5)
     student, teacher = (_weights(tmp_path / "killed.bundle", n) for n in ("sid2", "teacher"))
@@ -181,7 +181,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     for name in ("cat/1", "cat/2", "dog/3", "dog/4"):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), int(name[-1]), np.uint8)).save(tmp_path / "photos" / f"{name}.png")
-    images, config = open_images(str(tmp_path / "photos")), TeacherConfig(steps=2, batch=2, channels=(8,), patch=1)
+    images, config = open_images(str(tmp_path / "photos")), TeacherConfig(iterations=2, batch=2, channels=(8,), patch=1)
     out = tmp_path / "a.bundle"
 
     def stops(_steps: Sequence[int], _what: str) -> Iterator[int]:
@@ -199,7 +199,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     bundle = train_teacher(out, images, config)
     with checkpoint.alone(checkpoint.checkpoint_path(out, "student")), busy:
         distill(bundle, "student", SidConfig(iterations=1, batch=2))
-    assert bundle.manifest.condition.names == ("cat", "dog")
+    assert bundle.manifest.signature.inputs == (LabelInput(classes=2, names=("cat", "dog")),)
     assert "2 classes (0 cat, 1 dog)" in (out / "card.md").read_text()
 
 

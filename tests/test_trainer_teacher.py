@@ -19,18 +19,21 @@ from small import small
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.manifest import Condition, ImageSpec
+from fewstep.artifact.digests import component_digest
+from fewstep.artifact.records import Look, Trained
+from fewstep.artifact.signature import ImageOutput, Input, LabelInput, Signature
 from fewstep.calibration.teacher import Teacher
 from fewstep.cli.make import _after_training
 from fewstep.data import Images
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.plan import Plan
 from fewstep.system.console import Paced
+from fewstep.trainer.configs import TeacherConfig
 from fewstep.trainer.levels import Levels
-from fewstep.trainer.teacher import TeacherConfig, train_teacher
+from fewstep.trainer.teacher import train_teacher
 
-LABELS, NONE = Condition(kind="labels", classes=2), Condition(kind="none")
-CONFIG = TeacherConfig(steps=3, warmup=1, batch=4, channels=(8,), patch=1)
+LABELS = (LabelInput(classes=2),)
+CONFIG = TeacherConfig(iterations=3, warmup=1, batch=4, channels=(8,), patch=1)
 DIT = {
     "_class_name": "DiTTransformer2DModel",
     "num_attention_heads": 2,
@@ -43,18 +46,18 @@ DIT = {
 }
 
 
-def images(condition: Condition = LABELS, side: int = 8, level: int | None = None) -> Images:
-    pixels = np.random.default_rng(0).integers(0, 255, (32, side, side, 1), np.uint8)
+def images(inputs: tuple[Input, ...] = LABELS, level: int | None = None) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8)
     pixels = pixels if level is None else np.full_like(pixels, level)
-    image = ImageSpec(channels=1, height=side, width=side)
-    return Images("made up", image, condition, pixels, np.arange(32), np.arange(32) % max(condition.classes, 1))
+    signature = Signature(inputs=inputs, output=ImageOutput(channels=1, height=8, width=8))
+    return Images("made up", signature, pixels, np.arange(32), np.arange(32) % 2 if inputs else np.zeros(32, np.int64))
 
 
 @pytest.mark.parametrize("kind", ["edm", "eps", "v", "flow"])
 def test_a_teacher_of_every_kind_learns_a_constant(kind: str, tmp_path: Path) -> None:
     """All images are one grey: the denoised estimate must come to it, whatever the network estimates."""
     config = TeacherConfig(
-        steps=150,
+        iterations=150,
         warmup=10,
         batch=16,
         lr=3e-3,
@@ -64,8 +67,8 @@ def test_a_teacher_of_every_kind_learns_a_constant(kind: str, tmp_path: Path) ->
         tau=1.0,
         halflife_images=200,
     )
-    bundle = train_teacher(tmp_path / "a.bundle", images(NONE, level=200), config)
-    assert bundle.manifest.networks["teacher"].parametrisation.kind == kind
+    bundle = train_teacher(tmp_path / "a.bundle", images((), level=200), config)
+    assert bundle.manifest.denoisers["teacher"].parametrisation.kind == kind
     teacher, grey = Teacher(bundle), 2 * 200 / 255 - 1
     noise = teacher.draw(64, seed=0).noise[:, 0]
     alpha, sigma = teacher.denoiser.parametrisation.at(torch.ones(64))  # as much noise as image: no estimate is good by itself
@@ -90,12 +93,12 @@ def test_every_switch_makes_another_teacher_that_samples(choices: dict, tmp_path
     teacher = Teacher(bundle)
     assert torch.isfinite(teacher.sample(bundle.plan("heun18"), teacher.draw(2, seed=0))).all()
     plain = train_teacher(tmp_path / "b.bundle", images(), TeacherConfig(**(vars(CONFIG) | {"tau": 0.5})))
-    assert bundle.network_digest("teacher") != plain.network_digest("teacher")
+    assert component_digest(bundle.manifest, "teacher") != component_digest(plain.manifest, "teacher")
 
 
 def test_a_metric_is_asked_as_often_as_wanted_and_survives_a_stop(tmp_path: Path) -> None:
     """A run that dies in the middle asks again only for what no checkpoint holds."""
-    config = replace(CONFIG, steps=6, validate_every=2, checkpoint_every=2)
+    config = replace(CONFIG, iterations=6, validate_every=2, checkpoint_every=2)
     seen: list[int] = []
 
     def metric(_ema: Denoiser, plan: Plan) -> float:
@@ -109,11 +112,9 @@ def test_a_metric_is_asked_as_often_as_wanted_and_survives_a_stop(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
     bundle = train_teacher(tmp_path / "a.bundle", images(), config, validate=metric)
-    assert bundle.manifest.provenance.networks["teacher"]["metrics"] == [
-        {"step": 2, "value": 1.0},
-        {"step": 4, "value": 2.0},
-        {"step": 6, "value": 4.0},
-    ]
+    record = bundle.manifest.records.components["teacher"]
+    assert isinstance(record, Trained)
+    assert record.metrics == [Look(iteration=i, value=value) for i, value in ((2, 1.0), (4, 2.0), (6, 4.0))]
 
 
 def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
@@ -127,22 +128,22 @@ def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
         "num_class_embeds": 11,
     }
     (tmp_path / "own.json").write_text(json.dumps(own))
-    fewstep("train", "--steps", 2, "--batch", 4, "--kind", "v", "--network", "own.json", "--out", "a.bundle", cwd=tmp_path)
-    entry = Bundle.load(tmp_path / "a.bundle").manifest.networks["teacher"]
+    fewstep("train", "--iterations", 2, "--batch", 4, "--kind", "v", "--network", "own.json", "--out", "a.bundle", cwd=tmp_path)
+    entry = Bundle.load(tmp_path / "a.bundle").manifest.denoisers["teacher"]
     assert (entry.parametrisation.kind, entry.patch) == ("v", 2)
     (tmp_path / "own.json").write_text(json.dumps(own | {"sample_size": 9}))
     assert "has sample_size (9, 9), the bundle needs (14.0, 14.0)" in refused("train", "--network", "own.json", cwd=tmp_path)
     (tmp_path / "own.json").write_text("[]")
     assert "holds no JSON object" in refused("train", "--network", "own.json", cwd=tmp_path)
-    (tmp_path / "own.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    assert "the network is a FluxTransformer2DModel; this version" in refused("train", "--network", "own.json", cwd=tmp_path)
+    (tmp_path / "own.json").write_text(json.dumps({"_class_name": "LuminaNextDiT2DModel"}))
+    assert "the network is a LuminaNextDiT2DModel; this version" in refused("train", "--network", "own.json", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("choices", "sentence"),
     [
         ({"kind": "x0"}, "estimates one of edm, eps, v, flow, got 'x0'"),
-        ({"kind": "flow"}, "train a flow with tau 1"),
+        ({"kind": "flow", "tau": 0.5}, "train a flow with tau 1"),
         ({"schedule": "cosine"}, "a schedule is linear, constant, momentum-decay, compensation-only"),
         ({"curriculum": 0.0}, "a width above 0 that is finite"),
         ({"tau": float("nan")}, "0 <= tau <= 1"),
@@ -155,11 +156,11 @@ def test_what_no_teacher_can_be(choices: dict, sentence: str) -> None:
 
 
 def test_after_training_the_teacher_can_be_seen_and_the_next_verb_is_estimated(tmp_path: Path) -> None:
-    done = fewstep("train", "--steps", 4, "--batch", 4, "--out", "a.bundle", "--json", cwd=tmp_path)
+    done = fewstep("train", "--iterations", 4, "--batch", 4, "--out", "a.bundle", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["graphs"] == ["heun18.fp32"] or json.loads(done.stdout)["graphs"] == ["heun18.loop.fp32"]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
     commands = line.removeprefix("next: ").split(", or: ")
-    assert commands[:2] == ["fewstep generate a.bundle --out grid.png", "fewstep compare a.bundle --data mnist5k"]
+    assert commands[:2] == ["fewstep generate a.bundle", "fewstep compare a.bundle --data mnist5k"]
     assert re.fullmatch(r"fewstep distill a\.bundle --steps 1 \(about \d+:\d\d here\)", commands[2])
     fewstep(*commands[0].split()[1:], cwd=tmp_path)
     assert Image.open(tmp_path / "grid.png").size == (10 * 28 * 4, 28 * 4)
@@ -167,7 +168,7 @@ def test_after_training_the_teacher_can_be_seen_and_the_next_verb_is_estimated(t
 
 
 def test_the_estimate_is_what_updates_took_times_what_a_distillation_computes(tmp_path: Path) -> None:
-    bundle = train_teacher(tmp_path / "a.bundle", images(NONE), CONFIG)
+    bundle = train_teacher(tmp_path / "a.bundle", images(()), CONFIG)
     for seconds, batch, clock in ((0.1, 32, "6:40"), (0.1, 64, "3:20"), (0.2, 32, "13:20")):
         (_, command) = _after_training(Path("a"), bundle, "photos", seconds, batch)  # without a graph yet
         assert command == f"fewstep distill a --steps 1 (about {clock} here)"
@@ -192,7 +193,7 @@ def test_a_paced_track_shows_what_it_is_given_and_leaves_out_the_first_steps() -
 
 def test_where_nothing_writes_graphs_training_ends_well(tmp_path: Path) -> None:
     code = "import sys; sys.modules['onnx'] = None; from fewstep.cli import main; main()"
-    command = [sys.executable, "-c", code, "train", "--steps", "1", "--batch", "2", "--out", "a.bundle"]
+    command = [sys.executable, "-c", code, "train", "--iterations", "1", "--batch", "2", "--out", "a.bundle"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "no graph was written, for onnx is not installed" in done.stderr
