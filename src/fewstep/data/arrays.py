@@ -20,7 +20,8 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from fewstep.artifact.draft import reason
-from fewstep.artifact.signature import ArrayInput, ArrayOutput, Axis, Column, Input, Signature
+from fewstep.artifact.signature import MAX_SIZE, NEGATIVE, ArrayInput, ArrayOutput, Axis, Column, Input, Signature
+from fewstep.data.listing import shown
 from fewstep.data.samples import Labels, Samples, Split, classes, digest, positions
 from fewstep.system.arrays import read_arrays
 from fewstep.system.extras import install
@@ -75,29 +76,42 @@ def open_arrays(path: Path, split: Split = "train") -> ArraySamples:
 
     Raises FileNotFoundError, or ValueError where arrays do not go together or hold numbers that are not finite.
     """
-    files = [path] if path.is_file() else [file for file in sorted(path.iterdir()) if file.suffix in FILES]
-    if not files:
-        raise FileNotFoundError(f"{path} has no files of arrays; give .npz or .parquet with an array called {VALUES}")
-    arrays, about = _joined(files), _about(path)
-    values = _values(str(path), arrays.pop(VALUES, None))
+    files, notes = _files(path)
+    source, arrays, about = str(path), _joined(files), _about(path)
+    values = _values(source, arrays.pop(VALUES))
     count = len(values)
-    if other := next((name for name, array in arrays.items() if array.ndim < 1 or len(array) != count), None):
+    if other := next((name for name, array in arrays.items() if len(array) != count), None):
         raise ValueError(f"{path} has {count} {VALUES}, and {other} has shape {arrays[other].shape}; give a row for each")
-    labels = _labels(str(path), arrays.get(LABELS), count)
-    index = positions(str(path), labels, split)
-    train = values[positions(str(path), labels, "train")]
-    inputs = _inputs(str(path), arrays, labels, about)
-    output = _output(str(path), train, about)
-    by_rows = arrays if any(each.choices is None for each in inputs) else {}
+    labels = _labels(source, arrays.get(LABELS), count, about)
+    index = positions(source, labels, split)
+    inputs = _inputs(source, arrays, labels, about)
+    output = _output(source, values[positions(source, labels, "train")], about)
+    by_rows = any(each.choices is None for each in inputs)
     numbers = np.arange(count) if by_rows else labels
+    parts = [part for name in sorted(arrays) for part in (name, arrays[name].shape, arrays[name])]
     known: dict[str, Any] = {
         "arrays": {each.name: arrays[each.name] for each in inputs} if by_rows else {},
-        "sha256": digest(values, *(part for name in sorted(arrays) for part in (name, arrays[name])), about),
+        "sha256": digest(values.shape, values, *parts, about),
         "names": tuple(about.classes),
-        "notes": (_described(str(path), values, inputs, output),),
+        "notes": (_described(source, values, inputs, output), *notes),
     }
-    signature = Signature(inputs=inputs, output=output)
-    return ArraySamples(str(path), signature, values, index, numbers[index], **known)
+    try:
+        signature = Signature(inputs=inputs, output=output)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {reason(error)}") from None
+    return ArraySamples(source, signature, values, index, numbers[index], **known)
+
+
+def _files(path: Path) -> tuple[list[Path], list[str]]:
+    """Files of arrays, and lines for people."""
+    if path.is_file():
+        return [path], []
+    there = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    files = [file for file in there if file.suffix in FILES]
+    if not files:
+        raise FileNotFoundError(f"{path} has no files of arrays; give .npz or .parquet with an array called {VALUES}")
+    others = [file.name for file in there if file not in files and file.name != ABOUT]
+    return files, [f"not read: {shown(', '.join(others))}; what arrays are is said in {ABOUT}"] if others else []
 
 
 def _joined(files: Sequence[Path]) -> dict[str, Array]:
@@ -114,11 +128,12 @@ def _joined(files: Sequence[Path]) -> dict[str, Array]:
         raise ValueError(f"the files of {files[0].parent} do not go together: {error}") from None
 
 
-def _values(source: str, values: Array | None) -> npt.NDArray[np.float32]:
-    if values is None or values.ndim < 3 or values.dtype.kind not in "fiu" or not values.size:
-        found = "nothing" if values is None else f"{values.dtype} {values.shape}"
+def _values(source: str, values: Array) -> npt.NDArray[np.float32]:
+    if values.ndim < 3 or values.dtype.kind not in "fiu" or not values.size:
+        found = f"{values.dtype} {values.shape}"
         raise ValueError(f"{source}: {VALUES} are numbers (N, *axes, columns), with one axis or more, got {found}")
-    return _finite(source, VALUES, values.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):  # what is beyond float32 is not finite then
+        return _finite(source, VALUES, values.astype(np.float32, copy=False))
 
 
 def _finite(source: str, name: str, values: Array) -> Array:
@@ -128,11 +143,16 @@ def _finite(source: str, name: str, values: Array) -> Array:
     return values
 
 
-def _labels(source: str, labels: Array | None, count: int) -> Labels:
+def _labels(source: str, labels: Array | None, count: int, about: About) -> Labels:
     if labels is None:
+        if about.classes:
+            raise ValueError(f"{source}: classes are named, and there is no array {LABELS} that says which ones; add it")
         return np.zeros(count, np.int64)
-    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0:
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise ValueError(f"{source}: {LABELS} are whole numbers from 0, one for each sample, got {labels.dtype} {labels.shape}")
+    most = len(about.classes) or MAX_SIZE
+    if wrong := [label for label in (labels.min(), labels.max()) if not 0 <= label < most]:
+        raise ValueError(f"{source}: {LABELS} has {wrong[0]}, which is none of the classes 0 to {most - 1}; number them from 0")
     return labels.astype(np.int64)
 
 
@@ -142,13 +162,15 @@ def _inputs(source: str, arrays: Mapping[str, Array], labels: Labels, about: Abo
     for name in sorted(arrays.keys() - {LABELS}):
         if arrays[name].dtype.kind not in "fiu":
             raise ValueError(f"{source}: the array {name} holds numbers, got {arrays[name].dtype}")
+        if name.startswith(NEGATIVE):
+            raise ValueError(f"{source}: {name} is no name of an input, but of what means none; give both with --inputs")
         _finite(source, name, arrays[name])
         try:
             found.append(ArrayInput(name=name, shape=arrays[name].shape[1:], null=about.null.get(name)))
         except ValidationError as error:
             raise ValueError(f"{source}: the array {name} cannot be an input: {reason(error)}") from None
-    if unknown := sorted(about.null.keys() - {each.name for each in found}):
-        raise ValueError(f"{source}: null is said of {unknown[0]}, and there is no such array")
+    if unknown := sorted(about.null.keys() - (arrays.keys() - {LABELS})):
+        raise ValueError(f"{source}: null is said of {unknown[0]}, and no input is an array of that name; leave it out")
     return tuple(found)
 
 
@@ -161,8 +183,8 @@ def _output(source: str, train: npt.NDArray[np.float32], about: About) -> ArrayO
             f"{source}: {VALUES} have {len(sides)} axes and {count} columns, and {len(axes)} and {len(columns)} are named"
         )
     flat = train.reshape(-1, count).astype(np.float64)
-    mean, std = flat.mean(0), flat.std(0)
-    std = np.where(std > 0, std, 1.0)  # a column that is constant stays as it is
+    # A column that is constant stays as it is; its deviation need not come out as 0.
+    mean, std = flat.mean(0), np.where(flat.max(0) > flat.min(0), flat.std(0), 1.0)
     try:
         return ArrayOutput(
             axes=tuple(Axis(name=a.name, size=side, unit=a.unit) for a, side in zip(axes, sides, strict=True)),
