@@ -92,6 +92,39 @@ def pipeline(path: Path) -> None:
     DDIMPipeline(small("plain").denoiser.net, scheduler).save_pretrained(path)
 
 
+def flux(path: Path) -> None:
+    """A pipeline of FLUX.1 dev."""
+    from test_family_flux import tiny
+
+    tiny(path, embeds=True)
+
+
+def pushes(path: Path) -> None:
+    """Ways and the goals that were seen, with their names and units."""
+    import mixture
+
+    mixture.write(path, 100, seed=0)
+
+
+def seen(path: Path) -> None:
+    """Goals to make ways to."""
+    np.savez(path, observation=RNG.uniform(-1, 1, (10, 2)).astype(np.float32))
+
+
+def actions(path: Path) -> None:
+    """A bundle that makes ways from goals: the best denoiser there is."""
+    import mixture
+
+    import fewstep
+
+    columns = (fewstep.Column(name="x", unit="cm", std=3.0), fewstep.Column(name="y", unit="m", mean=20.0, std=0.4))
+    output = fewstep.ArrayOutput(axes=(fewstep.Axis(name="time", size=mixture.STEPS, unit="0.1 s"),), columns=columns)
+    edm = fewstep.Edm(sigma_data=1.0)
+    plans = {"dpmpp6": fewstep.solvers.dpmpp_2m(edm.grid(6))}
+    about = {"state": mixture.WALKED, "parametrisation": edm, "inputs": mixture.INPUTS, "output": output}
+    fewstep.export(mixture.Exact(output, edm), path, plans=plans, **about)
+
+
 class Ema:
     """What NVIDIA's pickles hold, as far as a page uses it."""
 

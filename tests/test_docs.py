@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import given
 import numpy as np
@@ -33,25 +34,29 @@ from typer.main import get_command
 from fewstep.artifact.bundle import Bundle
 from fewstep.cli.app import app
 from fewstep.models.denoiser import load_network
+from fewstep.models.families import FAMILIES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Options that are added to a command that begins so: the last one given counts. {port} is a free one.
 SMALLER = {
-    "fewstep train": "--steps 2 --batch 4",
+    "fewstep train": "--iterations 2 --batch 4",
     "fewstep train --data few": "--network tiny.json",
     "fewstep distill": "--iterations 2 --batch 4",
-    "fewstep calibrate": "--samples 4 --iterations 2 --batch 4 --fine 2",
+    "fewstep calibrate": "--samples 4 --batch 4",
+    "fewstep calibrate digits.bundle --steps": "--iterations 2 --unseen 8",  # of tables
+    "fewstep calibrate push.bundle": "--iterations 2 --unseen 8",
+    "fewstep calibrate digits.bundle --method": "--fine 2",
     "fewstep interval": "--steps 2 --samples 10",
     "fewstep compare": "--seeds 2 --thin 3 --seconds 0.01",
-    "fewstep tau": "--updates 1 --runs 2 --value 0.9 --value 1 --steps 2 --samples 10",
+    "fewstep tau": "--iterations 1 --runs 2 --value 0.9 --value 1 --steps 2 --samples 10",
     "fewstep consistency": "--samples 4",
     "fewstep quantize": "--samples 4",
     "fewstep bench": "--seconds 0.01 --batch 1",
     "fewstep build digits.bundle": "--batch 2 --graph sid1.fp16",
     "fewstep serve": "--max-batch 4 --port {port}",
     "python -m http.server": "{port}",
-    "accelerate launch --module fewstep.cli train": "--steps 2 --batch 4",
+    "accelerate launch --module fewstep.cli train": "--iterations 2 --batch 4",
     "torchrun --nproc-per-node 2 --module fewstep.cli distill": "--iterations 2 --batch 4",
 }
 # Words of commands and code that others take the place of.
@@ -60,11 +65,13 @@ INSTEAD = {
     "s3://bucket": "file://{here}/bucket",  # the same files, in what every machine has
     "--steps 10 --guidance": "--steps 2 --guidance",
     "--nproc-per-node 8": "--nproc-per-node 2",
-    "--frechet 3": "--frechet 1e9",  # what was trained for two updates ...
+    "--distance 3": "--distance 1e9",  # what was trained for two updates ...
     "--ms 10": "--ms 1e4",  # ... or runs beside other work holds no tighter limit
     "--ms 20": "--ms 1e4",
-    "steps=6000": "steps=1, batch=2",
-    "SidConfig(steps=1)": "SidConfig(steps=1, iterations=1, batch=2)",
+    "--tokens 512 --resolution 1024": "--tokens 7 --resolution 16",  # of a tiny FLUX
+    "iterations=6000": "iterations=1, batch=2",
+    '"sid1", steps=1': '"sid1", steps=1, iterations=1, batch=2',
+    '"table4", steps=4': '"table4", steps=4, iterations=2, unseen=8, samples=4, batch=4',
     "npm install --ignore-scripts": "ln -s {node_modules} node_modules",
     "8008": "{port}",
     "localhost:8000": "localhost:{port}",
@@ -81,9 +88,10 @@ NOT_RUN = {
     "benchmarks/gpu/pack.sh": "it downloads 350 MB; test_gpu_kit.py packs, takes and joins small files",
     "python benchmarks/gpu/run.py": "test_gpu_kit.py rehearses it",
     "python -m gpu.bundles": "run.py makes bundles in the same way, as test_gpu_kit.py sees",
+    "python docs/make_api.py": "test_house.py holds the page against what it writes",
 }
 # Blocks that are nothing to type, by their first words.
-NO_COMMANDS = ("D_k     = denoise", "src/fewstep/     sampling/", "containers:", "photos: 30 images")
+NO_COMMANDS = ("D_k     = denoise", "src/fewstep/\n  api.py", "containers:", "photos: 30 images")
 # What answers for long: started, asked until it is ready, used by the commands after it, and ended by SIGTERM with this code.
 SERVERS = {"fewstep serve": ("/v2/health/ready", 0), "python -m http.server": ("/", -15), "python service.py": (None, -15)}
 
@@ -95,12 +103,17 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "photos": given.photos,
     "bucket": lambda path: given.bucket(path / "photos"),
     "config.json": given.shown("training.md"),
+    "temporal.json": given.shown("export.md"),
+    "push.npz": given.pushes,
+    "seen.npz": given.seen,
+    "push.bundle": given.actions,
     "tiny.json": partial(given.config, sample_size=14, in_channels=4, out_channels=4, num_class_embeds=11),
     "latents.json": partial(given.config, sample_size=8, in_channels=4, out_channels=4, num_class_embeds=11),
     "prompts.json": given.prompts_network,
     "prompts.safetensors": given.prompts,
     "vae": given.autoencoder,
     "pipeline": given.pipeline,
+    "flux": given.flux,
     "edm-imagenet-64x64-cond-adm.pkl": given.edm,
     "ORT": given.onnx_runtime,
     **dict.fromkeys(["a.bundle", "b.bundle", "plain.bundle", "lskip.bundle"], given.copy_of("digits.bundle")),
@@ -120,6 +133,8 @@ NEEDS |= dict.fromkeys(["node", "npm"], ("node", "FEWSTEP_ORT_NODE"))
 FOREIGN = {"--help", "--include_ops_by_config", "--ignore-scripts", "--cflags", "--libs", "--nproc-per-node", "--module"}
 FOREIGN |= {"--model-repository", "--minutes", "--parts", "--before", "--bundles", "--rehearse"}
 
+FAMILY = "# src/fewstep/models/families/"  # begins a block that is a file of a checkout
+
 _followed: set[tuple[str, str]] = set()
 
 
@@ -129,6 +144,7 @@ class Walk:
     def __init__(self, here: Path, page: str) -> None:
         self.here, self.names, self.lacking = here, dict[str, Any](), list[str]()
         self.port, self.server = free_port(), None
+        self.families = contextlib.ExitStack()  # classes of a reader's own, as long as this walk goes on
         self.has = GIVEN | dict.fromkeys(TRAINED.get(page, []), self.train)
         here.mkdir()
 
@@ -137,7 +153,7 @@ class Walk:
         self.run(f"fewstep train --data mnist5k --out {path.name}", path.parent)
 
     def block(self, block: Block) -> None:
-        assert block.kind in ("sh", "python", "json"), f"blocks in {block.kind} are not run"
+        assert block.kind in ("sh", "python", "json", "text"), f"blocks in {block.kind} are not run"
         if block.kind == "python":
             self.python(block)
         elif block.kind == "sh" and not block.text.startswith(NO_COMMANDS):
@@ -147,6 +163,10 @@ class Walk:
 
     def python(self, block: Block) -> None:
         code = self.instead(block.text)
+        if code.startswith(FAMILY):
+            exec(compile(code, "a family", "exec"), names := {"__name__": "own_family"})
+            self.families.enter_context(patch.dict(FAMILIES, {names["FAMILY"].kind: names["FAMILY"]}))
+            return
         self.provide(re.findall(r'"([^"\s]+)"', code), self.here)
         self.names |= {
             name: make() for name, make in NAMES.items() if re.search(rf"\b{name}\b", code) and name not in self.names
@@ -166,7 +186,9 @@ class Walk:
         if command.startswith(tuple(SERVERS)):
             self.serve(command, at)
         elif words[0] == "fewstep":
-            done = fewstep(*words[1:], cwd=at)
+            done = fewstep(*words[1 : words.index(">") if ">" in words else None], cwd=at)
+            if ">" in words:
+                (at / words[-1]).write_text(done.stdout)
             self.follow(words[1], done.stdout + done.stderr, at)
         else:
             done = subprocess.run(
@@ -187,9 +209,9 @@ class Walk:
                 shutil.rmtree(copy)
 
     def smaller(self, command: str) -> str:
-        command = self.instead(" ".join(command.split()))
+        command, *into = self.instead(" ".join(command.split())).split(" > ")
         added = [options for begin, options in SMALLER.items() if command.startswith(begin)]
-        return self.filled(" ".join([command, *added]))
+        return self.filled(" > ".join([" ".join([command, *added]), *into]))
 
     def instead(self, text: str) -> str:
         for words, others in INSTEAD.items():
@@ -265,12 +287,19 @@ def own_network(here: Path) -> None:
     assert bundle.plan("dpmpp8").rows == 8
     assert load_network(bundle, "teacher").parametrisation.kind == "v"
     assert "euler12.fp32" in Bundle.load(here / "digits.bundle").manifest.graphs
+    assert {"dpmpp6.fp32", "heun18.fp32"} <= Bundle.load(here / "arm.bundle").manifest.graphs.keys()
+    assert Bundle.load(here / "temporal.bundle").manifest.denoisers["sid1"].kind == "Temporal"
 
 
 def own_images(here: Path) -> None:
-    """The page on training trained by its own configuration, and distilled."""
+    """The page on training trained by its own configuration, from a file of options and on arrays, further, and distilled."""
     assert load_network(Bundle.load(here / "photos.bundle"), "teacher").patch == 1
     assert Bundle.load(here / "own.bundle").manifest.default == "sid1"
+    assert Bundle.load(here / "v.bundle").manifest.denoisers["teacher"].parametrisation.kind == "v"
+    pushed = Bundle.load(here / "push.bundle").manifest
+    assert {"teacher", "teacher_tuned", "sid1"} <= pushed.denoisers.keys()
+    assert [column.unit for column in pushed.output.columns] == ["cm", "m"]
+    assert np.load(here / "ways.npy").shape == (10, 8, 2)
 
 
 TRUTHS: dict[str, Callable[[Path], None]] = {"export.md": own_network, "training.md": own_images}
@@ -288,6 +317,7 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
                 raise
     finally:
         walk.stop()
+        walk.families.close()
     if page.name in TRUTHS:
         TRUTHS[page.name](walk.here)
     if walk.lacking:
