@@ -12,7 +12,7 @@ OLDEST := $(VENV)-oldest
 
 # What needs the runtime, its server and its command alone.
 RUNTIME_TESTS := $(wildcard tests/test_runtime_*.py) \
-	$(addprefix tests/test_,bundle.py examples.py external.py extras.py guidance.py imports.py schedule.py spec.py) \
+	$(addprefix tests/test_,bundle.py examples.py external.py extras.py guidance.py imports.py schedule.py signature.py) \
 	$(addprefix tests/test_cli.py::test_,help_names_every_verb_and_each_has_its_own labels_of_an_unknown_option_are_clicks_own_refusal \
 		generate_writes_the_same_png_for_the_same_seed check_passes_on_the_shipped_bundle_and_inspect_lists_it times_are_finite)
 
