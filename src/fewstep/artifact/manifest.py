@@ -104,7 +104,7 @@ class GraphEntry(Strict):
     """
 
     file: str
-    data: Words = []
+    data: Words = Field(default=[])
     postprocess: str | None = None
     denoiser: Name
     plan: Name | None = Field(description="the plan inside; None for the step layout, which takes any plan of its denoiser")

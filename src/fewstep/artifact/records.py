@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 
-
 def _as_json(settings: Any) -> Any:
     """Tuples as lists, which is what JSON has."""
     return json.loads(json.dumps(settings))
