@@ -111,7 +111,7 @@ def _sources() -> list[Path]:
 KINDS, KIND_CLASSES = {"label", "array", "image"}, {"LabelInput", "ArrayInput", "ImageOutput", "ArrayOutput"}
 # Files that ask which kind an input or output is. All others loop over the signature, whose kinds say themselves what they are.
 ASKING = {
-    "src/fewstep/artifact/signature.py",
+    "src/fewstep/artifact/signature.py",  # the class input, for whoever has classes
     "src/fewstep/models/decoder.py",  # an autoencoder makes images
     "exporter/graph/layouts.py",  # the last nodes of a graph
 }
