@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -86,7 +85,7 @@ class Board:
             images = made[i] if made else self.images(make, seed)
             scores = self.judge.score(images, self.judge.labels).numbers()
             if reference:
-                scores |= asdict(self.judge.pair(images, reference[i]))
+                scores |= self.judge.pair(images, reference[i])
             for key, value in scores.items():
                 found.setdefault(key, []).append(value)
         row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in found.items()}

@@ -175,7 +175,7 @@ def comparison(content: bytes) -> None:
     """What samplers were judged by, to the choice of one."""
     with bundle_with(FILE, content) as bundle:
         for judged in read(bundle).plans.values():
-            Limits(frechet=1.0, calls=4, ms=5.0).broken(judged)
+            Limits(distance=1.0, calls=4, ms=5.0).broken(judged)
 
 
 def config(content: bytes) -> None:
