@@ -106,3 +106,22 @@ def test_a_signature_is_read_as_it_was_written() -> None:
         assert Signature.model_validate_json(signature.model_dump_json()) == signature
     with pytest.raises(ValidationError):
         Signature.model_validate_json('{"inputs": [{"kind": "smell", "name": "a"}], "output": {}}')
+
+
+def test_an_image_is_its_sample_scaled_rounded_and_cut() -> None:
+    image = ImageOutput(channels=2, height=1, width=2, low=0.0, high=2.0)
+    sample = np.array([[[[-1.0, 0.0]], [[1.0, 3.0]]]], np.float32)
+    np.testing.assert_array_equal(image.scaling.of(sample), [[[[0, 128], [0, 255]]]])  # 127.5, half to even
+    assert (image.span, image.scale(sample), image.scale(sample / 10)) == (2.0, 3.0, 1.0)
+    assert image.facts == {"low": "0", "high": "2"}
+
+
+def test_an_array_is_its_sample_in_the_units_of_its_columns() -> None:
+    columns = (Column(name="x", unit="mm", mean=10.0, std=2.0), Column(name="y", mean=-1.0))
+    array = ArrayOutput(axes=(Axis(name="time", size=3, unit="s"),), columns=columns)
+    sample = np.array([[[0.0, 1.0, -2.0], [0.0, 0.5, 4.0]]], np.float32)
+    values = array.scaling.of(sample)
+    np.testing.assert_allclose(values, [[[10.0, -1.0], [12.0, -0.5], [6.0, 3.0]]])
+    assert (array.span, array.scale(sample), array.scale(0 * sample)) == (2.0, 4.0, 1.0)
+    np.testing.assert_allclose(array.rounding(values), [22e-5, 4e-5])  # of each column's own numbers
+    assert array.facts == {"axes": "time (s)", "columns": "x (mm)\ny", "mean_std": "10 2\n-1 1"}
