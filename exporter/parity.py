@@ -17,8 +17,8 @@ import onnxruntime as ort
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
 from fewstep.artifact.golden import Arrays
-from fewstep.artifact.manifest import GraphEntry
 from fewstep.artifact.inner_values import with_outputs
+from fewstep.artifact.manifest import GraphEntry
 from fewstep.backends.sessions import CPU, ERRORS, NoKernelError, open_session, reason_of
 from fewstep.exporter.statements import (
     Stated,
