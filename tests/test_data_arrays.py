@@ -202,7 +202,7 @@ def test_what_is_read_elsewhere_takes_the_place_of_a_class_alone(tmp_path: Path)
         ({"labels": np.zeros(20)}, "labels are whole numbers from 0, one for each sample, got float64 (20,)"),
         ({"labels": np.zeros((20, 1), int)}, "labels are whole numbers from 0, one for each sample, got int64 (20, 1)"),
         ({"labels": np.arange(20) - 1}, "labels has -1, which is none of the classes"),
-        ({"labels": np.arange(20) + 10**12}, "labels has 1000000000019, which is none of the classes 0 to 1048575"),
+        ({"labels": np.arange(20) + 10**12}, "labels has 1000000000000, which is none of the classes 0 to 1048575"),
         ({"observation": np.zeros((3, 5))}, "and observation has shape (3, 5); give a row for each"),
         ({"observation": np.array(["a"] * 20)}, "the array observation holds numbers, got <U1"),
         ({"observation": np.zeros((20, 0))}, "the array observation cannot be an input"),

@@ -6,7 +6,9 @@ What a checkpoint says is used, known to mean nothing, or refused by name; what 
 from __future__ import annotations
 
 import importlib
+import inspect
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +111,7 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
         draft.manifest.records.components["teacher"] = Imported(
             source=source.resolve().name,
             pipeline=found.pipeline,
-            scheduler=found.scheduler,
+            scheduler=_recorded(found.scheduler, scheduler),
             mu=found.mu,
             proof=proof.dump(),
             notes=found.notes,
@@ -200,6 +202,12 @@ def _as_its_pipeline_takes_it(scheduler: dict[str, Any], pipeline: str | None) -
     if pipeline == "DDIMPipeline":
         return scheduler | {"_class_name": "DDIMScheduler"}
     return scheduler
+
+
+def _recorded(config: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration as JSON has it, which knows no infinity: without those that it has by default."""
+    defaults = {key: p.default for key, p in inspect.signature(type(scheduler).__init__).parameters.items()}
+    return {key: value for key, value in config.items() if value not in (inf, -inf) or value != defaults.get(key)}
 
 
 def _image(config: Any, autoencoder: Any, options: ImportOptions, patch: int) -> ImageOutput:

@@ -37,6 +37,8 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         width, depth, heads: of the transformer.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
@@ -50,8 +52,11 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         if any(side % patch for side, patch in zip(sample_size, patch_size, strict=True)):
             raise ValueError(f"axes {tuple(sample_size)} do not divide into patches of {tuple(patch_size)}")
+        if width % heads:
+            raise ValueError(f"a width of {width} does not divide into {heads} heads")
         self.grid = tuple(side // patch for side, patch in zip(sample_size, patch_size, strict=True))
         numbers = in_channels * prod(patch_size)
         self.into, self.out = nn.Linear(numbers, width), nn.Linear(width, (out_channels or in_channels) * prod(patch_size))
@@ -77,7 +82,8 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 tokens.append(made)
         hidden, vector = torch.cat(tokens, 1), functional.silu(vector)
         for block in self.transformer_blocks:
-            hidden = block(hidden, vector)
+            again = torch.is_grad_enabled() and self.gradient_checkpointing
+            hidden = self._gradient_checkpointing_func(block, hidden, vector) if again else block(hidden, vector)
         shift, scale = self.modulation(vector)[:, None].chunk(2, -1)
         hidden = hidden[:, : prod(self.grid)]
         return self._unfolded(self.out(_normed(hidden) * (1 + scale) + shift), x.shape[0])
