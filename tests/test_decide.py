@@ -193,9 +193,7 @@ def test_images_of_arrays_are_judged_by_their_rows_in_turn(tmp_path: Path) -> No
         for i in range(50):
             Image.fromarray(rng.integers(0, 255, (4, 4), np.uint8)).save(tmp_path / "images" / str(label) / f"{i}.png")
     config = CompareConfig(str(tmp_path / "images"), seeds=2, seconds=0.0)
-    with pytest.raises(
-        ValueError, match="which cannot be drawn at random; give the tensors negative_prompt_embeds"
-    ):
+    with pytest.raises(ValueError, match="which cannot be drawn at random; give the tensors negative_prompt_embeds"):
         compare(bundle, config, ["one"])
     found = compare(bundle, config, ["one"], arrays=arrays)
     assert "accuracy" not in found.plans["one"].scores  # no class was asked for
@@ -209,6 +207,32 @@ def test_arrays_are_not_judged_by_images(tmp_path: Path, folder: Path) -> None:
     bundle = sampler_bundle(tmp_path / "a.bundle", LABELS, PATH)
     with pytest.raises(ValueError, match="judging by real images takes images, and this bundle gives arrays; name a bundle"):
         compare(bundle, CompareConfig(str(folder), seeds=2))
+
+
+def test_arrays_are_judged_by_their_own_numbers(tmp_path: Path) -> None:
+    bundle, rng = sampler_bundle(tmp_path / "a.bundle", LABELS, PATH), np.random.default_rng(0)
+    labels = np.arange(150) % 3
+    values = rng.normal(labels[:, None, None], 1.0, (150, 6, 2)).astype(np.float32)
+    data, about = tmp_path / "paths.npz", {"axes": [{"name": "time", "unit": "s"}]}
+    np.savez(data, values=values, labels=labels)
+    about["columns"] = [{"name": column.name, "unit": column.unit} for column in PATH.columns]
+    data.with_suffix(".json").write_text(json.dumps(about))
+    longest = {"longest": lambda real, made: float(abs(np.abs(real).max() - np.abs(made).max()))}
+    found = compare(bundle, CompareConfig(str(data), seeds=2, seconds=0.0, metrics=longest))
+    assert (found.metric, found.features, found.images) == ("energy", "values", 30)
+    assert found.real["energy"] < 0.5 < found.plans["one"].distance.mean  # its columns have other means
+    assert found.plans[found.reference].scores["psnr_db"].mean == 200
+    # x is 10 + 2 (class + noise) in the graph, class + noise in the data
+    assert found.plans["one"].scores["own.longest"].mean == pytest.approx(10 + 2 * 5 - 5, abs=2.5)
+    assert "sliced W." in fewstep("compare", bundle.root, "--data", data, "--seeds", 2, "--seconds", 0).stdout
+    done = json.loads(fewstep("pick", bundle.root, "--distance", 1e6, "--json").stdout)
+    assert done["ship"]["plan"] in {"one", "two"}
+    out = tmp_path / "report.html"
+    fewstep("report", bundle.root, "--out", out)
+    page = Page(out.read_text("utf-8"))
+    assert "sliced Wasserstein" in page.text
+    assert "img" not in page.tags
+    assert "leave --features out" in refused("compare", bundle.root, "--data", data, "--features", "classifier")
 
 
 class Page(HTMLParser):
