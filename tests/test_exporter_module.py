@@ -97,6 +97,28 @@ def test_encoders_run_once_outside_of_the_loop(tmp_path: Path) -> None:
     assert "Tanh" not in inside
 
 
+@pytest.mark.parametrize("told", ["scaled", "joined", "sum"])
+def test_what_is_told_of_the_noise_level_keeps_the_batch(tmp_path: Path, told: str) -> None:
+    """Only what broadcasts into numbers with a batch of their own is computed at export."""
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, timestep: Tensor, observation: Tensor) -> Tensor:
+            level = timestep.reshape(-1, 1).expand(x.shape[0], 1)
+            level = {"scaled": level / 1000, "joined": level, "sum": level / 1000 + level.sin() * level}[told]
+            made = self.layer(torch.cat([observation[:, :5], level], 1))
+            return x * made[:, 0].reshape(-1, 1, 1, 1, 1) + made[:, 1].reshape(-1, 1, 1, 1, 1)
+
+    flow = Flow()
+    plans = {"heun3": solvers.heun(flow.grid(3))}
+    about: dict = {"state": VOLUME, "parametrisation": flow, "plans": plans, "inputs": [OBSERVATION]}
+    bundle = fewstep.export(Told(), tmp_path / "t.bundle", layouts=["unrolled", "loop"], **about)
+    assert all(parity.ok for parity in check_graphs(bundle))
+
+
 def test_a_field_of_twenty_channels_that_is_not_square_gives_numbers_in_units(tmp_path: Path) -> None:
     state = State(channels=20, axes=(6, 10))
     columns = tuple(Column(name=f"c{i}", unit="K", mean=float(i), std=1.0 + i) for i in range(20))

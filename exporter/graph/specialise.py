@@ -68,10 +68,19 @@ def _frontier(traced: Traced, allowed: frozenset[str]) -> list[ir.Value]:
     settled = False
     while not settled:
         readers = {v: [u.node for u in v.uses() if u.node.outputs[0] not in inside] for v in inside}
-        wrong = {v for v, nodes in readers.items() if any(n.op_type not in BROADCASTS for n in nodes)}
+        wrong = {v for v, nodes in readers.items() if not all(_broadcasts(traced, v, n) for n in nodes)}
         settled = not wrong
         inside -= wrong
     return [v for v in traced.depends if readers.get(v)]  # in the network's order, so that an export gives the same bytes again
+
+
+def _broadcasts(traced: Traced, value: ir.Value, reader: ir.Node) -> bool:
+    """Whether a node makes the same of a value with batch size 1.
+
+    A value that follows the batch needs another operand that does: else what the node makes has batch size 1 as well.
+    """
+    alone = traced.depends[reader.outputs[0]] <= {TIMESTEP, BATCH}
+    return reader.op_type in BROADCASTS and not (alone and BATCH in traced.depends[value])
 
 
 def _numbers(value: ir.Value) -> int:
