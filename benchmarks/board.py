@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.evaluation.metrics import Judge
 from fewstep.models.denoiser import Denoiser
@@ -23,7 +23,7 @@ __all__ = ["RESULTS", "SEEDS", "Board", "Make", "compiled"]
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-Make = Callable[[Inputs], Tensor]  # last states
+Make = Callable[[Drawn], Tensor]  # last states
 
 
 class _Compiled(nn.Module):
@@ -55,7 +55,7 @@ class Board:
         self.rows: dict[str, Any] = found.get("rows", {})
         self.about = {"machine": described(), "n": judge.n, "seeds": SEEDS, **about}
 
-    def inputs(self, seed: int) -> Inputs:
+    def inputs(self, seed: int) -> Drawn:
         """The judge's labels, noise of a set of seeds."""
         return self.teacher.draw(self.judge.n, seed=seed, labels=self.judge.labels)
 

@@ -29,7 +29,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.calibrate import calibrate, calibrate_table
 from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.endtoend import Real
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.methods import METHODS
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
@@ -84,7 +84,7 @@ def schedulers(calls: int) -> dict[str, Any]:
     return found
 
 
-def walk(scheduler: Any, teacher: Teacher, inputs: Inputs) -> Tensor:
+def walk(scheduler: Any, teacher: Teacher, inputs: Drawn) -> Tensor:
     """A scheduler's loop around D, in the VP coordinates that it works in."""
     denoise = guided(teacher.denoiser, inputs.condition, inputs.null)
     x, calls = inputs.noise[:, 0], len(scheduler.timesteps)

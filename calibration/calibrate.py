@@ -20,7 +20,7 @@ from fewstep.artifact.records import Fitted
 from fewstep.calibration.configs import FitConfig, TableConfig
 from fewstep.calibration.endtoend import Energy, Pair, Real, Table, TableFit, best_grid, fit_table, pixels
 from fewstep.calibration.iia import Fit, Part, StepFit, fit
-from fewstep.calibration.inputs import Inputs, draw
+from fewstep.calibration.inputs import Drawn, draw
 from fewstep.calibration.methods import METHODS, Method
 from fewstep.calibration.teacher import Teacher
 from fewstep.data.inputs import Arrays
@@ -152,7 +152,7 @@ def _table(
     """Fit a table, or the rest of what is known of it."""
     parametrisation = teacher.denoiser.parametrisation
 
-    def many_step(inputs: Inputs) -> Tensor:
+    def many_step(inputs: Drawn) -> Tensor:
         return teacher.sample(heun(parametrisation.grid(REFERENCE_STEPS), config.interval()), inputs, track=track)
 
     def start(grid: Grid) -> Table:
@@ -182,7 +182,7 @@ def _table(
     )
 
 
-def _seen(config: TableConfig, inputs: Inputs, targets: Tensor | None) -> Callable[[int], Pair]:
+def _seen(config: TableConfig, inputs: Drawn, targets: Tensor | None) -> Callable[[int], Pair]:
     """What every iteration of a fit sees: some of the inputs, with noise of its own where nothing was made from theirs."""
     generator = torch.Generator().manual_seed(config.seed)
     drawn = [torch.randint(len(inputs), (config.batch,), generator=generator) for _ in range(config.iterations)]

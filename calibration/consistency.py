@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
@@ -29,7 +29,7 @@ class Consistency:
 
 
 def consistency(
-    teachers: tuple[Teacher, Teacher], plans: tuple[Plan, Plan], inputs: Inputs, *, track: Track = silent
+    teachers: tuple[Teacher, Teacher], plans: tuple[Plan, Plan], inputs: Drawn, *, track: Track = silent
 ) -> Consistency:
     """Compare what two teachers make of the same inputs, each by its plan; unrelated pairs have the same condition where that
     comes in turn.

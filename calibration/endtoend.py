@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, batches
 from fewstep.data.arrays import ArraySamples
@@ -33,7 +33,7 @@ from fewstep.system.progress import Track, silent
 
 __all__ = ["Energy", "Loss", "Pair", "Real", "Table", "TableFit", "best_grid", "fit_table", "pixels"]
 
-Pair = tuple[Inputs, Tensor | None]  # what images are made from and, where a loss reads them, their targets
+Pair = tuple[Drawn, Tensor | None]  # what images are made from and, where a loss reads them, their targets
 Loss = Callable[[Tensor, Any], Tensor]  # of images made and their targets, (B, C, ...) both
 
 # Where to look for a grid to start from: noise levels of its first and its last step.
@@ -71,7 +71,7 @@ class Table(nn.Module):
         gain = alphas[1:] - alphas[:-1] * ratio
         return alphas, sigmas, ratio * (1 + self.scale), gain[:, None] * self.history.tril()
 
-    def forward(self, denoiser: Denoiser, inputs: Inputs) -> Tensor:
+    def forward(self, denoiser: Denoiser, inputs: Drawn) -> Tensor:
         """The last state, (B, C, ...)."""
         _, sigmas, a, b = self.numbers()
         denoise = guided(denoiser, inputs.condition, inputs.null)
@@ -172,7 +172,7 @@ def _apart(features: Tensor) -> Tensor:
 
 
 def best_grid(
-    teacher: Teacher, steps: int, guidance: Guidance, inputs: Inputs, targets: Tensor, *, track: Track = silent
+    teacher: Teacher, steps: int, guidance: Guidance, inputs: Drawn, targets: Tensor, *, track: Track = silent
 ) -> Grid:
     """Of a few grids, in EDM's coordinates, the best for DPM-Solver++(2M) by `pixels`."""
     parametrisation = teacher.denoiser.parametrisation

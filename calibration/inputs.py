@@ -11,11 +11,11 @@ from fewstep.artifact.manifest import Manifest
 from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays
 
-__all__ = ["Inputs", "draw"]
+__all__ = ["Drawn", "draw"]
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class Drawn:
     """What a plan starts from: noise (B, draws, C, ...), the condition and the one that means "none"."""
 
     noise: Tensor
@@ -25,18 +25,16 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.noise)
 
-    def __getitem__(self, part: slice | Tensor) -> Inputs:
+    def __getitem__(self, part: slice | Tensor) -> Drawn:
         """Some of them."""
-        return Inputs(self.noise[part], tuple(c[part] for c in self.condition), tuple(c[part] for c in self.null))
+        return Drawn(self.noise[part], tuple(c[part] for c in self.condition), tuple(c[part] for c in self.null))
 
-    def to(self, device: torch.device) -> Inputs:
+    def to(self, device: torch.device) -> Drawn:
         """On a device."""
-        return Inputs(
-            self.noise.to(device), tuple(c.to(device) for c in self.condition), tuple(c.to(device) for c in self.null)
-        )
+        return Drawn(self.noise.to(device), tuple(c.to(device) for c in self.condition), tuple(c.to(device) for c in self.null))
 
 
-def draw(manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None) -> Inputs:
+def draw(manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None) -> Drawn:
     """Unit noise from a seed, with every label in turn or, where samples are made from arrays, every row of those in turn.
 
     arrays: see fewstep.data.conditions. Raises ValueError where some are needed and missing, or have other names or shapes.
@@ -45,4 +43,4 @@ def draw(manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arr
     noise = torch.randn(samples, draws, *manifest.state.shape, generator=generator)
     conditions = Conditions(manifest.signature.inputs, arrays)
     given = conditions.in_turn(samples)
-    return Inputs(noise, given, conditions.null(given))
+    return Drawn(noise, given, conditions.null(given))

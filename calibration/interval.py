@@ -20,7 +20,7 @@ from fewstep.artifact.digests import model_digest
 from fewstep.artifact.manifest import PlanEntry, check_name
 from fewstep.artifact.records import Searched
 from fewstep.calibration.configs import IntervalConfig
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.data.inputs import Arrays
 from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
@@ -181,7 +181,7 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def similarity(teacher: Teacher, plan: Plan, inputs: Inputs) -> list[float]:
+def similarity(teacher: Teacher, plan: Plan, inputs: Drawn) -> list[float]:
     """Mean cosine similarity of the conditional and the unconditional estimate D along a plan, one for each row.
 
     At 0.99 and above guidance hardly changes anything.

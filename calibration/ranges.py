@@ -18,7 +18,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import RangesEntry
 from fewstep.artifact.ranges import LARGEST_WEIGHT, Interval, LayerRanges, Ranges
 from fewstep.artifact.spec import Precision
-from fewstep.calibration.inputs import Inputs, draw
+from fewstep.calibration.inputs import Drawn, draw
 from fewstep.data.inputs import Arrays
 from fewstep.models.denoiser import Denoiser, load_network
 from fewstep.sampling.guidance import guided
@@ -73,7 +73,7 @@ def calibrate_ranges(
     return Bundle.load(bundle.root)
 
 
-def collect(denoiser: Denoiser, plan: Plan, inputs: Inputs, *, name: str) -> Ranges:
+def collect(denoiser: Denoiser, plan: Plan, inputs: Drawn, *, name: str) -> Ranges:
     """Smallest and largest input and output of every convolution and linear layer, for every row of the plan."""
     seen: dict[str, dict[int, tuple[Interval, Interval]]] = {}
     position = _Position()
@@ -105,7 +105,7 @@ def collect(denoiser: Denoiser, plan: Plan, inputs: Inputs, *, name: str) -> Ran
 def excluded_layers(
     denoiser: Denoiser,
     plan: Plan,
-    inputs: Inputs,
+    inputs: Drawn,
     ranges: Ranges,
     precision: Precision,
     *,
@@ -144,7 +144,7 @@ def excluded_layers(
 
 
 def rounded_sample(
-    denoiser: Denoiser, plan: Plan, inputs: Inputs, ranges: Ranges, names: Collection[str], precision: Precision
+    denoiser: Denoiser, plan: Plan, inputs: Drawn, ranges: Ranges, names: Collection[str], precision: Precision
 ) -> Tensor:
     """The plan's result (B, C, ...) with the named layers rounded to a precision, the others exact."""
     position = _Position()
@@ -189,7 +189,7 @@ class _Position:
     row: int = 0
 
 
-def _run(denoiser: Denoiser, plan: Plan, inputs: Inputs, position: _Position) -> Tensor:
+def _run(denoiser: Denoiser, plan: Plan, inputs: Drawn, position: _Position) -> Tensor:
     """The plan's last state; `position` says at any time which row the network is in."""
     position.row = 0
     x: Tensor = plan.begin(inputs.noise[:, 0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.calibration.inputs import Inputs, draw
+from fewstep.calibration.inputs import Drawn, draw
 from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays
 from fewstep.models.decoder import in_units, load_decoder
@@ -44,7 +44,7 @@ class Teacher:
         draws: int = 1,
         labels: npt.NDArray[np.int64] | None = None,
         arrays: Arrays | None = None,
-    ) -> Inputs:
+    ) -> Drawn:
         """Noise and conditions, see fewstep.calibration.inputs.draw.
 
         labels: classes, or rows of arrays, (samples,), instead of every one in turn.
@@ -54,7 +54,7 @@ class Teacher:
             return inputs
         return replace(inputs, condition=Conditions(self.manifest.signature.inputs, arrays).of(torch.tensor(labels)))
 
-    def sample(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> Tensor:
+    def sample(self, plan: Plan, inputs: Drawn, *, track: Track = silent) -> Tensor:
         """The plan's last states, (n, C, ...) on the host."""
         starts, made = range(0, len(inputs), self.batch), []
         with torch.no_grad():
@@ -65,7 +65,7 @@ class Teacher:
                 made.append(sample(denoise, x, plan, list(some.noise[:, 1:].unbind(1))).cpu())
         return torch.cat(made)
 
-    def outputs(self, plan: Plan, inputs: Inputs, *, track: Track = silent) -> npt.NDArray[Any]:
+    def outputs(self, plan: Plan, inputs: Drawn, *, track: Track = silent) -> npt.NDArray[Any]:
         """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, values (n, columns, *axes)."""
         return self.rounded(self.sample(plan, inputs, track=track))
 

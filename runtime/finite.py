@@ -8,8 +8,8 @@ import numpy as np
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.external import check_files
-from fewstep.artifact.manifest import GraphEntry
 from fewstep.artifact.inner_values import with_outputs
+from fewstep.artifact.manifest import GraphEntry
 from fewstep.backends.base import Array
 from fewstep.backends.sessions import open_session
 

@@ -222,7 +222,7 @@ def golden(content: bytes) -> None:
 def request(content: bytes) -> None:
     """A body of the Open Inference Protocol; its first line is the header with the length of the JSON."""
     header, _, body = content.partition(b"\n")
-    asked, tensors = parse(body, header.decode("latin-1") or None, limits.Limits())
+    asked, tensors = parse(body, header.decode("latin-1") or None, limits.ServerLimits())
     if "seeds" in tensors:
         answer(asked, "model", "1", {"images": ("UINT64", tensors["seeds"])})
 

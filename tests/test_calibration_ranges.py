@@ -8,7 +8,7 @@ import torch
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.signature import LabelInput, State
 from fewstep.artifact.spec import Precision
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.ranges import calibrate_ranges, collect, excluded_layers, rounded_sample
 from fewstep.models.denoiser import Denoiser, unet
 from fewstep.sampling.guidance import Guidance
@@ -24,10 +24,10 @@ def _denoiser() -> Denoiser:
     return unet(STATE, CLASSES, channels=(16,), layers=1, attention=False, patch=1).eval()
 
 
-def _inputs(batch: int = 8) -> Inputs:
+def _inputs(batch: int = 8) -> Drawn:
     labels = torch.arange(batch) % 3
     noise = torch.randn(batch, PLAN.draws, *STATE.shape, generator=torch.Generator().manual_seed(1))
-    return Inputs(noise, (labels,), (torch.full_like(labels, 3),))
+    return Drawn(noise, (labels,), (torch.full_like(labels, 3),))
 
 
 def test_ranges_are_those_of_the_plans_own_trajectory() -> None:

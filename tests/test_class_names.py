@@ -213,7 +213,7 @@ def test_what_ships_carries_the_names(clothes: Path, tmp_path: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    triton.write_repository(Bundle.load(clothes), tmp_path / "models", ["one"], triton.Settings("cpu"))
+    triton.write_repository(Bundle.load(clothes), tmp_path / "models", ["one"], triton.TritonSettings("cpu"))
     config = text_format.Parse((tmp_path / "models/clothes.one/config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert json.loads(config.parameters["labels"].string_value)["names"] == list(CLOTHES)
 

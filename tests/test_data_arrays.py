@@ -104,7 +104,10 @@ def test_names_units_classes_and_what_means_none_lie_beside_a_file(tmp_path: Pat
 @pytest.mark.parametrize("kind", ["npz", "parquet", "both"])
 def test_a_directory_is_one_data_set(kind: str, tmp_path: Path) -> None:
     given = paths()
-    root, halves = tmp_path / "data", [{name: array[part] for name, array in given.items()} for part in (slice(7), slice(7, 20))]
+    root, halves = (
+        tmp_path / "data",
+        [{name: array[part] for name, array in given.items()} for part in (slice(7), slice(7, 20))],
+    )
     for i, half in enumerate(halves):
         write = npz if kind == "npz" or (kind == "both" and i) else parquet
         write(root / f"{i}.{'npz' if write is npz else 'parquet'}", **half)
@@ -209,7 +212,10 @@ def test_what_is_read_elsewhere_takes_the_place_of_a_class_alone(tmp_path: Path)
         ({"Observation": np.zeros((20, 2))}, "the array Observation cannot be an input: name: String should match"),
         ({"noise": np.zeros((20, 2))}, "got 'noise'; choose another"),
         ({"values_": np.array([object()] * 20)}, "a.npz is not readable"),
-        ({"negative_observation": np.zeros((20, 5))}, "is no name of an input, but of what means none; give both with --inputs"),
+        (
+            {"negative_observation": np.zeros((20, 5))},
+            "is no name of an input, but of what means none; give both with --inputs",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

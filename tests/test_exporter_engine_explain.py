@@ -18,7 +18,7 @@ from fewstep.exporter.engine.facts import GraphFacts, graph_facts
 from fewstep.exporter.engine.flavour import Flavour, choose, installed
 from fewstep.exporter.engine.worker import Request
 from fewstep.runtime.buckets import BUCKETS
-from fewstep.runtime.deploy.triton import Settings as Deployment
+from fewstep.runtime.deploy.triton import TritonSettings as Deployment
 from fewstep.system.machine import Machine, this_machine
 
 RTX = Flavour("tensorrt_rtx", "1.7.1", ("75", "80", "86", "89", "120", "121"))

@@ -20,7 +20,7 @@ from fewstep.artifact.manifest import Manifest
 from fewstep.artifact.ranges import Ranges
 from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.artifact.spec import Precision
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.ranges import collect, rounded_sample
 from fewstep.exporter.engine.build import build_engines
 from fewstep.exporter.engine.cases import EngineSettings
@@ -53,14 +53,14 @@ def traces(denoiser: Denoiser) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def inputs() -> Inputs:
+def inputs() -> Drawn:
     labels = torch.arange(16) % 3
     noise = torch.randn(16, PLAN.draws, *IMAGE.shape, generator=torch.Generator().manual_seed(1))
-    return Inputs(noise, (labels,), (torch.full_like(labels, 3),))
+    return Drawn(noise, (labels,), (torch.full_like(labels, 3),))
 
 
 @pytest.fixture(scope="module")
-def ranges(denoiser: Denoiser, inputs: Inputs) -> Ranges:
+def ranges(denoiser: Denoiser, inputs: Drawn) -> Ranges:
     return collect(denoiser, PLAN, inputs, name="ddim3")
 
 
@@ -77,7 +77,7 @@ def _model(
     return layout(network, PLAN, IMAGE, layers=_layers(precision, ranges, excluded))
 
 
-def _sample(model: ir.Model, inputs: Inputs, path: Path, *, optimise: bool = True) -> np.ndarray:
+def _sample(model: ir.Model, inputs: Drawn, path: Path, *, optimise: bool = True) -> np.ndarray:
     ir.save(model, path)
     options = ort.SessionOptions()
     if not optimise:
@@ -88,7 +88,7 @@ def _sample(model: ir.Model, inputs: Inputs, path: Path, *, optimise: bool = Tru
 
 @pytest.mark.parametrize("precision", ["int8", "int8-fp16", "fp8"])
 def test_the_graph_rounds_as_calibration_foresaw(
-    precision: Precision, denoiser: Denoiser, traces: dict[str, Any], ranges: Ranges, inputs: Inputs, tmp_path: Path
+    precision: Precision, denoiser: Denoiser, traces: dict[str, Any], ranges: Ranges, inputs: Drawn, tmp_path: Path
 ) -> None:
     """One layer: the same image. All of them: an error of the same size, for rounding is chaotic."""
     exact = rounded_sample(denoiser, PLAN, inputs, ranges, [], precision).numpy()
@@ -158,7 +158,7 @@ def _cannot_saturate(constants: dict[str, np.ndarray]) -> int:
 
 @pytest.mark.parametrize("layout", [unroll, loop])
 def test_no_sum_of_two_products_saturates_where_a_processor_adds_them_in_16_bits(
-    layout: Any, denoiser: Denoiser, inputs: Inputs
+    layout: Any, denoiser: Denoiser, inputs: Drawn
 ) -> None:
     """Weights as hard as can be: all of one size, so that every code is the largest there is."""
     hard = copy.deepcopy(denoiser)
@@ -188,7 +188,7 @@ def test_only_the_form_for_cpus_has_zero_points_and_quantized_outputs(traces: di
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-fp16"])
 def test_kept_layers_compute_in_fp32(
-    precision: str, traces: dict[str, Any], ranges: Ranges, inputs: Inputs, denoiser: Denoiser, tmp_path: Path
+    precision: str, traces: dict[str, Any], ranges: Ranges, inputs: Drawn, denoiser: Denoiser, tmp_path: Path
 ) -> None:
     excluded = ("conv_in", "conv_out")
     model = _model(traces, precision, ranges, excluded)

@@ -38,7 +38,7 @@ from fewstep.runtime.finite import where_it_ended
 from fewstep.runtime.server import serve
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.connection import Connection, Places
-from fewstep.runtime.server.limits import Limits
+from fewstep.runtime.server.limits import ServerLimits
 from fewstep.runtime.server.repository import Options, Repository, Version
 
 CORPUS = sorted(path for path in (Path(__file__).parent / "corpus").rglob("*") if path.is_file())
@@ -396,7 +396,7 @@ def test_a_websocket_is_closed_and_a_body_cut_short_is_not_acted_on(app: Any) ->
 
 
 @contextlib.contextmanager
-def listening(app: Any, limits: Limits = Limits()) -> Iterator[int]:  # noqa: B008
+def listening(app: Any, limits: ServerLimits = ServerLimits()) -> Iterator[int]:  # noqa: B008
     """The application behind the server's own protocol, on a port of this machine."""
     http: Any = partial(Connection, places=Places(limits))
     config = uvicorn.Config(app, http=http, ws="none", log_level="critical", lifespan="off", loop="asyncio")
@@ -452,19 +452,19 @@ SILENT = {
 
 @pytest.mark.parametrize("name", SILENT)
 def test_who_is_silent_is_let_go(name: str, app: Any) -> None:
-    with listening(app, Limits(silence_s=0.4)) as port:
+    with listening(app, ServerLimits(silence_s=0.4)) as port:
         assert talk(port, *SILENT[name])[1]
 
 
 def test_who_talks_is_not_let_go(app: Any) -> None:
-    with listening(app, Limits(silence_s=0.4)) as port:
+    with listening(app, ServerLimits(silence_s=0.4)) as port:
         answer, closed = talk(port, *[LIVE] * 8, LIVE.replace(b"Host: x", b"Host: x\r\nConnection: close"), pause=0.15)
         assert (answer.count(b"200 OK"), closed) == (9, True)
 
 
 def test_who_does_not_read_is_let_go(app: Any) -> None:
     metrics = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-    with listening(app, Limits(silence_s=0.3)) as port, socket.socket() as client:
+    with listening(app, ServerLimits(silence_s=0.3)) as port, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", port))
         client.settimeout(5)

@@ -233,7 +233,9 @@ def test_calibrate_and_compare_take_a_precision_for_their_classifier(digits: Bun
     assert record.trained_in[0] == other()
     fewstep("compare", digits.root, "--plan", "sid1", "--seeds", 2, "--seconds", 0, *options)
     assert json.loads((digits.root / "comparison.json").read_text())["trained_in"] == other()
-    assert "is that of a classifier of real images" in refused("calibrate", digits.root, "--name", "b", "--mixed-precision", "no")
+    assert "is that of a classifier of real images" in refused(
+        "calibrate", digits.root, "--name", "b", "--mixed-precision", "no"
+    )
     sentence = refused("compare", digits.root, *options[:2], "--features", "efficientnet", "--mixed-precision", "no")
     assert "the features efficientnet are not trained here" in sentence
 

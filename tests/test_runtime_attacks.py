@@ -28,7 +28,7 @@ from fewstep.runtime.batcher import FullError
 from fewstep.runtime.server import serve, service
 from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.connection import PIECE_BYTES, PIECES, Connection, Places
-from fewstep.runtime.server.limits import Budget, Limits
+from fewstep.runtime.server.limits import Budget, ServerLimits
 from fewstep.runtime.server.pictures import MAX_PIXELS, MAX_SIDE
 from fewstep.runtime.server.repository import Options, Repository
 
@@ -47,7 +47,7 @@ def repository() -> Iterator[Repository]:
 
 
 @contextlib.contextmanager
-def listening(repository: Repository, limits: Limits = Limits(), **policy: Any) -> Iterator[int]:  # noqa: B008
+def listening(repository: Repository, limits: ServerLimits = ServerLimits(), **policy: Any) -> Iterator[int]:  # noqa: B008
     """A server in this process, as `serve` sets it up, on a port of this machine."""
     http: Any = partial(Connection, places=Places(limits))
     app = create_app(repository, Policy(limits=limits, **policy))
@@ -116,7 +116,7 @@ def test_memory_stays_and_probes_are_answered(name: str, server: tuple[int, int]
 
 
 def test_every_limit_stands_in_the_docs() -> None:
-    limits, page = Limits(), (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
+    limits, page = ServerLimits(), (Path(__file__).parent.parent / "docs" / "serving.md").read_text("utf-8")
     section = page.split("### Limits")[1].split("\n## ")[0]
     for shown in (
         f"| {limits.head_bytes >> 10} KiB, {limits.head_lines} lines, {limits.silence_s:g} s |",
@@ -222,7 +222,7 @@ def test_who_expects_to_be_told_to_go_on_is_told_or_refused(repository: Reposito
 
 
 def test_a_new_connection_takes_the_place_of_the_one_that_waited_longest(repository: Repository) -> None:
-    with listening(repository, Limits(connections=8)) as port, contextlib.ExitStack() as opened:
+    with listening(repository, ServerLimits(connections=8)) as port, contextlib.ExitStack() as opened:
         clients = [opened.enter_context(connect(port)) for _ in range(20)]
         clients[12].sendall(post("/generate", "Content-Length: 100", body=b"{"))  # goes after those without a request
         assert talk(port, LAST).startswith(b"HTTP/1.1 200")
@@ -240,7 +240,7 @@ def test_a_new_connection_takes_the_place_of_the_one_that_waited_longest(reposit
 @pytest.mark.parametrize(("pace", "whole"), [(1 << 20, False), (1 << 10, True)])
 def test_who_reads_too_slowly_is_let_go_and_who_reads_is_not(pace: int, whole: bool, repository: Repository) -> None:
     body = json.dumps(inputs(64)).encode()
-    with listening(repository, Limits(silence_s=0.5, pace=pace)) as port, socket.socket() as client:
+    with listening(repository, ServerLimits(silence_s=0.5, pace=pace)) as port, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
         client.settimeout(10)
         client.connect(("127.0.0.1", port))
@@ -293,7 +293,7 @@ def test_a_budget_is_shared_and_one_alone_may_be_larger() -> None:
 
 
 def test_bodies_in_memory_have_a_limit_together(repository: Repository) -> None:
-    limits = Limits(tensor_bytes=1 << 20, bodies_bytes=1 << 20)
+    limits = ServerLimits(tensor_bytes=1 << 20, bodies_bytes=1 << 20)
     body = json.dumps(inputs()).encode()
     with listening(repository, limits) as port, connect(port) as first:
         first.sendall(post(INFER, f"Content-Length: {1 << 20}", body=bytes(900_000)))
@@ -322,7 +322,7 @@ def test_requests_that_are_being_made_have_a_limit_and_probes_none(
     batcher, gate = repository.model("digits").version().batcher(None), threading.Event()
     make = batcher.generator.make
     monkeypatch.setattr(batcher.generator, "make", lambda inputs: (gate.wait(30), make(inputs))[1])
-    with listening(repository, Limits(requests=2)) as port, contextlib.ExitStack() as opened:
+    with listening(repository, ServerLimits(requests=2)) as port, contextlib.ExitStack() as opened:
         clients = [opened.enter_context(connect(port)) for _ in range(2)]
         for client in clients:
             client.sendall(post("/generate", "Content-Length: 2", body=b"{}"))

@@ -34,7 +34,7 @@ pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 from google.protobuf import text_format  # noqa: E402
 
-from fewstep.runtime.deploy.triton import Settings, write_repository  # noqa: E402
+from fewstep.runtime.deploy.triton import TritonSettings, write_repository  # noqa: E402
 
 TESTS = Path(__file__).parent
 EXAMPLE = Bundle.load(TESTS.parent / "examples" / "digits.bundle")
@@ -71,7 +71,10 @@ def infer(address: str, name: str, seeds: list[int], labels: list[int], shape: t
 
 
 def test_a_repository_parses_and_says_what_the_graph_is(tmp_path: Path) -> None:
-    assert write_repository(EXAMPLE, tmp_path, ["sid1", "sid2"], Settings("cpu", max_batch=8)) == ["digits.sid1", "digits.sid2"]
+    assert write_repository(EXAMPLE, tmp_path, ["sid1", "sid2"], TritonSettings("cpu", max_batch=8)) == [
+        "digits.sid1",
+        "digits.sid2",
+    ]
     assert len(list(tmp_path.iterdir())) == 6
     for model in tmp_path.iterdir():
         assert config(tmp_path, model.name).name == model.name
@@ -91,35 +94,39 @@ def test_a_repository_parses_and_says_what_the_graph_is(tmp_path: Path) -> None:
     assert sampler.instance_group[0].kind == pb.ModelInstanceGroup.KIND_CPU
     assert (tmp_path / "digits.sid2.sampler/1/model.onnx").read_bytes() == EXAMPLE.file("graphs/sid2.fp32.onnx").read_bytes()
     on_gpu = tmp_path / "gpu"
-    write_repository(EXAMPLE, on_gpu, ["sid1"], Settings())
+    write_repository(EXAMPLE, on_gpu, ["sid1"], TritonSettings())
     assert (on_gpu / "digits.sid1.sampler/1/model.onnx").read_bytes() == EXAMPLE.file("graphs/sid1.fp16.onnx").read_bytes()
 
 
 def test_a_model_is_replaced_as_a_whole_and_a_foreign_directory_is_not(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    write_repository(EXAMPLE, tmp_path, ["sid1"], Settings("cpu"))
+    write_repository(EXAMPLE, tmp_path, ["sid1"], TritonSettings("cpu"))
     (tmp_path / "digits.sid1.sampler/1/left.over").touch()
-    write_repository(EXAMPLE, tmp_path, ["sid1"], Settings("cpu"))
+    write_repository(EXAMPLE, tmp_path, ["sid1"], TritonSettings("cpu"))
     assert not (tmp_path / "digits.sid1.sampler/1/left.over").exists()
     assert other.is_dir()
     (tmp_path / "digits.sid2").mkdir()
     with pytest.raises(ValueError, match=r"digits\.sid2 is there and no Triton model; remove it"):
-        write_repository(EXAMPLE, tmp_path, ["sid2"], Settings("cpu"))
+        write_repository(EXAMPLE, tmp_path, ["sid2"], TritonSettings("cpu"))
     assert not (tmp_path / "digits.sid2.noise").exists()
 
 
 @pytest.mark.parametrize(
     ("plan", "settings", "sentence"),
     [
-        ("no", Settings(), "has no plan 'no'; it has: "),
-        ("sid1", Settings(precision="fp8"), r"no whole graph of the plan 'sid1' in fp8 .*fewstep export .*--precision fp8"),
-        ("ddim10", Settings(), "write it with: fewstep export digits.bundle --plan ddim10"),
-        ("sid1", Settings(max_batch=64, max_waiting=8), "a queue holds a batch of 64 at least, got max_waiting 8"),
+        ("no", TritonSettings(), "has no plan 'no'; it has: "),
+        (
+            "sid1",
+            TritonSettings(precision="fp8"),
+            r"no whole graph of the plan 'sid1' in fp8 .*fewstep export .*--precision fp8",
+        ),
+        ("ddim10", TritonSettings(), "write it with: fewstep export digits.bundle --plan ddim10"),
+        ("sid1", TritonSettings(max_batch=64, max_waiting=8), "a queue holds a batch of 64 at least, got max_waiting 8"),
     ],
 )
 def test_what_cannot_be_served_is_refused_and_nothing_is_written(
-    plan: str, settings: Settings, sentence: str, tmp_path: Path
+    plan: str, settings: TritonSettings, sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         write_repository(EXAMPLE, tmp_path / "out", [plan], settings)
@@ -146,14 +153,14 @@ def test_there_is_one_engine_for_every_architecture(digits: Bundle, tmp_path: Pa
                 file=file, graph="sid1.fp16", key=key, layers={}, inspected=False, seconds=0
             )
     bundle = Bundle.load(digits.root)
-    write_repository(bundle, tmp_path / "out", ["sid1"], Settings(max_batch=16))
+    write_repository(bundle, tmp_path / "out", ["sid1"], TritonSettings(max_batch=16))
     sampler = config(tmp_path / "out", "digits.sid1.sampler")
     assert sampler.platform == "tensorrt_plan"
     assert dict(sampler.cc_model_filenames) == {"8.9": "model.sm89.plan", "9.0": "model.sm90.plan"}
     assert (tmp_path / "out/digits.sid1.sampler/1/model.sm90.plan").read_bytes() == b"90"
     assert [spec.batch_size for spec in sampler.optimization.cuda.graph_spec] == [1, 2, 4, 8, 16]
     with pytest.raises(ValueError, match=r"the engine sid1\.fp16\.89 does not take batch 32; build it for that"):
-        write_repository(bundle, tmp_path / "out", ["sid1"], Settings(max_batch=32))
+        write_repository(bundle, tmp_path / "out", ["sid1"], TritonSettings(max_batch=32))
 
 
 def with_a_graph(path: Path, signature: Signature) -> Bundle:
@@ -182,7 +189,7 @@ def test_arrays_and_weights_beside_the_graph_go_along(tmp_path: Path) -> None:
         ArrayInput(name="pooled_prompt_embeds", shape=(3,), null="given"),
     )
     bundle = with_a_graph(tmp_path / "b", Signature(inputs=prompts, output=ImageOutput(channels=4, height=8, width=8)))
-    write_repository(bundle, tmp_path / "out", ["p"], Settings("cpu"))
+    write_repository(bundle, tmp_path / "out", ["p"], TritonSettings("cpu"))
     shapes = {i.name: list(i.dims) for i in config(tmp_path / "out", "b.p").input}
     given = {"prompt_embeds": [5, 12], "pooled_prompt_embeds": [3]}
     assert shapes == {"seeds": [1], **given, **{f"negative_{name}": shape for name, shape in given.items()}}
@@ -192,7 +199,7 @@ def test_arrays_and_weights_beside_the_graph_go_along(tmp_path: Path) -> None:
 def test_an_output_that_is_no_image_has_its_own_type_shape_and_meaning(tmp_path: Path) -> None:
     path = ArrayOutput(axes=(Axis(name="time", size=6),), columns=(Column(name="x", unit="m"), Column(name="y", unit="m")))
     robot = Signature(inputs=(LabelInput(name="task", classes=2), ArrayInput(name="seen", shape=(), null="zeros")), output=path)
-    write_repository(with_a_graph(tmp_path / "b", robot), tmp_path / "out", ["p"], Settings("cpu"))
+    write_repository(with_a_graph(tmp_path / "b", robot), tmp_path / "out", ["p"], TritonSettings("cpu"))
     ensemble, noise, sampler = (config(tmp_path / "out", f"b.p{part}") for part in ("", ".noise", ".sampler"))
     for model in (ensemble, sampler):
         assert [(o.name, o.data_type, list(o.dims)) for o in model.output] == [("values", pb.TYPE_FP32, [6, 2])]
@@ -246,7 +253,7 @@ def triton(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
 
 def test_the_real_triton_serves_the_repository_with_the_runtimes_images(triton: Callable[[Path], str], tmp_path: Path) -> None:
     """The server, ensembles, warm-up, batching and the noise are Triton's own; its onnxruntime backend is played."""
-    write_repository(EXAMPLE, tmp_path / "repository", ["sid1", "sid2"], Settings("cpu", max_batch=8))
+    write_repository(EXAMPLE, tmp_path / "repository", ["sid1", "sid2"], TritonSettings("cpu", max_batch=8))
     address = triton(tmp_path / "repository")
     for plan in ("sid1", "sid2"):
         generator = Generator(EXAMPLE, plan=plan, precision="fp32", backend="cpu")
@@ -275,11 +282,11 @@ def test_ray_refuses_what_is_not_there(tmp_path: Path) -> None:
     ray = pytest.importorskip("fewstep.runtime.deploy.ray", reason="ray is not installed")
     out = tmp_path / "serve.yaml"
     with pytest.raises(ValueError, match="has no plan 'no'"):
-        ray.write_config(out, ray.Settings(bundle=EXAMPLE.root, plans=("no",)), ray.Replicas())
+        ray.write_config(out, ray.RaySettings(bundle=EXAMPLE.root, plans=("no",)), ray.Replicas())
     with pytest.raises(FileNotFoundError, match="is not a bundle"):
-        ray.write_config(out, ray.Settings(bundle=tmp_path), ray.Replicas())
+        ray.write_config(out, ray.RaySettings(bundle=tmp_path), ray.Replicas())
     with pytest.raises(ValueError, match="3 replicas at least and 2 at most"):
-        ray.write_config(out, ray.Settings(bundle=EXAMPLE.root), ray.Replicas(least=3, most=2))
+        ray.write_config(out, ray.RaySettings(bundle=EXAMPLE.root), ray.Replicas(least=3, most=2))
     for plan, choice, sentence in (
         ("ddim10", {}, "no graph of the plan 'ddim10'"),
         ("sid1", {"precision": "fp8"}, "no fp8 graph of the plan 'sid1'"),
@@ -287,7 +294,7 @@ def test_ray_refuses_what_is_not_there(tmp_path: Path) -> None:
         ("sid1", {"max_batch": 64, "max_waiting": 1}, "a queue holds a batch and a request at least"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            ray.write_config(out, ray.Settings(bundle=EXAMPLE.root, plans=(plan,), **choice), ray.Replicas())
+            ray.write_config(out, ray.RaySettings(bundle=EXAMPLE.root, plans=(plan,), **choice), ray.Replicas())
     assert not out.exists()
 
 

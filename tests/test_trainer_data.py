@@ -119,7 +119,9 @@ def test_processes_share_a_stream_and_read_what_one_reads(tmp_path: Path) -> Non
 
 
 def test_a_teacher_learns_from_a_stream(tmp_path: Path) -> None:
-    fewstep("train", "--data", f"file://{_parquet(tmp_path / 'data')}", "--iterations", "2", "--batch", "4", "--out", tmp_path / "a")
+    fewstep(
+        "train", "--data", f"file://{_parquet(tmp_path / 'data')}", "--iterations", "2", "--batch", "4", "--out", tmp_path / "a"
+    )
     assert str(Bundle.load(tmp_path / "a").manifest.records.components["teacher"].data).startswith("file://")
 
 

@@ -27,13 +27,13 @@ from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.records import Imported
-from fewstep.calibration.inputs import Inputs
+from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.exporter.export import export_graphs
 from fewstep.exporter.parity import check_graphs
 from fewstep.models.decoder import Decoder, as_output
-from fewstep.models.importer import ImportOptions, import_teacher
 from fewstep.models.families.base import Pipeline
+from fewstep.models.importer import ImportOptions, import_teacher
 from fewstep.models.proof import PIPELINES, Case, prove
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
@@ -73,15 +73,15 @@ def imported(case: str, tmp_path: Path) -> tuple[Tiny, Bundle]:
     return CASES[case](), bundle
 
 
-def inputs(bundle: Bundle, seed: int = 5) -> Inputs:
+def inputs(bundle: Bundle, seed: int = 5) -> Drawn:
     """Noise (1, draws + 1, C, H, W), one more than a plan needs, for schedulers that draw and do not use it; conditions."""
     manifest, generator = bundle.manifest, torch.Generator().manual_seed(seed)
     drawn = torch.tensor(noise([seed], (bundle.plan(str(manifest.default)).draws + 1, *manifest.state.shape)))
     if labels := manifest.signature.labels:
-        return Inputs(drawn, (torch.tensor([7]),), (torch.tensor([labels.classes]),))
+        return Drawn(drawn, (torch.tensor([7]),), (torch.tensor([labels.classes]),))
     specs = manifest.signature.tensors(guided=False)
     both = [tuple(torch.randn(1, *spec.shape, generator=generator) for spec in specs) for _ in range(2)]
-    return Inputs(drawn, *both)
+    return Drawn(drawn, *both)
 
 
 def imported_of(bundle: Bundle) -> Imported:
@@ -98,7 +98,7 @@ def test_the_default_plan_ends_where_the_real_pipeline_does(case: str, tmp_path:
     plan, some = bundle.plan(NAMES[case]), inputs(bundle)
     scale = 1.0 if tiny.network in ("plain", "lcm") else 3.0
     expected = last_state(tiny, STEPS, scale, some.noise[0], some.condition, some.null)
-    given = Inputs(some.noise[:, : plan.draws], some.condition, some.null)
+    given = Drawn(some.noise[:, : plan.draws], some.condition, some.null)
     made = Teacher(bundle).sample(plan, given)
     assert float((made - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 

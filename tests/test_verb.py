@@ -73,11 +73,23 @@ def test_a_dry_run_does_nothing_and_what_it_shows_is_the_same_run(verb: tuple[st
     unset = {line[2:].split(": not set")[0] for line in shown.splitlines() if line.startswith("# ")}
     found = set(tomllib.loads(shown)) | unset
     assert found <= flags
-    assert found == flags or len(verb) == 1 and verb[0] in ("calibrate",)  # one of several kinds of settings
+    assert found == flags or (len(verb) == 1 and verb[0] in ("calibrate",))  # one of several kinds of settings
 
 
 def test_a_run_by_a_file_is_the_run_by_the_command_line(tmp_path: Path) -> None:
-    given = ("--iterations", 2, "--batch", 4, "--channels", "8,16", "--noise-std", 1.1, "--attention", "--license", 'a "b" \\ é')
+    given = (
+        "--iterations",
+        2,
+        "--batch",
+        4,
+        "--channels",
+        "8,16",
+        "--noise-std",
+        1.1,
+        "--attention",
+        "--license",
+        'a "b" \\ é',
+    )
     fewstep("train", *given, "--out", "a.bundle", cwd=tmp_path)
     (tmp_path / "run.toml").write_text(fewstep("train", *given, "--out", "b.bundle", "--dry-run", cwd=tmp_path).stdout)
     fewstep("train", "--config", "run.toml", cwd=tmp_path)
@@ -101,7 +113,11 @@ def test_the_command_line_counts_more_than_the_file(tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_settings(tmp_path: Path) -> None:
-    for words, config in ((["train"], TeacherConfig()), (["train", "--start", "a"], TuneConfig()), (["distill", "b"], SidConfig())):
+    for words, config in (
+        (["train"], TeacherConfig()),
+        (["train", "--start", "a"], TuneConfig()),
+        (["distill", "b"], SidConfig()),
+    ):
         shown = dry(*words, cwd=tmp_path)
         for name, value in vars(config).items():
             if value is not None and name != "start":
@@ -150,7 +166,9 @@ def test_bytes_a_directory_and_nothing_are_no_file_of_options(tmp_path: Path) ->
     assert "none.toml is not there; name a TOML file" in refused("train", "--config", "none.toml", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("text", ["iterations = 2.5", "iterations = true", "iterations = [1, 2]", "attention = 'maybe'", "lr = 'x'"])
+@pytest.mark.parametrize(
+    "text", ["iterations = 2.5", "iterations = true", "iterations = [1, 2]", "attention = 'maybe'", "lr = 'x'"]
+)
 def test_a_value_is_checked_as_on_the_command_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(text)
     name = text.split(" ")[0]

@@ -55,15 +55,18 @@ def open_examples(
 
 
 def examples_like(bundle: Bundle, source: str, *, rows: bool, track: Track = silent) -> Samples:
-    """Training samples like those that a bundle makes. rows: their labels number rows of arrays that are given elsewhere."""
+    """Training samples like those that a bundle makes. rows: their labels number rows of arrays that are given elsewhere.
+
+    Raises ValueError or OSError as `open_examples` and `samples_of` do.
+    """
     manifest = bundle.manifest
-    sized = is_of_images(source)
-    return open_examples(
+    found = open_examples(
         source,
-        resolution=manifest.output.shape[1] if sized else None,
+        resolution=manifest.output.shape[1] if is_of_images(source) else None,
         inputs=manifest.signature.inputs if rows else None,
         track=track,
     )
+    return samples_of(bundle, found)
 
 
 def is_of_images(source: str) -> bool:

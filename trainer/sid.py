@@ -43,7 +43,7 @@ from fewstep.trainer.run import Material, Run, Validate, adam
 from fewstep.trainer.scores import FakeScore, discriminator_loss, evaluate, generator_loss
 from fewstep.trainer.shards import prepared
 
-__all__ = ["Distilling", "SidRun", "distill", "resolved", "generator_grid"]
+__all__ = ["Distilling", "SidRun", "distill", "generator_grid", "resolved"]
 
 VP_START = 0.625  # of the table's times, where few steps begin
 DROPPED = 0.1  # conditions that LSG withholds from F while it learns

@@ -19,7 +19,7 @@ from fewstep.artifact.signature import Signature, State
 from fewstep.data.conditions import Conditions
 from fewstep.models.decoder import Decoder, as_output
 from fewstep.models.denoiser import Denoiser
-from fewstep.models.mixed_precision import Chosen, precision_here
+from fewstep.models.mixed_precision import ChosenPrecision, precision_here
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Plan, sample
 from fewstep.system.picture import grid, save_grid
@@ -34,7 +34,7 @@ CURVE_EVERY = 10  # updates between two points; each makes a GPU wait for its nu
 SHEET = 20  # images
 
 
-def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> tuple[Accelerator, Chosen]:
+def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> tuple[Accelerator, ChosenPrecision]:
     """An Accelerator for networks that compute in a precision, which tracks into the directory `log`, where there is one.
 
     With auto, the precision is that of the checkpoint `saved`, else what the first process finds faster. what: the work.
@@ -42,7 +42,7 @@ def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str)
     """
     keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())
-    found: Chosen | None = None
+    found: ChosenPrecision | None = None
     if processes.is_main_process:
         found = precision_here(precision, processes.device, what, stored=checkpoint.began_in(saved))
     (found,) = broadcast_object_list([found])

@@ -25,10 +25,10 @@ from fewstep.runtime.server.app import Policy, create_app
 from fewstep.runtime.server.repository import Options, Repository
 from fewstep.system.places import writing
 
-__all__ = ["Replicas", "Settings", "application", "write_config"]
+__all__ = ["RaySettings", "Replicas", "application", "write_config"]
 
 
-class Settings(BaseModel):
+class RaySettings(BaseModel):
     """What a replica serves. bundle: a path that holds on every node. The rest as in the options of `fewstep serve`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +57,7 @@ class Replicas(BaseModel):
 class Sampler:
     """One replica. Ray counts it as ready when every batch size of every plan ran once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RaySettings) -> None:
         options = Options(
             settings.plans,
             settings.precision,
@@ -84,12 +84,12 @@ class Sampler:
         return await batcher.generate(seeds=seeds, timeout_s=self.timeout_s, **inputs)
 
 
-def application(settings: Settings) -> Application:
+def application(settings: RaySettings) -> Application:
     """What `import_path` of serve.yaml names; settings come from its `args`."""
     return serve.deployment(serve.ingress()(Sampler)).bind(settings)
 
 
-def write_config(path: Path, settings: Settings, replicas: Replicas) -> None:
+def write_config(path: Path, settings: RaySettings, replicas: Replicas) -> None:
     """Write serve.yaml, checked by Ray Serve's own schema.
 
     A replica takes as many requests as wait in its queue and answers 503 beyond; more replicas come while more than one batch

@@ -30,14 +30,14 @@ from fewstep.artifact.staging import staged
 from fewstep.runtime.buckets import buckets_to
 from fewstep.runtime.selection import ON_CPU, ON_GPU, graphs_of
 
-__all__ = ["Settings", "write_repository"]
+__all__ = ["TritonSettings", "write_repository"]
 
 Device = Literal["gpu", "cpu"]
 Write = Callable[[str, Path], pb.ModelConfig]
 CONFIG = "config.pbtxt"
 
 
-class Settings(NamedTuple):
+class TritonSettings(NamedTuple):
     """precision: fp16 on a GPU and fp32 on a CPU unless said. The rest as in fewstep.runtime.batcher.Batcher."""
 
     device: Device = "gpu"
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
     timeout_s: float = 10.0
 
 
-def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: Settings) -> list[str]:
+def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: TritonSettings) -> list[str]:
     """Write models of the named plans into a model repository, which may hold others; the names of the ensembles.
 
     A model that is there is replaced. Where the bundle has TensorRT engines of the graph and a GPU is wanted, they are taken.
@@ -75,7 +75,7 @@ def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: 
 class _Model:
     """The three parts of one plan."""
 
-    def __init__(self, bundle: Bundle, plan: str, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, plan: str, settings: TritonSettings) -> None:
         self.bundle, self.settings, self.name = bundle, settings, f"{bundle.manifest.name}.{plan}"
         graph = _graph(bundle, plan, settings)
         self.graph = bundle.manifest.graphs[graph]
@@ -194,7 +194,7 @@ def _about(of: Described) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def _graph(bundle: Bundle, plan: str, settings: Settings) -> str:
+def _graph(bundle: Bundle, plan: str, settings: TritonSettings) -> str:
     """The whole graph of a plan in the precision that was asked for, else in the best one for the device."""
     bundle.pick("plan", plan, bundle.manifest.plans)
     whole = {p: name for p, name in graphs_of(bundle, plan).items() if bundle.manifest.graphs[name].plan == plan}

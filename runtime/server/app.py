@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 import fewstep
 from fewstep.runtime.server.asked import GenerateRequest
 from fewstep.runtime.server.coding import accepted
-from fewstep.runtime.server.describe import Description, Metadata, State, describe, metadata, states
+from fewstep.runtime.server.describe import Description, Metadata, VersionState, describe, metadata, states
 from fewstep.runtime.server.errors import handle_errors
 from fewstep.runtime.server.guard import ANSWER, Guard
 from fewstep.runtime.server.protocol import HEADER_LENGTH
@@ -113,7 +113,7 @@ def _protocol(app: FastAPI, repository: Repository) -> None:
         return Response()
 
     @app.post("/v2/repository/index")
-    async def index(request: Request) -> list[State]:
+    async def index(request: Request) -> list[VersionState]:
         return states(repository, await request.body())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fewstep.runtime.server.limits import PROBES, Limits
+from fewstep.runtime.server.limits import PROBES, ServerLimits
 
 __all__ = ["Connection", "Places"]
 
@@ -26,7 +26,7 @@ PIECES, PIECE_BYTES = 1024, 64
 class Places:
     """The connections of a server. Where there are too many, one that waits for its client gives its place to a new one."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         # In the order in which they may go: without a request, with an answer that is not read, with half a body.
         self.idle: dict[Connection, None] = {}

@@ -9,10 +9,10 @@ from fewstep.artifact.signature import Output
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.server.repository import Model, Repository, Version
 
-__all__ = ["Description", "Metadata", "State", "describe", "metadata", "states"]
+__all__ = ["Description", "Metadata", "VersionState", "describe", "metadata", "states"]
 
 
-class Tensor(BaseModel):
+class TensorMetadata(BaseModel):
     """A tensor of a request or answer. -1 is the number of samples.
 
     parameters: its `meaning`, whether it is `optional`, and the `names` of its values, where they have some.
@@ -30,11 +30,11 @@ class Metadata(BaseModel):
     name: str
     versions: list[str]
     platform: str = "fewstep"
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
-class State(BaseModel):
+class VersionState(BaseModel):
     """A version in Triton's repository index. No version is UNAVAILABLE, which is a model that is being loaded."""
 
     name: str
@@ -107,13 +107,13 @@ def _inputs(version: Version) -> list[Described]:
     return described_inputs(version.bundle.manifest.signature, guided=guided)
 
 
-def _tensor(of: Described) -> Tensor:
+def _tensor(of: Described) -> TensorMetadata:
     about: dict[str, bool | str | list[str]] = {"meaning": of.meaning, "optional": of.optional}
     named: dict[str, bool | str | list[str]] = {"names": list(of.names)} if of.names else {}
-    return Tensor(name=of.name, datatype=of.datatype, shape=[-1, *of.shape], parameters=about | named)
+    return TensorMetadata(name=of.name, datatype=of.datatype, shape=[-1, *of.shape], parameters=about | named)
 
 
-def states(repository: Repository, body: bytes) -> list[State]:
+def states(repository: Repository, body: bytes) -> list[VersionState]:
     """Triton's repository index, of what is ready where the body says so. Raises ValueError for another body."""
     try:
         asked = IndexRequest.model_validate_json(body or b"{}")
@@ -123,11 +123,11 @@ def states(repository: Repository, body: bytes) -> list[State]:
     for model in repository.models.values():
         current, versions = model.current, model.versions
         found += [
-            State(name=model.name, version=str(number), state="READY", reason="current" * (number == current))
+            VersionState(name=model.name, version=str(number), state="READY", reason="current" * (number == current))
             for number in versions
         ]
         if not versions and not asked.ready:
-            found.append(State(name=model.name, version="", state="UNAVAILABLE", reason="loading"))
+            found.append(VersionState(name=model.name, version="", state="UNAVAILABLE", reason="loading"))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from fewstep.runtime.batcher import FullError
 from fewstep.runtime.server.coding import Coding, Inflated, known
-from fewstep.runtime.server.limits import PROBES, Budget, Held, Limits
+from fewstep.runtime.server.limits import PROBES, Budget, Held, ServerLimits
 from fewstep.runtime.server.origin import check_origin
 from fewstep.runtime.server.workers import Workers
 
@@ -40,7 +40,7 @@ class Guard:
     """An ASGI middleware."""
 
     def __init__(
-        self, app: App, *, limits: Limits, api_key: str | None, names: Collection[str] | None, workers: Workers
+        self, app: App, *, limits: ServerLimits, api_key: str | None, names: Collection[str] | None, workers: Workers
     ) -> None:
         self.app, self.limits, self.names, self.workers = app, limits, names, workers
         self.key = None if api_key is None else api_key.encode()

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from fewstep.runtime.batcher import FullError
 
-__all__ = ["PROBES", "Budget", "Held", "Limits", "connections_here"]
+__all__ = ["PROBES", "Budget", "Held", "ServerLimits", "connections_here"]
 
 PROBES = ("/v2/health/live", "/v2/health/ready")  # answered whatever else there is to do
 RETRY_S = 1.0
 FILES_BESIDE = 128  # that a process needs open for other things than connections
 
 
-class Limits(NamedTuple):
+class ServerLimits(NamedTuple):
     """Of a connection, of a request, and of all together. docs/serving.md has them in words."""
 
     silence_s: float = 10.0  # without a whole head, or without reading an answer

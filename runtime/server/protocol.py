@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fewstep.artifact.described import DATATYPES
 from fewstep.artifact.signature import MAX_INPUTS
 from fewstep.runtime.server.coding import Coding, deflated
-from fewstep.runtime.server.limits import Limits
+from fewstep.runtime.server.limits import ServerLimits
 from fewstep.runtime.server.numbers import listed
 
 __all__ = ["HEADER_LENGTH", "Datatype", "InferRequest", "InputTensor", "Outputs", "answer", "parse"]
@@ -96,7 +96,7 @@ class InferRequest(_Message):
         return self.parameters.binary_data_output
 
 
-def parse(body: bytes, header_length: str | None, limits: Limits) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
+def parse(body: bytes, header_length: str | None, limits: ServerLimits) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
     """A request and its tensors by name. header_length: the header of that name, the bytes of JSON where more follows.
 
     Raises ValueError for what is not a request, in one sentence.
@@ -127,7 +127,7 @@ def parse(body: bytes, header_length: str | None, limits: Limits) -> tuple[Infer
     return request, tensors
 
 
-def _check_json(head: bytes, limits: Limits) -> None:
+def _check_json(head: bytes, limits: ServerLimits) -> None:
     """Nothing else runs in Python while JSON is read: what would take long is counted, which takes none, and refused."""
     for found, most, what in (
         (len(head), limits.json_bytes, "bytes"),

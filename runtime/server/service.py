@@ -17,7 +17,7 @@ from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.generator import Inputs
 from fewstep.runtime.server.asked import GenerateRequest, answer_bytes, written
 from fewstep.runtime.server.coding import Coding
-from fewstep.runtime.server.limits import Held, Limits
+from fewstep.runtime.server.limits import Held, ServerLimits
 from fewstep.runtime.server.metrics import Metrics
 from fewstep.runtime.server.numbers import json_bytes
 from fewstep.runtime.server.protocol import InferRequest, Outputs, answer, parse
@@ -39,7 +39,7 @@ class Policy(NamedTuple):
     timeout_s: float = 10.0
     api_key: str | None = None
     admin: bool = False
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
     names: frozenset[str] | None = None
 
 

@@ -81,13 +81,17 @@ def train(
         ValueError: for settings or samples that do not fit.
     """
     from fewstep.data.inputs import inputs_of
-    from fewstep.trainer.batches import open_examples
+    from fewstep.trainer.batches import examples_like, open_examples
     from fewstep.trainer.configs import TeacherConfig, TuneConfig
     from fewstep.trainer.teacher import train_teacher
 
     config = TuneConfig(**settings) if start else TeacherConfig(**settings)
-    inputs = inputs_of(arrays) if arrays else None
-    samples = open_examples(data, inputs=inputs) if isinstance(data, str) else data
+    if not isinstance(data, str):
+        samples = data
+    elif start:
+        samples = examples_like(Bundle.load(out), data, rows=arrays is not None)
+    else:
+        samples = open_examples(data, inputs=inputs_of(arrays) if arrays else None)
     name = f"{start}_tuned" if start else "teacher"
     about: dict[str, Any] = {"start": start, "name": name, "arrays": arrays, "license": license, "log": log, "track": track}
     return train_teacher(Path(out), samples, config, **about)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fewstep.backends.base import Array, RunError, Tensor
 
-__all__ = ["Buffers", "Cuda", "Stream"]
+__all__ = ["Buffers", "Cuda", "CudaStream"]
 
 
 class Cuda:
@@ -69,7 +69,7 @@ class Buffers:
             self._cuda("cudaFreeHost", address)
 
 
-class Stream:
+class CudaStream:
     """A stream, and the work on it as one captured graph where that is possible."""
 
     def __init__(self, cuda: Cuda) -> None:

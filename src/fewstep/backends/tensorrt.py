@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fewstep.backends.base import RunError, Tensor
-from fewstep.backends.cuda import Buffers, Cuda, Stream
+from fewstep.backends.cuda import Buffers, Cuda, CudaStream
 
 __all__ = ["EngineBinding", "EngineProgram"]
 
@@ -40,7 +40,7 @@ class EngineProgram:
         if self._engine is None:
             raise ValueError(f"{flavour} {self._trt.__version__} refuses the engine {name}; rebuild it with: fewstep build")
         self._profiles = profiles
-        self.stream = Stream(self._cuda)
+        self.stream = CudaStream(self._cuda)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         given = self._trt.TensorIOMode.INPUT
         self.inputs = {n: self._tensor(n) for n in names if self._engine.get_tensor_mode(n) == given}
@@ -82,7 +82,7 @@ class EngineBinding:
     launch: "captured", or why not, in words.
     """
 
-    def __init__(self, context: Any, stream: Stream, inputs: Buffers, outputs: Buffers) -> None:
+    def __init__(self, context: Any, stream: CudaStream, inputs: Buffers, outputs: Buffers) -> None:
         self._context, self._stream, self._in, self._out = context, stream, inputs, outputs
         self.inputs, self.outputs = inputs.host, outputs.host
         self.launch = "plain, not run yet"

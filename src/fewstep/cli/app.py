@@ -67,7 +67,7 @@ Inputs = Annotated[
     Path | None,
     typer.Option(
         help="What samples are made from, where that is not classes alone: arrays (N, ...) by the names of the bundle's inputs "
-        "and negative_NAME (1, ...), as .npz or .safetensors.",
+        "and negative_NAME (1, ...), as .npz or .safetensors; those of samples in .npz will do.",
         show_default=False,
     ),
 ]
@@ -113,8 +113,11 @@ def guidance_of(scale: float | None, lo: float, hi: float) -> Guidance | None:
 
 
 def given_arrays(path: Path | None) -> dict[str, Any] | None:
-    """The arrays of --inputs; None where there are none."""
-    return read_arrays(path) if path else None
+    """The arrays of --inputs; None where there are none. Of a file of samples these are what they were made from."""
+    found = read_arrays(path) if path else None
+    return (
+        None if found is None else {name: array for name, array in found.items() if name != "values"}
+    )  # no input is called so
 
 
 def telling(samples: Samples | None) -> Track:

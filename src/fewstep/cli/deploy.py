@@ -48,13 +48,13 @@ def triton(
 
     TensorRT engines of the bundle are taken where there are any, one for every GPU architecture; else the ONNX graph.
     """
-    from fewstep.runtime.deploy.triton import Settings, write_repository
+    from fewstep.runtime.deploy.triton import TritonSettings, write_repository
 
     if device not in ("gpu", "cpu"):
         raise ValueError(f"device is gpu or cpu, got {device!r}")
     loaded = Bundle.load(bundle)
     wanted = precisions(precision)[0] if precision else None
-    settings = Settings(cast(Any, device), wanted, max_batch, wait_ms, max_waiting, timeout)
+    settings = TritonSettings(cast(Any, device), wanted, max_batch, wait_ms, max_waiting, timeout)
     names = write_repository(loaded, out, _plans(loaded, plan), settings)
     for name in names:
         show(f"{out / name}: an ensemble of {name}.noise and {name}.sampler")
@@ -79,11 +79,11 @@ def ray(
     as_json: Json = False,
 ) -> None:
     """Write a Ray Serve configuration: replicas with the HTTP interface of `fewstep serve`, scaled with the load."""
-    from fewstep.runtime.deploy.ray import Replicas, Settings, write_config
+    from fewstep.runtime.deploy.ray import RaySettings, Replicas, write_config
 
     loaded = Bundle.load(bundle)
     wanted = precisions(precision)[0] if precision else None
-    settings = Settings(
+    settings = RaySettings(
         bundle=bundle,
         plans=tuple(_plans(loaded, plan)),
         precision=wanted,

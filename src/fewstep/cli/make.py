@@ -67,35 +67,43 @@ def train(
     With --inputs, the label of a sample is the row of what it is made from.
     """
     from fewstep.data.inputs import inputs_of
-    from fewstep.trainer.batches import open_examples
+    from fewstep.trainer.batches import examples_like, open_examples
     from fewstep.trainer.teacher import train_teacher
 
     named = name or (f"{start}_tuned" if start else "teacher")
-    _refuse_trained(out, start, named)
-    given = given_arrays(inputs)
-    samples = open_examples(data, resolution=resolution, inputs=inputs_of(given) if given else None, track=track)
+    origin, given = _origin(out, start, named), given_arrays(inputs)
+    if origin:
+        if resolution:
+            raise ValueError(f"images are resized to those that {out} makes; leave --resolution out")
+        samples = examples_like(origin, data, rows=given is not None, track=track)
+    else:
+        samples = open_examples(data, resolution=resolution, inputs=inputs_of(given) if given else None, track=track)
     pace = Paced(telling(samples))
     about: dict[str, Any] = {"start": start, "name": named, "arrays": given, "license": license, "log": log}
     bundle = train_teacher(out, samples, config, **about, track=pace)
     if SPEAKS:  # the first process alone
         bundle = _seen(bundle)
     result = {"bundle": str(out), "networks": list(bundle.manifest.denoisers), "graphs": list(bundle.manifest.graphs)}
-    following = _after_training(out, bundle, data, pace.seconds, config.batch, teacher=named)
+    rows = str(inputs) if inputs else data if Path(data).suffix == ".npz" else None
+    following = _after_training(out, bundle, data, pace.seconds, config.batch, teacher=named, rows=rows)
     finish(result, as_json, ", or: ".join(following))
 
 
-def _refuse_trained(out: Path, start: str | None, name: str) -> None:
-    """Raises ValueError for a teacher whose training has ended, though what follows may have been stopped.
+def _origin(out: Path, start: str | None, name: str) -> Bundle | None:
+    """The bundle that has the network to start from; None for a new one.
 
-    With `start`, for a bundle that cannot be changed, has no such network, or has the name already.
+    Raises ValueError for a bundle without it, or that has the name already; and for a teacher whose training has ended, though
+    what follows may have been stopped.
     """
     if start:
         loaded = editable(out)
         loaded.pick("network", start, loaded.manifest.denoisers)
         free_name(loaded, name, name, replace=False)
-    elif (out / MANIFEST).is_file() and (bundle := Bundle.load(out)).manifest.denoisers:
+        return loaded
+    if (out / MANIFEST).is_file() and (bundle := Bundle.load(out)).manifest.denoisers:
         following = "inspect" if bundle.manifest.graphs else "export"
         raise ValueError(f"{out} is trained already; see it with: fewstep {following} {out}, or choose another --out")
+    return None
 
 
 def _seen(bundle: Bundle) -> Bundle:
@@ -111,24 +119,38 @@ def _seen(bundle: Bundle) -> Bundle:
 
 
 def _after_training(
-    out: Path, bundle: Bundle, data: str, seconds: float | None, batch: int, *, teacher: str = "teacher"
+    out: Path,
+    bundle: Bundle,
+    data: str,
+    seconds: float | None,
+    batch: int,
+    *,
+    teacher: str = "teacher",
+    rows: str | None = None,
 ) -> list[str]:
-    """What one does next with a teacher, and how long the longest of it takes. seconds: of an update of `batch` images."""
+    """What one does next with a teacher, and how long the longest of it takes.
+
+    seconds: of an update of `batch` samples. rows: a file with what samples can be made from, where that cannot be drawn.
+    """
+    from fewstep.data.arrays import is_arrays
     from fewstep.trainer.batches import is_of_images
 
     signature, distillation = bundle.manifest.signature, f"fewstep distill {out} --steps 1"
+    drawn = all(each.choices is not None for each in signature.inputs)
+    given = "" if drawn or rows is None else f" --inputs {rows}"
     distillation += f" --teacher {teacher}" if teacher != "teacher" else ""
+    distillation += f"{given} --guidance 1" if signature.inputs and not signature.guidable else given
     if seconds is not None:
         config = SidConfig()
         expected = config.iterations * UPDATES_OF_SID * seconds * config.batch / batch
         distillation += f" (about {clock(expected)} here)"
+    seen = f"fewstep generate {out}{given}" if drawn else f"fewstep generate {out}{given} --samples 10"
+    if not drawn and rows is None:
+        distillation, seen = "", f"fewstep check {out}"
     if not bundle.manifest.graphs:
-        return [f"fewstep export {out}", distillation]
-    if any(each.choices is None for each in signature.inputs):
-        return [f"fewstep check {out}", distillation]
-    judged = signature.labels is not None and is_of_images(data)
-    seen = [f"fewstep generate {out}"]
-    return [*seen, *([f"fewstep compare {out} --data {data}"] if judged else []), distillation]
+        return [f"fewstep export {out}", *filter(None, [distillation])]
+    judged = is_arrays(Path(data)) or (signature.labels is not None and is_of_images(data))
+    return [seen, *filter(None, [f"fewstep compare {out} --data {data}" if judged else "", distillation])]
 
 
 @verb(app, panel=PANEL)

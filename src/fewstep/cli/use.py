@@ -15,9 +15,8 @@ from fewstep.artifact.card import license
 from fewstep.artifact.classes import Classes, listed
 from fewstep.artifact.manifest import Manifest
 from fewstep.artifact.signature import Output
-from fewstep.cli.app import BundlePath, Inputs, Json, app, finish, size
+from fewstep.cli.app import BundlePath, Inputs, Json, app, finish, given_arrays, size
 from fewstep.cli.verb import verb
-from fewstep.system.arrays import read_arrays
 from fewstep.system.console import say, show, table, track
 from fewstep.system.places import check_file, writing
 from fewstep.system.progress import silent
@@ -103,7 +102,7 @@ def _given(generator: Generator, labels: str | None, path: Path | None) -> Rows:
     Raises ValueError for classes that are said twice or are not there, and rows that do not go together.
     """
     signature = generator.signature
-    known, given = signature.labels, read_arrays(path) if path else {}
+    known, given = signature.labels, given_arrays(path) or {}
     takes = [tensor.name for tensor in signature.tensors(guided=True)]
     if strange := [name for name in given if name not in takes]:
         raise ValueError(f"{path} has {strange[0][:80]}, and this bundle takes {', '.join(takes) or 'nothing'}; leave that out")

@@ -41,7 +41,7 @@ class AxisName(Strict):
     unit: str = ""
 
 
-class About(Strict):
+class AboutArrays(Strict):
     """What numbers alone do not say. The last axis of `values` is that of the columns."""
 
     axes: list[AxisName] = Field(default=[])
@@ -143,7 +143,7 @@ def _finite(source: str, name: str, values: Array) -> Array:
     return values
 
 
-def _labels(source: str, labels: Array | None, count: int, about: About) -> Labels:
+def _labels(source: str, labels: Array | None, count: int, about: AboutArrays) -> Labels:
     if labels is None:
         if about.classes:
             raise ValueError(f"{source}: classes are named, and there is no array {LABELS} that says which ones; add it")
@@ -156,7 +156,7 @@ def _labels(source: str, labels: Array | None, count: int, about: About) -> Labe
     return labels.astype(np.int64)
 
 
-def _inputs(source: str, arrays: Mapping[str, Array], labels: Labels, about: About) -> tuple[Input, ...]:
+def _inputs(source: str, arrays: Mapping[str, Array], labels: Labels, about: AboutArrays) -> tuple[Input, ...]:
     """An input for every array, in the order of their names; classes first."""
     found = list(classes(source, labels, about.classes)) if LABELS in arrays else []
     for name in sorted(arrays.keys() - {LABELS}):
@@ -174,7 +174,7 @@ def _inputs(source: str, arrays: Mapping[str, Array], labels: Labels, about: Abo
     return tuple(found)
 
 
-def _output(source: str, train: npt.NDArray[np.float32], about: About) -> ArrayOutput:
+def _output(source: str, train: npt.NDArray[np.float32], about: AboutArrays) -> ArrayOutput:
     *sides, count = train.shape[1:]
     axes = about.axes or [AxisName(name=f"axis_{i}") for i in range(len(sides))]
     columns = about.columns or [AxisName(name=f"column_{i}") for i in range(count)]
@@ -197,12 +197,12 @@ def _output(source: str, train: npt.NDArray[np.float32], about: About) -> ArrayO
         raise ValueError(f"{source}: {VALUES} cannot be an output: {reason(error)}") from None
 
 
-def _about(path: Path) -> About:
+def _about(path: Path) -> AboutArrays:
     file = path.with_suffix(".json") if path.is_file() else path / ABOUT
     if not file.is_file():
-        return About()
+        return AboutArrays()
     try:
-        return About.model_validate_json(file.read_bytes())
+        return AboutArrays.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise ValueError(f"{file} does not say what arrays are: {reason(error)}") from None
 

@@ -33,7 +33,7 @@ __all__ = ["Latents", "encode_images", "is_latents", "open_latents"]
 ABOUT, LATENTS, LABELS_FILE, AUTOENCODER = "about.json", "latents.npy", "labels.npy", "autoencoder"
 
 
-class About(Strict):
+class AboutLatents(Strict):
     """What the latents are of: the names of its classes, and what was said of the images when they were encoded."""
 
     source: str
@@ -116,7 +116,9 @@ def encode_images(
         np.save(new / LABELS_FILE, images.labels)
         model.cpu().register_to_config(_name_or_path="")  # else the path it was loaded from goes along
         model.save_pretrained(new / AUTOENCODER)
-        about = About(source=source, image=images.image, state=state, decoder=entry, names=images.names, notes=images.notes)
+        about = AboutLatents(
+            source=source, image=images.image, state=state, decoder=entry, names=images.names, notes=images.notes
+        )
         (new / ABOUT).write_text(about.model_dump_json(indent=1) + "\n", "utf-8")
         new.rename(out)
     processes.wait_for_everyone()
@@ -162,7 +164,7 @@ def open_latents(path: Path, *, inputs: Sequence[Input] | None = None) -> Latent
     inputs: what they are made from, where that is not their classes; labels number it then. Raises ValueError for one that is damaged.
     """
     try:
-        about = About.model_validate_json((path / ABOUT).read_bytes())
+        about = AboutLatents.model_validate_json((path / ABOUT).read_bytes())
         rows = np.lib.format.open_memmap(path / LATENTS, "r")
         labels = np.lib.format.open_memmap(path / LABELS_FILE, "r")
         shapes = [(len(labels), n * about.state.channels, *about.state.axes) for n in (1, 2)]

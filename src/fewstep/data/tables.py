@@ -15,7 +15,7 @@ from fewstep.data.listing import Found, shown
 from fewstep.data.survey import file_content
 from fewstep.system.extras import install
 
-__all__ = ["SAVED", "Columns", "Table", "is_parquet", "label_values", "open_table"]
+__all__ = ["SAVED", "Columns", "ImageTable", "is_parquet", "label_values", "open_table"]
 
 LABELS = ("label", "labels", "class")  # names that a column may have
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
@@ -85,7 +85,7 @@ def is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet") and not any(part.startswith(".") for part in parts)
 
 
-class Table:
+class ImageTable:
     """Encoded images of a data set's rows. A row holds its bytes, or the path of a file within the data set."""
 
     def __init__(self, root: Path, rows: Any, column: str) -> None:
@@ -124,7 +124,7 @@ def _within(root: Path, path: str) -> Path:
     return found
 
 
-def open_table(path: Path, found: Found) -> tuple[Table, Columns, Any, tuple[str, ...]]:
+def open_table(path: Path, found: Found) -> tuple[ImageTable, Columns, Any, tuple[str, ...]]:
     """The rows of a data set directory, its columns, its labels as an array or None, and lines for people.
 
     Raises ValueError for one that cannot be read.
@@ -145,7 +145,7 @@ def open_table(path: Path, found: Found) -> tuple[Table, Columns, Any, tuple[str
     if not len(rows):
         raise ValueError(f"{path} holds no images; put images into it (one subfolder per class), or a data set")
     values = label_values([rows.with_format("arrow")[columns.label][:]]) if columns.label else None
-    return Table(path, rows, columns.image), columns, values, (*notes, *columns.notes())
+    return ImageTable(path, rows, columns.image), columns, values, (*notes, *columns.notes())
 
 
 def label_values(columns: Sequence[Any]) -> npt.NDArray[Any]:

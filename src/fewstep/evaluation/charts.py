@@ -66,7 +66,12 @@ def quality(comparison: Comparison, key: str, title: str) -> str:
         axes.plot([p[0] for p in front], [p[1] for p in front], color=ACCENT, alpha=0.4, zorder=0)
         axes.axhline(comparison.real[comparison.metric], color=SOFT, linestyle=":", linewidth=1)
         axes.annotate("real training samples", (points[0][0], comparison.real[comparison.metric]), xytext=(0, 4), **_SMALL)
-        axes.set(xscale="log", yscale="log" if comparison.metric == "frechet" else "linear", xlabel=title, ylabel=f"{NAMED[comparison.metric]} to held-out samples")
+        axes.set(
+            xscale="log",
+            yscale="log" if comparison.metric == "frechet" else "linear",
+            xlabel=title,
+            ylabel=f"{NAMED[comparison.metric]} to held-out samples",
+        )
         axes.margins(x=0.16)
         _plain_ticks(axes)
         _label(figure, axes, [(x, y, name) for x, y, name, _ in points])

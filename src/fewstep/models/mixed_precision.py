@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-__all__ = ["WORTH", "Chosen", "autocast", "precision_here", "times_fp32"]
+__all__ = ["WORTH", "ChosenPrecision", "autocast", "precision_here", "times_fp32"]
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 WORTH = 0.9  # bf16 rounds more: a processor must gain at least this by it
@@ -31,7 +31,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, TYPES[precision], enabled=precision != "no")
 
 
-class Chosen(NamedTuple):
+class ChosenPrecision(NamedTuple):
     """A precision, and the sentence about it, which is for when nothing more can be refused."""
 
     precision: str
@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
         return self.precision
 
 
-def precision_here(wanted: str, device: torch.device, what: str, *, stored: str | None = None) -> Chosen:
+def precision_here(wanted: str, device: torch.device, what: str, *, stored: str | None = None) -> ChosenPrecision:
     """bf16, fp16 or no: what is wanted or, with auto, what the stopped run began in, else what is faster here.
 
     Its sentence says what was chosen, and how much longer a slow one takes. what: the work, in words. stored: of the run that
@@ -60,19 +60,21 @@ def precision_here(wanted: str, device: torch.device, what: str, *, stored: str 
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         words = "bf16" if native else "fp32: this GPU has no bf16 of its own"
-        return Chosen("bf16" if native else "no", f"{what} computes in {words}")
+        return ChosenPrecision("bf16" if native else "no", f"{what} computes in {words}")
     times = times_fp32("bf16", device.type)
     taken, name = ("bf16", "bf16") if times < WORTH else ("no", "fp32")
-    return Chosen(taken, f"{what} computes in {name}: here bf16 takes {times:.2g} times as long as fp32")
+    return ChosenPrecision(taken, f"{what} computes in {name}: here bf16 takes {times:.2g} times as long as fp32")
 
 
-def _given(precision: str, device: torch.device, doing: str, way_out: str) -> Chosen:
+def _given(precision: str, device: torch.device, doing: str, way_out: str) -> ChosenPrecision:
     """A precision that was not chosen here, with a warning where it is slow."""
     has = device.type == "cuda" and (precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False))
     times = 1.0 if has or precision == "no" else times_fp32(precision, device.type)
     if times <= 1 / WORTH:
-        return Chosen(precision)
-    return Chosen(precision, f"{doing} {precision}, which takes {times:.2g} times as long as fp32 here; {way_out}", slow=True)
+        return ChosenPrecision(precision)
+    return ChosenPrecision(
+        precision, f"{doing} {precision}, which takes {times:.2g} times as long as fp32 here; {way_out}", slow=True
+    )
 
 
 @cache

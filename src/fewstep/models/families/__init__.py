@@ -44,7 +44,9 @@ def check_fit(net: Any, state: State, inputs: Sequence[Input], *, patch: int, co
     if family.axes not in (None, rank) or (patch > 1 and rank != 2):
         raise ValueError(f"a {name} works on states with two axes, this one has {rank}; choose another network")
     if any(side % patch for side in state.axes):
-        raise ValueError(f"a {name} folds squares of {patch}, and states {state.shape} do not divide into them; change the size")
+        raise ValueError(
+            f"a {name} folds squares of {patch}, and states {state.shape} do not divide into them; change the size"
+        )
     channels, sides = state.channels * patch**2, tuple(side / patch for side in state.axes)
     size = net.config.get("sample_size") or sides
     facts = {
