@@ -103,7 +103,7 @@ def pushes(path: Path) -> None:
     """Ways and the goals that were seen, with their names and units."""
     import mixture
 
-    mixture.write(path, 100, seed=0)
+    mixture.write(path, 300, seed=0)
 
 
 def seen(path: Path) -> None:

@@ -324,6 +324,18 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
         pytest.skip(f"not run, for want of what .ci/run brings: {', '.join(dict.fromkeys(walk.lacking))}")
 
 
+def test_a_class_of_ones_own_is_one_file(tmp_path: Path) -> None:
+    (text,) = [block.text for block in blocks(ROOT / "docs" / "export.md") if block.text.startswith(FAMILY)]
+    shutil.copytree(ROOT / "src" / "fewstep", tmp_path / "fewstep", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / text.splitlines()[0].removeprefix("# src/")).write_text(text)
+    code = "from fewstep.models import families; print(families.__file__, *families.FAMILIES)"
+    told = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=told, cwd=tmp_path, capture_output=True, text=True, check=True)
+    place, *known = done.stdout.split()
+    assert tmp_path in Path(place).parents
+    assert known == sorted([*FAMILIES, "Temporal"], key=known.index)
+
+
 def test_what_is_not_run_is_on_the_pages() -> None:
     found = [block for page in PAGES for block in blocks(page) if block.kind == "sh"]
     typed = [" ".join(command.split()) for block in found for command in block.commands]
