@@ -1,4 +1,4 @@
-"""A result file with a row for each sampler: judged on sets of seeds, written row by row, so that a stopped run goes on."""
+"""A result file with a row for each sampler: evaluated on sets of seeds, written row by row, so that a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.models.denoiser import Denoiser
 from fewstep.system.machine import described
 
@@ -47,17 +47,17 @@ def compiled(teacher: Teacher, *, bf16: bool = False) -> Teacher:
 
 
 class Board:
-    """Judges what makes images from the same noise and labels, and keeps the rows in a file. `about` goes into it as well."""
+    """Evaluates what makes images from the same noise and labels, and keeps rows in a file. `about` goes into it, too."""
 
-    def __init__(self, name: str, teacher: Teacher, judge: Judge, **about: Any) -> None:
-        self.path, self.teacher, self.judge = RESULTS / f"{name}.json", teacher, judge
+    def __init__(self, name: str, teacher: Teacher, evaluator: ImageEvaluator, **about: Any) -> None:
+        self.path, self.teacher, self.evaluator = RESULTS / f"{name}.json", teacher, evaluator
         found = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
         self.rows: dict[str, Any] = found.get("rows", {})
-        self.about = {"machine": described(), "n": judge.n, "seeds": SEEDS, **about}
+        self.about = {"machine": described(), "n": evaluator.n, "seeds": SEEDS, **about}
 
     def inputs(self, seed: int) -> Drawn:
-        """The judge's labels, noise of a set of seeds."""
-        return self.teacher.draw(self.judge.n, seed=seed, labels=self.judge.labels)
+        """The evaluator's labels, noise of a set of seeds."""
+        return self.teacher.draw(self.evaluator.n, seed=seed, labels=self.evaluator.labels)
 
     def images(self, make: Make, seed: int) -> npt.NDArray[np.uint8]:
         """(n, C, H, W)"""
@@ -76,16 +76,16 @@ class Board:
         enough: Callable[[float], bool] = lambda _: False,
         **more: Any,
     ) -> None:
-        """Judge a sampler and write its row. made: its images, where they are there already. reference: images to be paired
+        """Evaluate a sampler and write its row. made: its images, where they are there already. reference: images to be paired
         with, for each set of seeds. enough: whether the first set's Frechet distance makes the others needless."""
         found: dict[str, list[float]] = {}
         for i, seed in enumerate(SEEDS):
             if found and enough(found["frechet"][0]):
                 break
             images = made[i] if made else self.images(make, seed)
-            scores = self.judge.score(images, self.judge.labels).numbers()
+            scores = self.evaluator.score(images, self.evaluator.labels).numbers()
             if reference:
-                scores |= self.judge.pair(images, reference[i])
+                scores |= self.evaluator.pair(images, reference[i])
             for key, value in scores.items():
                 found.setdefault(key, []).append(value)
         row = {key: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for key, v in found.items()}

@@ -26,30 +26,32 @@ from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like
 from fewstep.evaluation.features import FITTING, feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import dpmpp_2m, heun
 
 STEPS, WHITE = 4, 250
 
 
-def scores(judge: Judge, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    return judge.score(images, judge.labels).numbers() | {"white": float((images >= WHITE).mean())}
+def scores(evaluator: ImageEvaluator, images: npt.NDArray[np.uint8]) -> dict[str, float]:
+    return evaluator.score(images, evaluator.labels).numbers() | {"white": float((images >= WHITE).mean())}
 
 
 def main(source: Path, data: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         bundle = Bundle.load(shutil.copytree(source, Path(directory, source.name)))
         teacher, images, held_out = Teacher(bundle), images_like(bundle, data), images_like(bundle, data, "held-out")
-        judge = Judge(feature_network("classifier", images), held_out)
+        evaluator = ImageEvaluator(feature_network("classifier", images), held_out)
         both = Real.of(images, feature_network("classifier", images, seed=FITTING))
         toward = {"features alone": Real(both.data, both.models[:1], both.features[:1]), "features and pixels": both}
         grid = teacher.denoiser.parametrisation.grid
-        runs = Runs("brightness", n=judge.n, steps=STEPS, real_white=float((held_out[np.arange(judge.n)][0] >= WHITE).mean()))
+        runs = Runs(
+            "brightness", n=evaluator.n, steps=STEPS, real_white=float((held_out[np.arange(evaluator.n)][0] >= WHITE).mean())
+        )
 
         def add(arm: str, seed: int, plan: Plan) -> None:
-            inputs = teacher.draw(judge.n, seed=seed, labels=judge.labels)
-            runs.add(arm, seed, scores(judge, teacher.outputs(plan, inputs)))
+            inputs = teacher.draw(evaluator.n, seed=seed, labels=evaluator.labels)
+            runs.add(arm, seed, scores(evaluator, teacher.outputs(plan, inputs)))
 
         for seed in SEEDS:
             add("teacher, Heun, 35 calls", seed, heun(grid(REFERENCE_STEPS)))

@@ -3,7 +3,7 @@
 Trains teachers of equal compute with the curriculum over noise levels, with the momentum decay, with both and with neither, and
 with the momentum decay's learning rate alone, over training seeds. They estimate v over 1,000 levels that are drawn uniformly,
 as published; more rows are of EDM, whose levels are log-normal without the curriculum. Every EVERY updates the averaged weights
-are judged with DPM-Solver++(2M) at 10 steps. Writes benchmarks/results/curriculum.json: distances along the way, and the
+are evaluated with DPM-Solver++(2M) at 10 steps. Writes benchmarks/results/curriculum.json: distances along the way, and the
 updates after which a run first comes to the distance that plain ones of its kind at a constant rate end with (none: never).
 """
 
@@ -20,7 +20,7 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import dpmpp_2m
@@ -44,15 +44,15 @@ ARMS = {f"{kind}, {name}": {"kind": kind, **choice} for kind, choices in KINDS.i
 
 
 class Look:
-    """Judges weights in training, always from the same noise and labels."""
+    """Evaluates weights in training, always from the same noise and labels."""
 
-    def __init__(self, judge: Judge, bundle: Bundle) -> None:
-        self.judge, self.teacher = judge, Teacher(bundle)
-        self.inputs = self.teacher.draw(judge.n, seed=0, labels=judge.labels)
+    def __init__(self, evaluator: ImageEvaluator, bundle: Bundle) -> None:
+        self.evaluator, self.teacher = evaluator, Teacher(bundle)
+        self.inputs = self.teacher.draw(evaluator.n, seed=0, labels=evaluator.labels)
 
     def __call__(self, denoiser: Denoiser, _plan: Plan) -> float:
         self.teacher.denoiser = denoiser
-        return self.judge.distance(self.teacher.outputs(dpmpp_2m(denoiser.parametrisation.grid(10)), self.inputs))
+        return self.evaluator.distance(self.teacher.outputs(dpmpp_2m(denoiser.parametrisation.grid(10)), self.inputs))
 
 
 def first(curve: list[float], aim: float) -> int | None:
@@ -62,12 +62,12 @@ def first(curve: list[float], aim: float) -> int | None:
 
 def main(data: str, folder: Path) -> None:
     images = open_images(data)
-    judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
-    runs = Runs("curriculum", data=data, n=judge.n, updates=UPDATES, every=EVERY)
+    evaluator = ImageEvaluator(feature_network("classifier", images), open_images(data, "held-out"))
+    runs = Runs("curriculum", data=data, n=evaluator.n, updates=UPDATES, every=EVERY)
     blank = folder / "blank.bundle"  # for its shapes
     if not blank.exists():
         train_teacher(blank, images, TeacherConfig(iterations=1))
-    look = Look(judge, Bundle.load(blank))
+    look = Look(evaluator, Bundle.load(blank))
     for seed in SEEDS:
         for name, choice in ARMS.items():
             if runs.has(name, seed):

@@ -21,7 +21,7 @@ from fewstep.cli.demo import SAMPLERS
 from fewstep.data import open_images
 from fewstep.evaluation.compare import make
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.runtime import Generator
 from fewstep.system.machine import described
 
@@ -35,26 +35,26 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main(rebuilt: Path, demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
-    judge = Judge(feature_network("classifier", train), held_out)
+    evaluator = ImageEvaluator(feature_network("classifier", train), held_out)
     made, short = (json.loads((path / "demo.json").read_text()) for path in (rebuilt, demo))
     settings = made["settings"]
     result = {
         "machine": described(),
         "seeds": SEEDS,
-        "n": judge.n,
+        "n": evaluator.n,
         "updates": {"teacher": settings["teacher"]["iterations"]}
         | {name: settings[name]["iterations"] for name in ("one_step", "two_steps")},
         "seconds_to_make": sum(made["stages"].values()),
         "demo": {"seconds": sum(short["stages"].values()), "frechet": _frechet(short)},
     }
-    floor = [judge.floor(train, seed) for seed in SEEDS]
-    held = judge.score(*held_out[np.arange(len(held_out))])
+    floor = [evaluator.floor(train, seed) for seed in SEEDS]
+    held = evaluator.score(*held_out[np.arange(len(held_out))])
     result["classifier_accuracy"] = held.accuracy
     result["real_against_real"] = _row([asdict(score) for score in floor])
     result["samplers"] = {}
     for name in SAMPLERS:
         generator = Generator.open(rebuilt / "digits.bundle", plan=name, precision="fp32", backend="cpu")
-        runs = [measure(generator, judge, seed) for seed in SEEDS]
+        runs = [measure(generator, evaluator, seed) for seed in SEEDS]
         latencies = [run["latency_ms"] for run in runs]
         result["samplers"][name] = {
             "nfe": runs[0]["nfe"],
@@ -69,9 +69,9 @@ def _frechet(demo: dict[str, Any]) -> dict[str, float]:
     return {name: row["scores"]["frechet"]["mean"] for name, row in demo["comparison"]["plans"].items()}
 
 
-def measure(generator: Generator, judge: Judge, seed: int) -> dict[str, Any]:
+def measure(generator: Generator, evaluator: ImageEvaluator, seed: int) -> dict[str, Any]:
     """Quality of the images of seeds seed * n .. (seed + 1) * n - 1, and the median latency at batch 1."""
-    score = judge.score(make(generator, judge.labels, seed * judge.n), judge.labels)
+    score = evaluator.score(make(generator, evaluator.labels, seed * evaluator.n), evaluator.labels)
     seconds = []
     for _ in range(15):
         begin = time.perf_counter()

@@ -1,6 +1,6 @@
 """Guidance in an interval against guidance everywhere: python benchmarks/interval.py digits.bundle mnist5k
 
-Sweeps scales and intervals against training images, then judges on held-out ones, over sets of seeds: no guidance, every
+Sweeps scales and intervals against training images, then evaluates on held-out ones, over sets of seeds: no guidance, every
 scale everywhere, and the best interval of every scale. Writes benchmarks/results/interval-NAME.json.
 """
 
@@ -20,8 +20,8 @@ from fewstep.calibration.configs import IntervalConfig
 from fewstep.calibration.interval import Steps, calibrate_interval, interval, pareto
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
-from fewstep.evaluation.features import feature_network, trial_judge
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.features import feature_network, trial_evaluator
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.solvers import dpmpp_2m
 from fewstep.system.console import track
 
@@ -31,8 +31,8 @@ IMAGES = 500  # for each guidance that is tried
 
 def main(source: Path, data: str) -> None:
     train = open_images(data)
-    judge = Judge(feature_network("classifier", train), open_images(data, "held-out"))
-    trying = trial_judge(train, IMAGES)
+    evaluator = ImageEvaluator(feature_network("classifier", train), open_images(data, "held-out"))
+    trying = trial_evaluator(train, IMAGES)
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, trials = calibrate_interval(Bundle.load(root), CONFIG, dpmpp_2m, trying, name="found", track=track)
@@ -42,7 +42,7 @@ def main(source: Path, data: str) -> None:
         board = Board(
             f"interval-{bundle.manifest.name}",
             teacher,
-            judge,
+            evaluator,
             steps=CONFIG.steps,
             tried_on=trying.n,
             levels=record.levels,

@@ -1,8 +1,8 @@
 """Lskip against the plain loss: python benchmarks/lskip.py mnist5k directory
 
 Trains teachers of equal compute with the plain loss and with Lskip of every skip and tau, over training seeds, into bundles in
-`directory`, and judges DDIM at 5, 10 and 20 steps and IIA-DDIM at 10. They estimate v over the published 1,000 levels, for the
-published eps makes no digits yet in so few updates, as one row shows; Lskip's optimum is the same function of the data. Two
+`directory`, and evaluates DDIM at 5, 10 and 20 steps and IIA-DDIM at 10. They estimate v over the published 1,000 levels, for
+the published eps makes no digits yet in so few updates, as one row shows; Lskip's optimum is the same function of the data. Two
 more rows are of EDM, with the plain loss and with the default, and five of EDM and eps trained longer. The control takes the
 plain teacher and scales its noise estimate while it samples by what Lskip's optimum is. Writes benchmarks/results/lskip.json,
 run by run.
@@ -23,7 +23,7 @@ from fewstep.calibration.configs import FitConfig
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images, open_images
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.solvers import ddim, scaled
 from fewstep.trainer.configs import TeacherConfig
 from fewstep.trainer.levels import space_of
@@ -45,7 +45,7 @@ OTHERS = {
 }
 
 
-def scores(bundle: Bundle, judge: Judge, skip: int = 0, tau: float = 1.0) -> dict[str, float]:
+def scores(bundle: Bundle, evaluator: ImageEvaluator, skip: int = 0, tau: float = 1.0) -> dict[str, float]:
     """Frechet distance with DDIM at every number of steps, noise scaled as by skip and tau, else with the fitted plan too."""
     teacher = Teacher(bundle)
     parametrisation = teacher.denoiser.parametrisation
@@ -57,8 +57,8 @@ def scores(bundle: Bundle, judge: Judge, skip: int = 0, tau: float = 1.0) -> dic
             plans[name] = scaled(plan, space.lskip_optimum(levels, skip, tau).numpy())
     else:
         plans["iia10"] = calibrate(bundle, FitConfig(steps=10), name="iia10")[0].plan("iia10")
-    inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
-    return {name: judge.distance(teacher.outputs(plan, inputs)) for name, plan in plans.items()}
+    inputs = teacher.draw(evaluator.n, seed=0, labels=evaluator.labels)
+    return {name: evaluator.distance(teacher.outputs(plan, inputs)) for name, plan in plans.items()}
 
 
 def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str, Any]) -> Bundle:
@@ -71,15 +71,15 @@ def trained(folder: Path, name: str, seed: int, images: Images, choice: dict[str
 
 def main(data: str, folder: Path) -> None:
     images = open_images(data)
-    judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
-    runs = Runs("lskip", data=data, n=judge.n, updates=UPDATES)
+    evaluator = ImageEvaluator(feature_network("classifier", images), open_images(data, "held-out"))
+    runs = Runs("lskip", data=data, n=evaluator.n, updates=UPDATES)
     for seed in SEEDS:
         for name, choice in {"plain": PLAIN, **CHOICES, **OTHERS}.items():
             if not runs.has(name, seed):
-                runs.add(name, seed, scores(trained(folder, name, seed, images, choice), judge))
+                runs.add(name, seed, scores(trained(folder, name, seed, images, choice), evaluator))
         for name, choice in CHOICES.items():
             if not runs.has(f"plain, scaled as by {name}", seed):
-                found = scores(trained(folder, "plain", seed, images, PLAIN), judge, choice["skip"], choice["tau"])
+                found = scores(trained(folder, "plain", seed, images, PLAIN), evaluator, choice["skip"], choice["tau"])
                 runs.add(f"plain, scaled as by {name}", seed, found)
 
 

@@ -1,6 +1,6 @@
 """Sequences of vectors whose distribution is known: a mixture of two Gaussian processes, shifted by what is observed.
 
-The best denoiser and its score have closed forms, so whatever is trained, fitted, distilled or exported on it can be judged
+The best denoiser and its score have closed forms, so whatever is trained, fitted, distilled or exported on it can be evaluated
 against the truth instead of against samples.
 """
 

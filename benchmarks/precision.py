@@ -25,7 +25,7 @@ from fewstep.artifact.spec import Precision
 from fewstep.calibration.ranges import calibrate_ranges
 from fewstep.data import open_images
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.exporter.export import export_graphs
 from fewstep.runtime import Generator
 from fewstep.system.machine import described
@@ -47,10 +47,13 @@ def with_shared_ranges(bundle: Bundle, plan: str) -> Bundle:
     return Bundle.load(bundle.root)
 
 
-def images(generator: Generator, judge: Judge, seed: int) -> np.ndarray:
+def images(generator: Generator, evaluator: ImageEvaluator, seed: int) -> np.ndarray:
     made = [
-        generator(labels=judge.labels[i : i + 100], seeds=range(seed * judge.n + i, seed * judge.n + min(i + 100, judge.n)))
-        for i in range(0, judge.n, 100)
+        generator(
+            labels=evaluator.labels[i : i + 100],
+            seeds=range(seed * evaluator.n + i, seed * evaluator.n + min(i + 100, evaluator.n)),
+        )
+        for i in range(0, evaluator.n, 100)
     ]
     return np.concatenate(made)
 
@@ -61,11 +64,11 @@ def generate(root: Path, plan: str, precision: Precision, batch: int) -> Run:
     return lambda: generator(labels=labels, seeds=seeds)
 
 
-def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
+def evaluated(generators: dict[str, Generator], evaluator: ImageEvaluator) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    made = {name: [images(generator, judge, seed) for seed in SEEDS] for name, generator in generators.items()}
+    made = {name: [images(generator, evaluator, seed) for seed in SEEDS] for name, generator in generators.items()}
     for name, sets in made.items():
-        scores = [judge.score(s.transpose(0, 3, 1, 2), judge.labels).numbers() for s in sets]
+        scores = [evaluator.score(s.transpose(0, 3, 1, 2), evaluator.labels).numbers() for s in sets]
         result[name] = {key: spread([score[key] for score in scores]) for key in ("frechet", "accuracy")}
         if name != "fp32":
             errors = [np.square((a.astype(float) - b) / 255).mean() for a, b in zip(sets, made["fp32"], strict=True)]
@@ -76,8 +79,8 @@ def judged(generators: dict[str, Generator], judge: Judge) -> dict[str, Any]:
 
 def main(demo: Path) -> None:
     train, held_out = open_images("mnist5k"), open_images("mnist5k", "held-out")
-    judge = Judge(feature_network("classifier", train), held_out)
-    result: dict[str, Any] = {"machine": described(), "n": judge.n, "seeds": SEEDS, "plans": {}}
+    evaluator = ImageEvaluator(feature_network("classifier", train), held_out)
+    result: dict[str, Any] = {"machine": described(), "n": evaluator.n, "seeds": SEEDS, "plans": {}}
     with tempfile.TemporaryDirectory() as directory:
         for plan in PLANS:
             own, shared = Path(directory, f"{plan}.bundle"), Path(directory, f"{plan}.shared.bundle")
@@ -97,7 +100,11 @@ def main(demo: Path) -> None:
             }
             ranges = bundle.ranges(plan)
             assert ranges is not None
-            row = {"excluded": ranges.excluded["int8"], "foreseen_psnr_db": ranges.psnr_db["int8"], **judged(generators, judge)}
+            row = {
+                "excluded": ranges.excluded["int8"],
+                "foreseen_psnr_db": ranges.psnr_db["int8"],
+                **evaluated(generators, evaluator),
+            }
             row["bytes"] = {p: bundle.manifest.files[f"graphs/{plan}.{p}.onnx"].bytes for p in ("fp32", "int8")}
             for batch in (1, 8):
                 row[f"latency, batch {batch}"] = in_turns(generate, {way: (*given, batch) for way, given in ways.items()})

@@ -21,7 +21,7 @@ from runs import Runs
 import fewstep
 from fewstep.data.arrays import ArraySamples, open_arrays
 from fewstep.data.samples import digest
-from fewstep.evaluation.arrays import ArrayJudge
+from fewstep.evaluation.arrays import ArrayEvaluator
 from fewstep.models.denoiser import load_network
 from fewstep.trainer.batches import open_examples
 
@@ -52,11 +52,13 @@ def error(bundle: fewstep.Bundle, held_out: ArraySamples) -> dict[str, float]:
     return found
 
 
-def judged(bundle: fewstep.Bundle, plan: str, judge: ArrayJudge, held_out: ArraySamples, seed: int) -> dict[str, float]:
+def evaluated(
+    bundle: fewstep.Bundle, plan: str, evaluator: ArrayEvaluator, held_out: ArraySamples, seed: int
+) -> dict[str, float]:
     """Distances of what a plan's graph makes."""
     generator = fewstep.Generator(bundle, plan=plan)
     made = generator(seeds=range(seed * HELD_OUT, (seed + 1) * HELD_OUT), observation=held_out.arrays["observation"])
-    return judge.score(np.moveaxis(made, -1, 1)).numbers() | {"calls": float(bundle.plan(plan).nfe)}
+    return evaluator.score(np.moveaxis(made, -1, 1)).numbers() | {"calls": float(bundle.plan(plan).nfe)}
 
 
 def main() -> None:
@@ -65,11 +67,11 @@ def main() -> None:
         data = mixture.write(Path(directory, "push.npz"), COUNT, 0)
         like = open_arrays(data)
         held_out, others = fresh(like, 1), fresh(like, 2)
-        judge = ArrayJudge(held_out)
+        evaluator = ArrayEvaluator(held_out)
         observed = held_out.arrays["observation"]
         for seed in SEEDS:
             for name, made in (("real samples", _same(held_out, seed + 10)), ("without what was observed", others.rows)):
-                runs.add(name, seed, judge.score(np.moveaxis(made, -1, 1)).numbers())
+                runs.add(name, seed, evaluator.score(np.moveaxis(made, -1, 1)).numbers())
         edm = fewstep.Edm(sigma_data=1.0)
         exact = fewstep.export(
             mixture.Exact(like.signature.output, edm),
@@ -82,12 +84,12 @@ def main() -> None:
         )
         for seed in SEEDS:
             for plan in exact.manifest.plans:
-                runs.add(f"closed form, {plan}", seed, judged(exact, plan, judge, held_out, seed))
+                runs.add(f"closed form, {plan}", seed, evaluated(exact, plan, evaluator, held_out, seed))
         for seed in SEEDS:
             bundle = _made(Path(directory, f"{seed}.bundle"), data, seed, observed)
             runs.add("teacher", seed, error(bundle, held_out))
             for plan in bundle.manifest.plans:
-                runs.add(f"teacher's {plan}", seed, judged(bundle, plan, judge, held_out, seed))
+                runs.add(f"teacher's {plan}", seed, evaluated(bundle, plan, evaluator, held_out, seed))
 
 
 def _same(held_out: ArraySamples, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:

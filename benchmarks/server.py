@@ -120,7 +120,7 @@ class Connection:
 
 
 async def one(connection: Connection, pair: tuple[bytes, bytes], seen: Seen) -> None:
-    """A request, its answer judged."""
+    """A request, its answer evaluated."""
     sent, right = pair
     begin = time.perf_counter()
     status, body = await connection.ask(sent)

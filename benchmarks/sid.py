@@ -25,7 +25,7 @@ from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
 from fewstep.evaluation.features import FITTING, feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.evaluation.validate import validator
 from fewstep.models.denoiser import Denoiser, load_network
 from fewstep.sampling.guidance import Guidance
@@ -60,15 +60,15 @@ def arms() -> dict[str, Arm]:
 
 
 class Look:
-    """Judges a generator on held-out images, and keeps what it saw of one in training."""
+    """Evaluates a generator on held-out images, and keeps what it saw of one in training."""
 
-    def __init__(self, judge: Judge, bundle: Bundle, validate: Callable[[Denoiser, Plan], float]) -> None:
-        self.judge, self.maker, self.validate = judge, Teacher(bundle), validate
+    def __init__(self, evaluator: ImageEvaluator, bundle: Bundle, validate: Callable[[Denoiser, Plan], float]) -> None:
+        self.evaluator, self.maker, self.validate = evaluator, Teacher(bundle), validate
         self.seen: list[dict[str, float]] = []
 
     def score(self, plan: Plan) -> dict[str, float]:
-        inputs = self.maker.draw(self.judge.n, seed=0, draws=plan.draws, labels=self.judge.labels)
-        found = self.judge.score(self.maker.outputs(plan, inputs), self.judge.labels)
+        inputs = self.maker.draw(self.evaluator.n, seed=0, draws=plan.draws, labels=self.evaluator.labels)
+        found = self.evaluator.score(self.maker.outputs(plan, inputs), self.evaluator.labels)
         return {"frechet": found.frechet, "accuracy": float(found.accuracy or 0), "recall": found.recall}
 
     def __call__(self, denoiser: Denoiser, plan: Plan) -> float:
@@ -94,7 +94,7 @@ def main(source: Path, data: str, folder: Path) -> None:
     if not root.exists():
         shutil.copytree(source, root)
     images = open_images(data)
-    judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
+    evaluator = ImageEvaluator(feature_network("classifier", images), open_images(data, "held-out"))
     real = Real.of(images, feature_network("classifier", images, seed=FITTING))
     for steps in (2, 4):
         for table, toward in zip(TABLES, (None, real), strict=True):
@@ -103,8 +103,8 @@ def main(source: Path, data: str, folder: Path) -> None:
         if f"iia{steps}" not in Bundle.load(root).manifest.plans:
             calibrate(Bundle.load(root), FitConfig(steps=steps), name=f"iia{steps}")
     bundle = Bundle.load(root)
-    runs = Runs("sid", data=data, n=judge.n, every=EVERY, batch=SidConfig().batch)
-    look = Look(judge, bundle, validator(bundle, images))
+    runs = Runs("sid", data=data, n=evaluator.n, every=EVERY, batch=SidConfig().batch)
+    look = Look(evaluator, bundle, validator(bundle, images))
     for name, plan in baselines(bundle, look.maker).items():
         if not runs.has(name, 0):
             runs.add(name, 0, look.score(plan))

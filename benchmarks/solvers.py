@@ -6,8 +6,8 @@ Writes benchmarks/results/solvers-NAME.json, row by row, and leaves out rows tha
 distances to held-out images, class accuracy, PSNR and feature distance to the 35-call Heun images of the same noise, over sets
 of seeds. Every scheduler gets the same D(x, sigma) from the same noise; those of diffusers walk their own choices of levels in
 0.002..80, and where the first set of seeds puts one twice as far as the best of its number of calls, that set has to do. Fits
-draw other seeds; those that read images see the training split, in another network than the judge's: another classifier and,
-beside EfficientNet-Lite0, Lite1. A network of color images computes in bf16, for all alike.
+draw other seeds; those that read images see the training split, in another network than the evaluator's: another classifier
+and, beside EfficientNet-Lite0, Lite1. A network of color images computes in bf16, for all alike.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fewstep.calibration.methods import METHODS
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
 from fewstep.evaluation.features import FITTING, feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.schedule import karras
@@ -134,14 +134,14 @@ def main(source: Path, data: str, features: str, calls: tuple[int, ...]) -> None
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(source, root := Path(directory, source.name))
         bundle, images, held_out = Bundle.load(root), open_images(data), open_images(data, "held-out")
-        judge = Judge(feature_network(features, images), held_out.about(IMAGES))
+        evaluator = ImageEvaluator(feature_network(features, images), held_out.about(IMAGES))
         fitting = dict.fromkeys(("classifier", features))
         real = Real.of(images, *(feature_network(of, images, seed=FITTING) for of in fitting))
         bf16 = bundle.manifest.state.channels == 3
         teacher = compiled(Teacher(bundle), bf16=bf16)
-        board = Board(f"solvers-{bundle.manifest.name}", teacher, judge, features=features, bf16=bf16)
-        some = (np.random.default_rng(seed).permutation(len(images))[: judge.n] for seed in SEEDS)
-        board.about["real"] = [judge.distance(images[at][0]) for at in some]  # what training images come to
+        board = Board(f"solvers-{bundle.manifest.name}", teacher, evaluator, features=features, bf16=bf16)
+        some = (np.random.default_rng(seed).permutation(len(images))[: evaluator.n] for seed in SEEDS)
+        board.about["real"] = [evaluator.distance(images[at][0]) for at in some]  # what training images come to
         reference = [board.images(lambda inputs: teacher.sample(REFERENCE, inputs), seed) for seed in SEEDS]
         if (name := f"{REFERENCE.nfe}, Heun, the reference") not in board.rows:
             board.add(name, lambda inputs: teacher.sample(REFERENCE, inputs), made=reference, reference=reference)

@@ -86,7 +86,7 @@ def solvers(name: str) -> str:
 
 
 def distance(row: dict[str, float | None]) -> str:
-    """A distance with its spread, where more than one set of seeds was judged."""
+    """A distance with its spread, where more than one set of seeds was evaluated."""
     assert row["mean"] is not None
     return score(row, 0 if row["mean"] >= 100 else 2)
 

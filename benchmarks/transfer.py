@@ -1,7 +1,7 @@
 """Tables where they were not fitted: python benchmarks/transfer.py digits.bundle other.bundle mnist5k
 
 Both bundles make the same kind of images, from other training runs. A table is fitted at the guidance scales 1 and 2 on either
-teacher, to the many-step image and to real ones; all are judged on the first teacher at both, beside DPM-Solver++(2M) on its
+teacher, to the many-step image and to real ones; all are evaluated on the first teacher at both, beside DPM-Solver++(2M) on its
 usual grid. Writes benchmarks/results/transfer.json: distance to held-out images, and PSNR against 35 calls of the same guidance
 and noise.
 """
@@ -23,7 +23,7 @@ from fewstep.calibration.endtoend import Real
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import open_images
 from fewstep.evaluation.features import FITTING, feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.solvers import dpmpp_2m, heun
@@ -49,8 +49,8 @@ def main(here: Path, there: Path, data: str) -> None:
         own, other = map(Bundle.load, copies)
         teacher = compiled(Teacher(own))
         images = open_images(data)
-        judge = Judge(feature_network("classifier", images), open_images(data, "held-out"))
-        board = Board("transfer", teacher, judge, steps=STEPS)
+        evaluator = ImageEvaluator(feature_network("classifier", images), open_images(data, "held-out"))
+        board = Board("transfer", teacher, evaluator, steps=STEPS)
         grid = teacher.denoiser.parametrisation.grid
         plans = {"DPM-Solver++(2M)": {w: dpmpp_2m(grid(STEPS), Guidance(w)) for w in SCALES}}
         real = Real.of(images, feature_network("classifier", images, seed=FITTING))

@@ -1,1 +1,1 @@
-"""Fits of numbers in a Plan, and the metrics they are judged by. Import the modules: iia, classifier, metrics."""
+"""Fits of numbers in a Plan, and the metrics they are evaluated by. Import the modules: iia, classifier, metrics."""

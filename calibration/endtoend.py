@@ -122,7 +122,7 @@ class Real(NamedTuple):
     def of(cls, images: Images, *models: Features) -> Real:
         """About REAL of them, in these networks and in plain pixels, so that no fit buys features with brightness.
 
-        Judge on others, in other networks than these: see fewstep.evaluation.features.FITTING.
+        Evaluate on others, in other networks than these: see fewstep.evaluation.features.FITTING.
         """
         models = (*models, PixelStatistics())
         some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])

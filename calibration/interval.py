@@ -24,7 +24,7 @@ from fewstep.calibration.inputs import Drawn
 from fewstep.calibration.teacher import Teacher
 from fewstep.data.inputs import Arrays
 from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.guidance import PLAIN, Guidance, mix
 from fewstep.sampling.plan import Plan, trajectory
 from fewstep.sampling.schedule import Grid
@@ -66,7 +66,7 @@ def calibrate_interval(
     bundle: Bundle,
     config: IntervalConfig,
     solver: Callable[[Grid, Guidance], Plan],
-    judge: Judge,
+    evaluator: ImageEvaluator,
     *,
     name: str,
     network: str = "teacher",
@@ -74,10 +74,10 @@ def calibrate_interval(
     cache: Path | None = None,
     track: Track = silent,
 ) -> tuple[Bundle, list[Trial]]:
-    """Search the guidance of a solver on the usual grid that comes nearest to the judge's images; add the plan `name`.
+    """Search the guidance of a solver on the usual grid that comes nearest to the evaluator's images; add the plan `name`.
 
-    The judge must not be the one that results are reported in: its images are what the choice is made on. Trials are cached, so
-    a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's record.
+    The evaluator must not be the one that results are reported in: its images are what the choice is made on. Trials are
+    cached, so a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's record.
 
     Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
@@ -91,9 +91,9 @@ def calibrate_interval(
         raise ValueError(
             f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
         )
-    inputs = teacher.draw(judge.n, seed=config.seed, labels=None if arrays else judge.labels, arrays=arrays)
+    inputs = teacher.draw(evaluator.n, seed=config.seed, labels=None if arrays else evaluator.labels, arrays=arrays)
     network_sha256 = model_digest(bundle.manifest, network)
-    asked: dict[str, Any] = {"judge_sha256": judge.digest(), "network_sha256": network_sha256}
+    asked: dict[str, Any] = {"evaluator_sha256": evaluator.digest(), "network_sha256": network_sha256}
     asked |= {"inputs_sha256": arrays_digest(arrays) if arrays else None}
     searched = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed}
     kept = Cache(cache or default_folder(), "interval", asked | searched)
@@ -103,7 +103,7 @@ def calibrate_interval(
         plan = solver(grid, interval(grid, steps))
         key = f"{steps.first} {steps.last} {steps.scale!r}"
         if key not in known:
-            known[key] = judge.distance(teacher.outputs(plan, inputs))
+            known[key] = evaluator.distance(teacher.outputs(plan, inputs))
             kept.write(known)
         return Trial(steps, known[key], plan.nfe)
 

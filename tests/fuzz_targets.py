@@ -73,9 +73,17 @@ def _compared(manifest: Manifest) -> Comparison:
         "nfe": 1,
     }
     one = {**about, "scores": score, "p50_ms": 1.0, "p99_ms": 2.0, "images_per_second": 500.0}
-    judged = {"data": "some", "features": "classifier", "images": 8, "seeds": 2, "thin": 1, "reference": "one", "machine": {}}
+    evaluated = {
+        "data": "some",
+        "features": "classifier",
+        "images": 8,
+        "seeds": 2,
+        "thin": 1,
+        "reference": "one",
+        "machine": {},
+    }
     return Comparison.model_validate(
-        {**judged, "real": {"frechet": 0.1, "recall": 1.0, "pixels.bright": 0.1}, "plans": {"one": one}}
+        {**evaluated, "real": {"frechet": 0.1, "recall": 1.0, "pixels.bright": 0.1}, "plans": {"one": one}}
     )
 
 
@@ -172,10 +180,10 @@ def ranges(content: bytes) -> None:
 
 
 def comparison(content: bytes) -> None:
-    """What samplers were judged by, to the choice of one."""
+    """What samplers were evaluated by, to the choice of one."""
     with bundle_with(FILE, content) as bundle:
-        for judged in read(bundle).plans.values():
-            Limits(distance=1.0, calls=4, ms=5.0).broken(judged)
+        for evaluated in read(bundle).plans.values():
+            Limits(distance=1.0, calls=4, ms=5.0).broken(evaluated)
 
 
 def config(content: bytes) -> None:

@@ -91,7 +91,7 @@ def test_arrays_come_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the array prompt_embeds has shape \(N, 5, 12\), got \(3, 5, 11\)"):
         draw(bundle.manifest, 7, arrays=given | {"prompt_embeds": given["prompt_embeds"][..., 1:]})
     (tmp_path / "cut.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(ValueError, match="cut.safetensors is not readable"):
+    with pytest.raises(ValueError, match=r"cut.safetensors is not readable"):
         read_arrays(tmp_path / "cut.safetensors")
 
 

@@ -12,7 +12,7 @@ from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images, open_images
 from fewstep.evaluation.classifier import Classifier, ClassifierConfig, classifier
 from fewstep.evaluation.features import FITTING, EfficientNet, Inception, feature_network
-from fewstep.evaluation.metrics import Features, Judge, coverage, frechet, kernel, spread
+from fewstep.evaluation.metrics import Features, ImageEvaluator, coverage, frechet, kernel, spread
 
 
 class TwoPixels(Features):
@@ -37,10 +37,10 @@ def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:
 def test_frechet_distance_of_two_gaussians() -> None:
     rng, n = np.random.default_rng(0), 5000
     real, fake = (rng.normal(m, s, (n, 1, 1, 2)).round().astype(np.uint8) for m, s in ((100, 10), (120, 20)))
-    judge = Judge(TwoPixels(), _images(real.transpose(0, 2, 3, 1), np.zeros(n, np.int64)))
+    evaluator = ImageEvaluator(TwoPixels(), _images(real.transpose(0, 2, 3, 1), np.zeros(n, np.int64)))
     # |m - m'|^2 + sum (s - s')^2 over two independent pixels; rounding adds 1/12 to each variance.
-    assert judge.score(fake, np.zeros(n, np.int64)).frechet == pytest.approx(2 * (20**2 + 10**2), rel=0.05)
-    assert judge.score(real, np.zeros(n, np.int64)).frechet == pytest.approx(0.0, abs=1e-3)
+    assert evaluator.score(fake, np.zeros(n, np.int64)).frechet == pytest.approx(2 * (20**2 + 10**2), rel=0.05)
+    assert evaluator.score(real, np.zeros(n, np.int64)).frechet == pytest.approx(0.0, abs=1e-3)
 
 
 def test_distances_and_coverage_of_known_sets() -> None:
@@ -70,14 +70,14 @@ def test_the_spread_is_that_of_sets_drawn_again() -> None:
 def test_pairs_of_equal_noise() -> None:
     rng = np.random.default_rng(0)
     real = rng.integers(0, 255, (20, 1, 2, 1), np.uint8)
-    judge = Judge(TwoPixels(), _images(real, np.zeros(20, np.int64)))
+    evaluator = ImageEvaluator(TwoPixels(), _images(real, np.zeros(20, np.int64)))
     images = real.transpose(0, 3, 1, 2)
-    assert judge.pair(images, images) == {"psnr_db": 200.0, "distance": 0.0}
-    off = judge.pair((images.astype(int) + np.where(images > 127, -1, 1)).astype(np.uint8), images)
+    assert evaluator.pair(images, images) == {"psnr_db": 200.0, "distance": 0.0}
+    off = evaluator.pair((images.astype(int) + np.where(images > 127, -1, 1)).astype(np.uint8), images)
     assert off["psnr_db"] == pytest.approx(20 * np.log10(255))
     assert 0 < off["distance"] < 0.1
     with pytest.raises(ValueError, match="pairs are outputs of equal noise"):
-        judge.pair(images[:3], images)
+        evaluator.pair(images[:3], images)
 
 
 def test_unequal_sets_and_too_few_are_refused() -> None:
@@ -90,20 +90,20 @@ def test_unequal_sets_and_too_few_are_refused() -> None:
 
 def test_accuracy_counts_images_of_the_asked_class() -> None:
     pixels = np.array([[9, 1], [1, 9], [9, 1], [9, 2]] * 2, np.uint8).reshape(8, 1, 1, 2)
-    judge = Judge(TwoPixels(), _images(pixels.transpose(0, 2, 3, 1), np.zeros(8, np.int64)))
-    assert judge.score(pixels, np.array([0, 1, 1, 0] * 2)).accuracy == 0.75
-    assert judge.score(pixels, None).accuracy is None  # no class was asked for
+    evaluator = ImageEvaluator(TwoPixels(), _images(pixels.transpose(0, 2, 3, 1), np.zeros(8, np.int64)))
+    assert evaluator.score(pixels, np.array([0, 1, 1, 0] * 2)).accuracy == 0.75
+    assert evaluator.score(pixels, None).accuracy is None  # no class was asked for
 
 
 def test_unequal_numbers_are_refused() -> None:
-    judge = Judge(TwoPixels(), _images(np.zeros((6, 1, 2, 1), np.uint8), np.zeros(6, np.int64)))
+    evaluator = ImageEvaluator(TwoPixels(), _images(np.zeros((6, 1, 2, 1), np.uint8), np.zeros(6, np.int64)))
     with pytest.raises(ValueError, match="equal numbers of images, 6 held-out ones, got 3"):
-        judge.score(np.zeros((3, 1, 1, 2), np.uint8), np.zeros(3, np.int64))
+        evaluator.score(np.zeros((3, 1, 1, 2), np.uint8), np.zeros(3, np.int64))
 
 
-def test_too_few_images_judge_nothing() -> None:
+def test_too_few_images_say_nothing() -> None:
     with pytest.raises(ValueError, match="more than 5 images, got 5"):
-        Judge(TwoPixels(), _images(np.zeros((5, 1, 2, 1), np.uint8), np.zeros(5, np.int64)))
+        ImageEvaluator(TwoPixels(), _images(np.zeros((5, 1, 2, 1), np.uint8), np.zeros(5, np.int64)))
 
 
 def test_the_classifier_learns_real_digits_is_cached_and_sees_noise(tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_the_classifier_learns_real_digits_is_cached_and_sees_noise(tmp_path: Pa
     assert cached.stat().st_mtime_ns == written
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
-    judge = Judge(model, held_out)
-    real = judge.floor(train, seed=0)
+    evaluator = ImageEvaluator(model, held_out)
+    real = evaluator.floor(train, seed=0)
     assert real.accuracy > 0.85
     noise = np.random.default_rng(0).integers(0, 255, (250, 1, 28, 28), np.uint8)
-    assert judge.score(noise, held_out.labels).frechet > 20 * real.frechet
+    assert evaluator.score(noise, held_out.labels).frechet > 20 * real.frechet
     swapped = np.roll(held_out.labels, 125)
-    assert judge.score(held_out[np.arange(250)][0], swapped).accuracy < 0.3
+    assert evaluator.score(held_out[np.arange(250)][0], swapped).accuracy < 0.3
 
 
 def test_a_classifier_of_other_images_is_another(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_color_features_tell_images_apart_and_inception_needs_its_file(tmp_path:
     assert torch.equal(found[0], found[1])
     assert float((found[0] - found[2]).norm()) > 0.2 * float(found[0].norm())
     torch.testing.assert_close(grey, found[:2], atol=1e-4, rtol=1e-4)
-    with torch.no_grad():  # what a fit sees is another network than what judges it
-        judging, fitting = (feature_network("efficientnet", open_images("mnist5k"), seed=seed) for seed in (0, FITTING))
-        torch.testing.assert_close(judging(torch.tensor(noise)), found[2:], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():  # what a fit sees is another network than what evaluates it
+        evaluating, fitting = (feature_network("efficientnet", open_images("mnist5k"), seed=seed) for seed in (0, FITTING))
+        torch.testing.assert_close(evaluating(torch.tensor(noise)), found[2:], atol=1e-4, rtol=1e-4)
         assert not torch.allclose(fitting(torch.tensor(noise)), found[2:], atol=0.1)
     with pytest.raises(FileNotFoundError, match=r"or the file pt_inception.*none.pth is not there"):
         Inception(tmp_path / "none.pth")

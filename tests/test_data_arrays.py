@@ -243,7 +243,7 @@ def test_files_of_a_directory_agree(tmp_path: Path) -> None:
     root, given = tmp_path / "data", paths()
     npz(root / "a.npz", **given)
     npz(root / "b.npz", **given | {"values": np.zeros((20, 9, 2))})
-    with pytest.raises(ValueError, match="the files of .*data do not go together"):
+    with pytest.raises(ValueError, match=r"the files of .*data do not go together"):
         open_arrays(root)
     npz(root / "b.npz", values=given["values"])
     with pytest.raises(ValueError, match=r"b.npz has other arrays than a.npz; put them into directories of their own"):
@@ -310,5 +310,5 @@ def test_bytes_that_are_no_file_of_arrays_are_refused(tmp_path: Path) -> None:
             open_arrays(tmp_path / name)
     whole = npz(tmp_path / "b.npz", **paths()).read_bytes()
     (tmp_path / "b.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="b.npz is not readable"):
+    with pytest.raises(ValueError, match=r"b.npz is not readable"):
         open_arrays(tmp_path / "b.npz")

@@ -1,4 +1,4 @@
-"""What to ship: samplers judged side by side, the choice under limits, the page about it, and the searches before it."""
+"""What to ship: samplers evaluated side by side, the choice under limits, the page about it, and the searches before it."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ from fewstep.calibration.interval import calibrate_interval
 from fewstep.data import images_like, open_images
 from fewstep.evaluation import compare as comparing
 from fewstep.evaluation.compare import CompareConfig, compare, make
-from fewstep.evaluation.comparison import FILE, Candidate, Comparison, Judged, Limits, Spread, pick, read
+from fewstep.evaluation.comparison import FILE, Candidate, Comparison, Evaluated, Limits, Spread, pick, read
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.evaluation.tau import best_tau
 from fewstep.runtime import Generator
 from fewstep.sampling.solvers import ddim
 
 
-def judged(
+def evaluated(
     frechet: float, ms: float, calls: int = 4, *, std: float = 0.1, accuracy: float | None = 0.9, bright: float = 0.5
-) -> Judged:
+) -> Evaluated:
     scores = {"frechet": Spread(mean=frechet, std=std), "psnr_db": Spread(mean=20, std=0)}
     scores |= {f"pixels.{name}": Spread(mean=value, std=0.1) for name, value in {"contrast": 0.2, "bright": bright}.items()}
     if accuracy is not None:
         scores["accuracy"] = Spread(mean=accuracy, std=0.01)
     speed = {"p50_ms": ms, "p99_ms": 2 * ms, "images_per_second": 1000 / ms}
-    return Judged(graph="g", sha256="0", backend="cpu", precision="fp32", nfe=calls, scores=scores, **speed)
+    return Evaluated(graph="g", sha256="0", backend="cpu", precision="fp32", nfe=calls, scores=scores, **speed)
 
 
-def chosen(limits: Limits, **candidates: Judged) -> str:
+def chosen(limits: Limits, **candidates: Evaluated) -> str:
     return pick([Candidate(None, name, j) for name, j in candidates.items()], limits).plan
 
 
-ROWS = {"slow": judged(1.0, 50, 35), "good": judged(1.1, 20, 10), "fast": judged(4.0, 5, 2), "poor": judged(9.0, 4, 1)}
+ROWS = {
+    "slow": evaluated(1.0, 50, 35),
+    "good": evaluated(1.1, 20, 10),
+    "fast": evaluated(4.0, 5, 2),
+    "poor": evaluated(9.0, 4, 1),
+}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_the_choice_holds_every_limit(limits: Limits, plan: str | None) -> None:
 
 
 def test_a_sampler_that_burnt_out_is_not_chosen_however_small_its_distance() -> None:
-    rows = ROWS | {"burnt": judged(0.1, 1, 1, bright=3.0)}
+    rows = ROWS | {"burnt": evaluated(0.1, 1, 1, bright=3.0)}
     assert rows["burnt"].farthest == ("bright", pytest.approx(3.0))
     assert chosen(Limits(calls=40), **rows) == "good"
     assert chosen(Limits(calls=40, pixels=4), **rows) == "burnt"
@@ -92,7 +97,7 @@ def test_pick_says_what_it_left_out(digits: Bundle, folder: Path) -> None:
     assert Bundle.load(digits.root).manifest.default == other
 
 
-def test_few_images_and_a_judge_that_has_not_learnt_are_said(digits: Bundle, folder: Path) -> None:
+def test_few_images_and_an_evaluator_that_has_not_learnt_are_said(digits: Bundle, folder: Path) -> None:
     said = fewstep("compare", digits.root, "--data", folder, "--plan", "sid1", "--seeds", 2, "--seconds", 0).stderr
     assert "images a set are few; below 200" in " ".join(said.split())
     assert f"{folder}: 150 images in 10 classes" in " ".join(said.split())
@@ -110,7 +115,7 @@ def test_a_choice_needs_a_limit_that_is_a_number() -> None:
         with pytest.raises(ValueError, match="a limit is a number above 0"):
             Limits(ms=wrong)
     with pytest.raises(ValueError, match="know no classes"):
-        chosen(Limits(accuracy=0.5), blind=judged(1.0, 1.0, accuracy=None))
+        chosen(Limits(accuracy=0.5), blind=evaluated(1.0, 1.0, accuracy=None))
 
 
 def test_a_tau_must_beat_the_plain_loss_by_more_than_the_spread() -> None:
@@ -140,12 +145,12 @@ def test_a_comparison_says_what_the_runtime_makes(digits: Bundle, folder: Path) 
     assert list(found.plans) == ["sid2", "sid1"]
     assert found.plans["sid2"].scores["psnr_db"] == Spread(mean=200, std=0)
     train, held_out = images_like(digits, str(folder)), images_like(digits, str(folder), "held-out")
-    judge = Judge(feature_network("classifier", train), held_out)
-    assert found.images == judge.n == 30
+    evaluator = ImageEvaluator(feature_network("classifier", train), held_out)
+    assert found.images == evaluator.n == 30
     wanted = []
     for first in (0, 30):
-        images = Generator.open(digits.root, plan="sid1")(labels=judge.labels, seeds=range(first, first + 30))
-        wanted.append(judge.score(images.transpose(0, 3, 1, 2), judge.labels))
+        images = Generator.open(digits.root, plan="sid1")(labels=evaluator.labels, seeds=range(first, first + 30))
+        wanted.append(evaluator.score(images.transpose(0, 3, 1, 2), evaluator.labels))
     for name in ("frechet", "recall", "accuracy", "pixels.bright", "pixels.detail"):
         values = [score.numbers()[name] for score in wanted]
         assert found.plans["sid1"].scores[name].mean == pytest.approx(np.mean(values), rel=1e-6)
@@ -177,11 +182,11 @@ def test_what_cannot_be_compared_is_refused(digits: Bundle, folder: Path, tmp_pa
     with Bundle.load(digits.root).edit() as draft:
         draft.manifest.graphs.clear()
         draft.manifest.engines.clear()
-    with pytest.raises(ValueError, match="has a graph to judge"):
+    with pytest.raises(ValueError, match="has a graph to evaluate"):
         compare(Bundle.load(digits.root), CompareConfig(str(folder), seeds=2))
 
 
-def test_images_of_arrays_are_judged_by_their_rows_in_turn(tmp_path: Path) -> None:
+def test_images_of_arrays_are_evaluated_by_their_rows_in_turn(tmp_path: Path) -> None:
     bundle, rng = sampler_bundle(tmp_path / "a.bundle", TEXT), np.random.default_rng(0)
     arrays = {"prompt_embeds": rng.random((3, 2, 3)), "negative_prompt_embeds": np.zeros((1, 2, 3))}
     generator = Generator(bundle, plan="one")
@@ -203,13 +208,13 @@ def test_images_of_arrays_are_judged_by_their_rows_in_turn(tmp_path: Path) -> No
     fewstep("report", bundle.root, "--out", tmp_path / "report.html")
 
 
-def test_arrays_are_not_judged_by_images(tmp_path: Path, folder: Path) -> None:
+def test_arrays_are_not_evaluated_by_images(tmp_path: Path, folder: Path) -> None:
     bundle = sampler_bundle(tmp_path / "a.bundle", LABELS, PATH)
-    with pytest.raises(ValueError, match="judging by real images takes images, and this bundle gives arrays; name a bundle"):
+    with pytest.raises(ValueError, match="evaluating by real images takes images, and this bundle gives arrays; name a bundle"):
         compare(bundle, CompareConfig(str(folder), seeds=2))
 
 
-def test_arrays_are_judged_by_their_own_numbers(tmp_path: Path) -> None:
+def test_arrays_are_evaluated_by_their_own_numbers(tmp_path: Path) -> None:
     bundle, rng = sampler_bundle(tmp_path / "a.bundle", LABELS, PATH), np.random.default_rng(0)
     labels = np.arange(150) % 3
     values = rng.normal(labels[:, None, None], 1.0, (150, 6, 2)).astype(np.float32)
@@ -253,7 +258,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_from_evaluating_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) -> None:
     """The verbs, one after the other; the page holds all it needs and shows names as text."""
     root = digits.root
     with digits.edit() as draft:
@@ -298,10 +303,10 @@ def test_from_judging_to_the_page(digits: Bundle, folder: Path, tmp_path: Path) 
 
 def test_a_search_for_an_interval_goes_on_where_it_stopped(digits: Bundle, folder: Path) -> None:
     arguments = ("interval", digits.root, "--data", folder, "--steps", 3, "--guidance", 2, "--samples", 30, "--json")
-    with patch.object(Judge, "distance", side_effect=[9.0, 3.0, 2.0, KeyboardInterrupt]):
+    with patch.object(ImageEvaluator, "distance", side_effect=[9.0, 3.0, 2.0, KeyboardInterrupt]):
         fewstep(*arguments, code=130)
     assert "ddim3_interval" not in Bundle.load(digits.root).manifest.plans
-    with patch.object(Judge, "distance", side_effect=[4.0, 1.0]) as left:
+    with patch.object(ImageEvaluator, "distance", side_effect=[4.0, 1.0]) as left:
         result = json.loads(fewstep(*arguments).stdout)
     assert left.call_count == 2
     # No guidance; from each step on; the best of those, shortened.
@@ -339,7 +344,7 @@ def test_a_generator_takes_as_many_steps_as_the_table_it_begins_as(digits: Bundl
     assert Bundle.load(digits.root).plan("mine").rows == 4
 
 
-def test_taus_are_trained_judged_and_kept(folder: Path, tmp_path: Path) -> None:
+def test_taus_are_trained_evaluated_and_kept(folder: Path, tmp_path: Path) -> None:
     arguments = ("tau", "--data", folder, "--value", 0.5, "--value", 1, "--iterations", 2, "--runs", 2, "--samples", 30)
     result = json.loads(fewstep(*arguments, "--steps", 2, "--json", cwd=tmp_path).stdout)
     assert set(result["distances"]) == {"0.5", "1"}

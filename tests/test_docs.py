@@ -333,7 +333,7 @@ def test_a_class_of_ones_own_is_one_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=told, cwd=tmp_path, capture_output=True, text=True, check=True)
     place, *known = done.stdout.split()
     assert tmp_path in Path(place).parents
-    assert known == sorted([*FAMILIES, "Temporal"], key=known.index)
+    assert set(known) == {*FAMILIES, "Temporal"}
 
 
 def test_what_is_not_run_is_on_the_pages() -> None:

@@ -177,7 +177,7 @@ def test_a_graph_tensorrt_cannot_parse_is_refused_in_words(tmp_path: Path) -> No
         rebuild(bundle_of(tmp_path / "b", unknown, "fp32"))
 
 
-def test_the_graph_that_ends_in_images_is_judged_too(tmp_path: Path) -> None:
+def test_the_graph_that_ends_in_images_is_evaluated_too(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "b", convolution(), "fp32", postprocess=foreign())
     with pytest.raises(ValueError, match="outside the ONNX standard"):
         rebuild(bundle)

@@ -95,7 +95,7 @@ def test_a_run_does_not_go_on_from_another_network(bundle: Bundle) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_teacher(bundle.root, images(), TUNE, start="teacher", name="tuned", track=stops)
     train_teacher(bundle.root, images(), replace(TUNE, iterations=1), start="teacher", name="other")
-    with pytest.raises(ValueError, match="of a run with other settings .*start was teacher and is other"):
+    with pytest.raises(ValueError, match=r"of a run with other settings .*start was teacher and is other"):
         train_teacher(bundle.root, images(), TUNE, start="other", name="tuned")
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_go_on_gets_a_sentence(bundle: Bundle, tmp_path: Path) -> No
             train_teacher(bundle.root, images(), TUNE, start="teacher", name=name)
     with pytest.raises(ValueError, match="has no network 'student'"):
         train_teacher(bundle.root, images(), TUNE, start="student", name="tuned")
-    with pytest.raises(FileNotFoundError, match="b.bundle is not a bundle"):
+    with pytest.raises(FileNotFoundError, match=r"b.bundle is not a bundle"):
         train_teacher(tmp_path / "b.bundle", images(), TUNE, start="teacher", name="tuned")
     with pytest.raises(ValueError, match="makes samples of 2 classes, made up has samples without classes"):
         train_teacher(bundle.root, images(()), TUNE, start="teacher", name="tuned")

@@ -26,7 +26,7 @@ BELOW = {
     "exporter": ("artifact", "backends", "models", "sampling", "system"),
     "runtime": ("artifact", "backends", "sampling", "system"),
 }
-# Verbs call every room; judging a sampler makes its images as the runtime, and its teacher's as calibration does.
+# Verbs call every room; evaluating a sampler makes its images as the runtime, and its teacher's as calibration does.
 JOINERS = ("cli/", *(f"evaluation/{name}.py" for name in ("compare", "report", "tau", "validate")))
 
 

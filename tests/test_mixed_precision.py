@@ -26,7 +26,7 @@ from fewstep.artifact.records import Distilled, Fitted, Trained
 from fewstep.data import Images
 from fewstep.evaluation.classifier import ClassifierConfig, classifier
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.evaluation.tau import TauConfig, search_tau
 from fewstep.models.mixed_precision import precision_here, times_fp32
 from fewstep.sampling.solvers import ddim
@@ -244,6 +244,6 @@ def test_a_search_for_tau_goes_on_in_the_precision_it_began_in(tmp_path: Path) -
     config = TauConfig(replace(CONFIG, iterations=1), taus=(0.9, 1.0), seeds=2, steps=2)
     first = replace(config.teacher, tau=0.9, mixed_precision=other())
     train_teacher(tmp_path / "tau0.9-seed0.bundle", images(), first)
-    judge = Judge(feature_network("classifier", images(), precision="no"), images())
-    search_tau(tmp_path, images(), config, ddim, judge)
+    evaluator = ImageEvaluator(feature_network("classifier", images(), precision="no"), images())
+    search_tau(tmp_path, images(), config, ddim, evaluator)
     assert {precision_of(Bundle.load(path)) for path in tmp_path.glob("*.bundle")} == {other()}

@@ -81,6 +81,16 @@ def run(bundle):
     config = TeacherConfig(iterations=STEPS, batch=4, channels=(8,), patch=1, checkpoint_every=EVERY)
     train_teacher(bundle, images, config)
 """
+TUNE = """
+from fewstep.trainer.configs import TuneConfig
+from fewstep.trainer.teacher import train_teacher
+NAME, STEPS = "tuned", 100
+
+def run(bundle):
+    images = Images.of(np.random.default_rng(0).integers(0, 255, (32, 8, 8, 1), np.uint8), np.arange(32) % 2)
+    config = TuneConfig(iterations=STEPS, batch=4, checkpoint_every=EVERY)
+    train_teacher(bundle, images, config, start="teacher", name=NAME)
+"""
 DISTILL = """
 from fewstep.trainer.configs import SidConfig
 from fewstep.trainer.sid import distill
@@ -113,14 +123,27 @@ def test_a_teacher_run_killed_20_times_ends_with_the_same_weights(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".bundle"] == []
 
 
-def test_a_distillation_killed_5_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+def _teachers(directory: Path) -> None:
+    """The same network in each of three bundles."""
     for name in ("whole", "warm", "killed"):
         torch.manual_seed(0)
         signature = Signature(inputs=(LabelInput(classes=2),), output=ImageOutput(channels=1, height=8, width=8))
         state = signature.output.state
         denoiser = unet(state, signature.inputs, channels=(8,), layers=1, attention=False, patch=1)
-        with Draft.create(tmp_path / f"{name}.bundle", signature) as draft:
+        with Draft.create(directory / f"{name}.bundle", signature) as draft:
             save_network(draft, "teacher", denoiser)
+
+
+def test_a_run_from_a_network_killed_5_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    _teachers(tmp_path)
+    _kill_and_go_on(TUNE, tmp_path, 5)
+    tuned, teacher = (_weights(tmp_path / "killed.bundle", n) for n in ("tuned", "teacher"))
+    _same(_weights(tmp_path / "whole.bundle", "tuned"), tuned)
+    assert not torch.equal(tuned["conv_in.weight"], teacher["conv_in.weight"])
+
+
+def test_a_distillation_killed_5_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    _teachers(tmp_path)
     _kill_and_go_on(DISTILL, tmp_path, 5)
     student, teacher = (_weights(tmp_path / "killed.bundle", n) for n in ("sid2", "teacher"))
     _same(_weights(tmp_path / "whole.bundle", "sid2"), student)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,14 +27,16 @@ from fewstep.artifact.signature import ImageOutput, Input, LabelInput, Signature
 from fewstep.calibration.teacher import Teacher
 from fewstep.cli.make import _after_training
 from fewstep.data import Images
-from fewstep.models.denoiser import Denoiser
+from fewstep.models.denoiser import Denoiser, load_network
 from fewstep.sampling.plan import Plan
 from fewstep.system.console import Paced
+from fewstep.trainer.checkpoint import checkpoint_path
 from fewstep.trainer.configs import TeacherConfig
 from fewstep.trainer.levels import Levels
-from fewstep.trainer.teacher import train_teacher
+from fewstep.trainer.teacher import TeacherRun, train_teacher
 
 LABELS = (LabelInput(classes=2),)
+CHANNELS = TeacherConfig().channels  # as they are where they do not count
 CONFIG = TeacherConfig(iterations=3, warmup=1, batch=4, channels=(8,), patch=1)
 DIT = {
     "_class_name": "DiTTransformer2DModel",
@@ -80,8 +84,8 @@ def test_a_teacher_of_every_kind_learns_a_constant(kind: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "choices",
     [
-        {"network": DIT},
-        {"network": DIT, "kind": "v", "skip": 49},
+        {"network": DIT, "channels": CHANNELS},
+        {"network": DIT, "channels": CHANNELS, "kind": "v", "skip": 49},
         {"kind": "eps", "shared": True},
         {"curriculum": 0.3, "schedule": "momentum-decay"},
         {"kind": "flow", "tau": 1.0, "curriculum": 0.3, "schedule": "compensation-only"},
@@ -133,6 +137,8 @@ def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
     assert (entry.parametrisation.kind, entry.patch) == ("v", 2)
     (tmp_path / "own.json").write_text(json.dumps(own | {"sample_size": 9}))
     assert "has sample_size (9, 9), the bundle needs (14.0, 14.0)" in refused("train", "--network", "own.json", cwd=tmp_path)
+    said = refused("train", "--network", "own.json", "--layers", 2, cwd=tmp_path)
+    assert "--layers is of a U-Net, and the network's own configuration says its sizes; leave it out" in said
     (tmp_path / "own.json").write_text("[]")
     assert "holds no JSON object" in refused("train", "--network", "own.json", cwd=tmp_path)
     (tmp_path / "own.json").write_text(json.dumps({"_class_name": "LuminaNextDiT2DModel"}))
@@ -148,6 +154,7 @@ def test_a_network_of_ones_own_by_the_command(tmp_path: Path) -> None:
         ({"curriculum": 0.0}, "a width above 0 that is finite"),
         ({"tau": float("nan")}, "0 <= tau <= 1"),
         ({"lr": -1.0}, "a learning rate is 0 or more"),
+        ({"patch": 0}, "a patch has a side of 1 pixel or more, got 0"),
     ],
 )
 def test_what_no_teacher_can_be(choices: dict, sentence: str) -> None:
@@ -199,6 +206,58 @@ def test_where_nothing_writes_graphs_training_ends_well(tmp_path: Path) -> None:
     assert "no graph was written, for onnx is not installed" in done.stderr
     assert "next: fewstep export a.bundle, or: fewstep distill a.bundle --steps 1\n" in done.stderr
     Bundle.load(tmp_path / "a.bundle").verify()
+
+
+def test_a_run_that_stops_being_finite_goes_back_and_draws_other_numbers(tmp_path: Path) -> None:
+    """Weights that are spoilt once, after a checkpoint: from there the run goes on with other numbers."""
+    config = replace(CONFIG, iterations=6, checkpoint_every=2)
+    update, seen = TeacherRun.update, list[tuple[int, int]]()
+
+    def spoilt_once(self: TeacherRun, step: int) -> Any:
+        seen.append((step, self.progress.retries))
+        found = update(self, step)
+        if step == 2 and not self.progress.retries:
+            with torch.no_grad():
+                next(self.denoiser.parameters()).fill_(float("nan"))
+        return found
+
+    with patch.object(TeacherRun, "update", spoilt_once):
+        bundle = train_teacher(tmp_path / "a.bundle", images(), config)
+    assert seen == [(0, 0), (1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (4, 1), (5, 1)]
+    weights = load_network(bundle, "teacher").state_dict()
+    assert all(value.isfinite().all() for value in weights.values())
+    whole = train_teacher(tmp_path / "whole.bundle", images(), config)
+    assert component_digest(whole.manifest, "teacher") != component_digest(bundle.manifest, "teacher")
+
+
+def test_a_run_that_never_stays_finite_is_given_up_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    sentence = "did not stay finite, with 4 draws of random numbers after iteration 0; lower --lr"
+    config = replace(CONFIG, iterations=4, checkpoint_every=2, lr=float("inf"))
+    with pytest.raises(ValueError, match=sentence):
+        train_teacher(tmp_path / "a.bundle", images(), config)
+    assert not (tmp_path / "a.bundle").exists()
+    assert checkpoint_path(tmp_path / "a.bundle", "teacher").is_dir()
+
+
+def test_a_stopped_run_keeps_count_of_how_often_it_went_back(tmp_path: Path) -> None:
+    config = replace(CONFIG, iterations=8, checkpoint_every=2)
+    update, seen = TeacherRun.update, list[tuple[int, int]]()
+
+    def spoilt_twice(self: TeacherRun, step: int) -> Any:
+        seen.append((step, self.progress.retries))
+        found = update(self, step)
+        if (step, self.progress.retries) in ((0, 0), (4, 1)):
+            with torch.no_grad():
+                next(self.denoiser.parameters()).fill_(float("inf"))
+        if (step, self.progress.retries) == (2, 1) and seen.count((2, 1)) == 1:
+            raise KeyboardInterrupt
+        return found
+
+    with patch.object(TeacherRun, "update", spoilt_twice):
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher(tmp_path / "a.bundle", images(), config)
+        train_teacher(tmp_path / "a.bundle", images(), config)
+    assert [retries for step, retries in seen if step in (4, 6)] == [1, 2, 2]
 
 
 def test_compiling_without_a_compiler_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

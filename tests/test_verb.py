@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +67,7 @@ def test_a_dry_run_does_nothing_and_what_it_shows_is_the_same_run(verb: tuple[st
     shown = fewstep(*verb, *needed(verb), "--dry-run", cwd=tmp_path / "empty").stdout
     (tmp_path / "run.toml").write_text(shown)
     assert fewstep(*verb, "--config", "../run.toml", "--dry-run", cwd=tmp_path / "empty").stdout == shown
-    assert os.listdir(tmp_path / "empty") == []
+    assert not [*(tmp_path / "empty").iterdir()]
     flags = {param.opts[-1].lstrip("-").replace("-", "_") for param in VERBS[verb].params if param.name not in SHARED}
     unset = {line[2:].split(": not set")[0] for line in shown.splitlines() if line.startswith("# ")}
     found = set(tomllib.loads(shown)) | unset
@@ -99,7 +98,8 @@ def test_a_run_by_a_file_is_the_run_by_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_command_line_counts_more_than_the_file(tmp_path: Path) -> None:
-    text = 'data = "photos"\niterations = 7\nlr = 1\nmixed-precision = "no"\nchannels = [8, 16]\nlog_to = "logs"\nattention = true\n'
+    text = 'data = "photos"\niterations = 7\nlr = 1\nmixed-precision = "no"\n'
+    text += 'channels = [8, 16]\nlog_to = "logs"\nattention = true\n'
     (tmp_path / "run.toml").write_text(text)
     shown = dry("train", "--config", "run.toml", "--iterations", 9, "--no-attention", cwd=tmp_path)
     assert (shown["data"], shown["lr"], shown["mixed_precision"], shown["log_to"]) == ("photos", 1.0, "no", "logs")

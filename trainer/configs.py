@@ -138,7 +138,7 @@ class TeacherConfig(TuneConfig):
         channels: of the U-Net's levels.
         layers: of every level of the U-Net.
         attention: in the U-Net's middle.
-        patch: pixels of a side that are folded into channels before it.
+        patch: pixels of a side that are folded into channels before it, of states with two axes; 2 unless given.
         sigma_data: standard deviation of the data, of edm networks; about 1 for latents.
     """
 
@@ -147,13 +147,15 @@ class TeacherConfig(TuneConfig):
     channels: tuple[int, ...] = (32, 64)
     layers: int = 1
     attention: bool = False
-    patch: int = 2
+    patch: int | None = None
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.sigma_data < inf:
             raise ValueError(f"sigma_data, the standard deviation of the data, is above 0 and finite, got {self.sigma_data}")
+        if self.patch is not None and self.patch < 1:
+            raise ValueError(f"a patch has a side of 1 pixel or more, got {self.patch}")
         plain_share(self.tau, self.parametrisation())
 
     def parametrisation(self) -> Parametrisation:

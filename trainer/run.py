@@ -121,7 +121,7 @@ class Run(ABC):
 
         Args:
             parts: every network and optimizer that a checkpoint holds.
-            average: the network that is judged, shown and kept.
+            average: the network that is evaluated, shown and kept.
             learns: networks that gradients go through.
             about: what else the run depends on; a checkpoint of another run is refused.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -200,16 +200,29 @@ def _network(samples: Samples, config: TuneConfig) -> Denoiser:
     """A fresh network for samples."""
     assert isinstance(config, TeacherConfig), "train_teacher asks for one where there is no start"
     inputs, parametrisation = samples.signature.inputs, config.parametrisation()
+    flat = len(samples.state.axes) == 2
+    patch = config.patch or (2 if flat else 1)
     if config.network is not None:
-        return fresh_network(config.network, samples.state, inputs, parametrisation=parametrisation, patch=config.patch)
-    if len(samples.state.axes) == 2 and all(each.choices is not None for each in inputs):
+        _refuse_unused(config, ("channels", "layers", "attention"), "the network's own configuration says its sizes")
+        return fresh_network(config.network, samples.state, inputs, parametrisation=parametrisation, patch=patch)
+    if flat and all(each.choices is not None for each in inputs):
         return unet(
             samples.state,
             inputs,
             channels=config.channels,
             layers=config.layers,
             attention=config.attention,
-            patch=config.patch,
+            patch=patch,
             parametrisation=parametrisation,
         )
+    why = f"a FieldTransformer is made for {samples.source}, whose sizes a --network says"
+    _refuse_unused(config, ("channels", "layers", "attention", "patch"), why)
     return fresh_network(field_transformer(samples.state, inputs), samples.state, inputs, parametrisation=parametrisation)
+
+
+def _refuse_unused(config: TeacherConfig, names: Sequence[str], why: str) -> None:
+    """Raises ValueError for settings of the U-Net where none is made."""
+    usual = TeacherConfig()
+    for name in names:
+        if getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"--{name} is of a U-Net, and {why}; leave it out")

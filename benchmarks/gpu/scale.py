@@ -17,8 +17,8 @@ class Scale:
     precision. timed: the bundle with the plans `digits` that are timed. large: networks of real size, see networks.py, and
     memory_gb that they need on the GPU. batches: of latencies. seconds: that each way of running a plan is timed for at least,
     calls: how often. compiling: options of torch.compile by mode. sizes: of networks that learn, see training.py, for so many
-    updates; tolerance is what theirs is multiplied by. teaching: the network of the part teacher, see teacher.py. judged:
-    images that are made to judge it.
+    updates; tolerance is what theirs is multiplied by. teaching: the network of the part teacher, see teacher.py. evaluated:
+    images that are made to evaluate it.
     """
 
     device: str
@@ -38,7 +38,7 @@ class Scale:
     equal_updates: int
     tolerance: float
     teaching: str
-    judged: int
+    evaluated: int
 
 
 REAL = Scale(
@@ -59,7 +59,7 @@ REAL = Scale(
     equal_updates=50,
     tolerance=1.0,
     teaching="large",
-    judged=2000,
+    evaluated=2000,
 )
 REHEARSAL = Scale(
     device="cpu",
@@ -79,5 +79,5 @@ REHEARSAL = Scale(
     equal_updates=5,
     tolerance=10.0,
     teaching="tiny",
-    judged=20,
+    evaluated=20,
 )

@@ -164,10 +164,10 @@ def taught() -> Table:
     rows = []
     for run in content["tasks"]["teach"].get("runs", []) if content else []:
         scores = run.get("scores", {})
-        judged = [
+        evaluated = [
             f"{scores[key]:.{digits}f}" if key in scores else ""
             for key, digits in (("frechet", 1), ("precision", 3), ("recall", 3))
         ]
         title = f"{run['date']}, {run['gpu'] or 'no GPU'}, {run['precision']}"
-        rows.append([title, f"{run['updates']:,}", f"{run['images_seen']:,}", f"{run['seconds'] / 60:.1f}", *judged])
+        rows.append([title, f"{run['updates']:,}", f"{run['images_seen']:,}", f"{run['seconds'] / 60:.1f}", *evaluated])
     return Table(head, rows or [[NOT_RUN, *[""] * (len(head) - 1)]])

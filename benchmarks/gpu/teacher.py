@@ -30,7 +30,7 @@ from fewstep.artifact.records import Trained
 from fewstep.artifact.signature import ImageOutput, LabelInput, Signature
 from fewstep.data import Images
 from fewstep.evaluation.features import EfficientNet
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.models.decoder import in_units
 from fewstep.models.denoiser import Denoiser, fresh_network, save_network
 from fewstep.models.tensors import save_tensors
@@ -48,7 +48,7 @@ __all__ = ["teach"]
 
 FILE_BYTES = 15_000_000
 PROBED, WARM = 20, 5  # updates that the speed is read from, and before them
-JUDGE_SECONDS = 40.0  # kept for sampling and judging
+EVALUATE_SECONDS = 40.0  # kept for sampling and evaluating
 COMPILED_SECONDS = 420.0  # with as many, compiling pays
 SHEET = 100
 SIGNATURE = Signature(inputs=(LabelInput(classes=10),), output=ImageOutput(channels=3, height=32, width=32))
@@ -97,13 +97,13 @@ def teach(work: Work) -> None:
     work.note(runs=[*runs, about], network=config.network, images=len(images), license=LICENSE)
     work.note(weights=keep(run.average, work.kept))
     work.add(**about)
-    about["scores"] = judge(work, run.average, open_color(work.data, "held-out").about(work.scale.judged))
+    about["scores"] = evaluated(work, run.average, open_color(work.data, "held-out").about(work.scale.evaluated))
     work.add(**about["scores"])
 
 
 def learn(work: Work, run: TeacherRun) -> dict[str, Any]:
     """Updates for the time there is: how many it holds is known after the first ones, and the rate falls to 0 with the last."""
-    reserve = JUDGE_SECONDS if work.scale.device == "cuda" else 0.0
+    reserve = EVALUATE_SECONDS if work.scale.device == "cuda" else 0.0
     begin = probe = time.time()
     step = 0
     while step < run.config.iterations and work.left() > reserve:
@@ -189,13 +189,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def judge(work: Work, denoiser: Denoiser, held_out: Images) -> dict[str, Any]:
+def evaluated(work: Work, denoiser: Denoiser, held_out: Images) -> dict[str, Any]:
     """A sheet of samples, and their distances to held-out images in the features of EfficientNet-Lite0."""
     made = draw(denoiser, held_out.labels, work.scale.device)
-    sheet = draw(denoiser, np.arange(min(SHEET, work.scale.judged)) % 10, work.scale.device)
+    sheet = draw(denoiser, np.arange(min(SHEET, work.scale.evaluated)) % 10, work.scale.device)
     save_grid(work.kept / "samples.png", sheet.transpose(0, 2, 3, 1), columns=10, scale=2)
-    scores = Judge(EfficientNet(), held_out).score(made, held_out.labels).numbers()
-    return {"judged": len(held_out)} | {key: scores[key] for key in ("frechet", "kernel", "precision", "recall")}
+    scores = ImageEvaluator(EfficientNet(), held_out).score(made, held_out.labels).numbers()
+    return {"evaluated": len(held_out)} | {key: scores[key] for key in ("frechet", "kernel", "precision", "recall")}
 
 
 def draw(denoiser: Denoiser, labels: npt.NDArray[np.int64], device: str) -> npt.NDArray[np.uint8]:

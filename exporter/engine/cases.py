@@ -1,4 +1,4 @@
-"""What a build is given: settings, and with a flavour, a graph and a machine the case that `explain` judges."""
+"""What a build is given: settings, and with a flavour, a graph and a machine the case that `explain` evaluates."""
 
 from __future__ import annotations
 

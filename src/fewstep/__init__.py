@@ -1,7 +1,7 @@
 """fewstep: deploy few-step diffusion models. A sampler is a table; see fewstep.sampling.plan.
 
-What is listed in __all__ is public: its names and their meaning stay, or CHANGELOG.md says so. Each is imported when it is asked
-for, so that `import fewstep` costs nothing, and a device that generates needs no torch.
+What is listed in __all__ is public: its names and their meaning stay, or CHANGELOG.md says so. Each is imported when it is
+asked for, so that `import fewstep` costs nothing, and a device that generates needs no torch.
 """
 
 import importlib

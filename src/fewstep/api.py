@@ -117,7 +117,7 @@ def distill(
         name: of the generator and of its plan.
         teacher: a network of the bundle.
         samples: real ones, for an adversarial term; none are read otherwise.
-        validate: images that judge the run; the weights that were best are kept.
+        validate: images that evaluate the run; the weights that were best are kept.
         arrays: what samples are made from, where that cannot be drawn at random.
         license: of what goes in, in words.
         log: a directory for curves and sheets of samples.
@@ -277,11 +277,11 @@ def compare(
     track: Track = silent,
     **settings: Any,
 ) -> Comparison:
-    """Judge the graphs of a bundle's plans as they run here, against held-out samples: quality, latency, throughput.
+    """Evaluate the graphs of a bundle's plans as they run here, against held-out samples: quality, latency, throughput.
 
     Args:
         bundle: with graphs.
-        data: as for fewstep compare --data; held-out samples judge.
+        data: as for fewstep compare --data; held-out samples evaluator.
         plans: by name; all that have a graph unless given.
         arrays: what samples are made from, where that cannot be drawn at random.
         track: shows progress.

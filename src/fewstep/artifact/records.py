@@ -135,7 +135,7 @@ class Searched(Strict):
     settings: Settings
     network_sha256: str
     inputs_sha256: str | None = None
-    judge_sha256: str
+    evaluator_sha256: str
     guidance: dict[str, float | None]
     levels: list[float | None]
     similarity: list[float]

@@ -29,7 +29,7 @@ from fewstep.evaluation.comparison import (
     FARTHEST,
     Candidate,
     Comparison,
-    Judged,
+    Evaluated,
     Limits,
     Spread,
     decimals,
@@ -47,7 +47,7 @@ PANEL = "Decide what ships"
 WATCH = (
     "fewstep_request_seconds (fewstep serve, /metrics): its p99 against {p99:.1f} ms of the graph alone",
     "fewstep_requests by outcome: refused ones mean that {rate:.0f} images per second are not enough",
-    "a sample of answers, judged like this each week: the distance was {distance}",
+    "a sample of answers, evaluated like this each week: the distance was {distance}",
     "a new graph, network, driver or machine: compare again before it answers",
 )
 
@@ -57,7 +57,7 @@ def compare(
     bundle: BundlePath,
     data: Annotated[
         str,
-        typer.Option(help="mnist5k, a folder of images, a data set, arrays; the held-out ones judge.", show_default=False),
+        typer.Option(help="mnist5k, a folder of images, a data set, arrays; the held-out ones evaluator.", show_default=False),
     ],
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan of the bundle; repeat for more.", show_default="all exported")
@@ -65,7 +65,7 @@ def compare(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What judges images: classifier (of the data), efficientnet, or a file with Inception's weights.",
+            help="What evaluates images: classifier (of the data), efficientnet, or a file with Inception's weights.",
             show_default="classifier",
         ),
     ] = None,
@@ -76,18 +76,20 @@ def compare(
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Judge the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
-    from fewstep.evaluation import compare as judging
+    """Evaluate the samplers of a bundle side by side: quality against held-out images, latency here. Stopped, it goes on."""
+    from fewstep.evaluation import compare as comparing
 
     given = given_arrays(inputs)
-    config, loaded = judging.CompareConfig(data, features, seeds, thin, seconds, mixed_precision), editable(bundle)
+    config, loaded = comparing.CompareConfig(data, features, seeds, thin, seconds, mixed_precision), editable(bundle)
     for warning in filter(None, (mismatch(loaded, name) for name in plan or loaded.manifest.plans)):
         say(f"warning: {warning}")
-    found = judging.compare(loaded, config, plan or (), arrays=given, note=say, track=track)
+    found = comparing.compare(loaded, config, plan or (), arrays=given, note=say, track=track)
     show_comparison(found)
     for warning in found.doubts():
         say(f"warning: {warning}")
-    fit = [judged.nfe for judged in found.plans.values() if judged.farthest is None or judged.farthest[1] <= FARTHEST]
+    fit = [
+        evaluated.nfe for evaluated in found.plans.values() if evaluated.farthest is None or evaluated.farthest[1] <= FARTHEST
+    ]
     picked = f"fewstep pick {bundle} --calls {max(min(fit), 4)}, or: " if fit else ""
     finish(found.model_dump(mode="json"), as_json, f"{picked}fewstep report {bundle}")
 
@@ -102,9 +104,9 @@ SHOWN = {
 def show_comparison(found: Comparison) -> None:
     """The comparison as a table."""
     shown, rows = SHOWN[found.metric], []
-    for name, judged in found.plans.items():
-        speed = f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"
-        rows.append((name, str(judged.nfe), *_quality(judged), *_off(judged.farthest), _likeness(found, name), *speed))
+    for name, evaluated in found.plans.items():
+        speed = f"{evaluated.p50_ms:.2f}", f"{evaluated.images_per_second:.0f}"
+        rows.append((name, str(evaluated.nfe), *_quality(evaluated), *_off(evaluated.farthest), _likeness(found, name), *speed))
     real = [_number(key, found.real[key]) if key in found.real else "" for key in shown.values()]
     rows.append(("real training samples", "", *real, *_off(farthest(found.real)), "", "", ""))
     pixels = ["pixels off"] if found.metric == "frechet" else []
@@ -112,13 +114,13 @@ def show_comparison(found: Comparison) -> None:
     head = ["plan", "calls", *shown, *pixels, "PSNR dB", "p50 ms", "samples/s"]
     table(f"{found.images} samples a set, {found.seeds} sets; PSNR against {found.reference}", head, rows)
     if own:
-        own_rows = [(name, *(str(judged.scores[key]) for key in own)) for name, judged in found.plans.items()]
+        own_rows = [(name, *(str(evaluated.scores[key]) for key in own)) for name, evaluated in found.plans.items()]
         table("own metrics", ["plan", *(key.removeprefix("own.") for key in own)], own_rows)
 
 
-def _quality(judged: Judged) -> list[str]:
+def _quality(evaluated: Evaluated) -> list[str]:
     """What a comparison shows of a plan's scores."""
-    return [_with_spread(key, judged.scores.get(key)) for key in SHOWN[judged.metric].values()]
+    return [_with_spread(key, evaluated.scores.get(key)) for key in SHOWN[evaluated.metric].values()]
 
 
 def _with_spread(key: str, score: Spread | None) -> str:
@@ -166,8 +168,10 @@ def pick_sampler(
     loaded = [editable(path) for path in bundles]
     compared = [read(bundle) for bundle in loaded]
     for other in compared[1:]:
-        if other.judge != compared[0].judge:
-            raise ValueError(f"bundles judged by {compared[0].judge} and by {other.judge} do not compare; judge both alike")
+        if other.evaluator != compared[0].evaluator:
+            raise ValueError(
+                f"bundles evaluated by {compared[0].evaluator} and by {other.evaluator} do not compare; evaluate both alike"
+            )
     candidates = [Candidate(b, name, j) for b, c in zip(loaded, compared, strict=True) for name, j in c.plans.items()]
     chosen = pick(candidates, limits)
     shown = {
@@ -175,22 +179,22 @@ def pick_sampler(
         "default so far": next(
             (c for c in candidates if c.bundle is chosen.bundle and c.plan == c.bundle.manifest.default), None
         ),
-        "best": min(candidates, key=lambda c: c.judged.distance.mean),
-        "fastest": min(candidates, key=lambda c: c.judged.p50_ms),
+        "best": min(candidates, key=lambda c: c.evaluated.distance.mean),
+        "fastest": min(candidates, key=lambda c: c.evaluated.p50_ms),
     }
     columns = {title: candidate for title, candidate in shown.items() if candidate}
     with chosen.bundle.edit() as draft:
         draft.manifest.default = chosen.plan
     table("what to ship, and beside what", ["", *columns], _side_by_side(list(columns.values()), price))
     for left in candidates:
-        statistic, off = left.judged.farthest or ("", 0.0)
+        statistic, off = left.evaluated.farthest or ("", 0.0)
         if off > limits.pixels:
             say(f"left out {left.plan}: its pixels are off in {statistic} by {off:.2f} deviations of real images; look at them")
-    judged = chosen.judged
+    evaluated = chosen.evaluated
     for line in WATCH:
-        show("watch " + line.format(p99=judged.p99_ms, rate=judged.images_per_second, distance=judged.distance))
+        show("watch " + line.format(p99=evaluated.p99_ms, rate=evaluated.images_per_second, distance=evaluated.distance))
     described = {
-        title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.judged.model_dump(mode="json")}
+        title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.evaluated.model_dump(mode="json")}
         for title, c in columns.items()
     }
     finish(described, as_json, f"fewstep generate {chosen.bundle.root.name}")
@@ -209,21 +213,21 @@ NAMES = {
 
 def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[list[str]]:
     """A line for each thing to weigh."""
-    seconds = [1000 / c.judged.images_per_second for c in columns]
+    seconds = [1000 / c.evaluated.images_per_second for c in columns]
     lines = {
         "plan": [c.plan for c in columns],
         "sampler": [c.bundle.manifest.plans[c.plan].solver for c in columns],
-        "graph": [f"{c.judged.graph} on {c.judged.backend}" for c in columns],
-        "network calls": [str(c.judged.nfe) for c in columns],
+        "graph": [f"{c.evaluated.graph} on {c.evaluated.backend}" for c in columns],
+        "network calls": [str(c.evaluated.nfe) for c in columns],
     }
-    qualities = [_quality(c.judged) for c in columns]
-    for i, key in enumerate(SHOWN[columns[0].judged.metric].values()):
+    qualities = [_quality(c.evaluated) for c in columns]
+    for i, key in enumerate(SHOWN[columns[0].evaluated.metric].values()):
         lines[NAMES.get(key, key)] = [quality[i] for quality in qualities]
-    if all(c.judged.farthest for c in columns):
-        lines["pixels are farthest off in, deviations of real images"] = [_off(c.judged.farthest)[0] for c in columns]
+    if all(c.evaluated.farthest for c in columns):
+        lines["pixels are farthest off in, deviations of real images"] = [_off(c.evaluated.farthest)[0] for c in columns]
     lines |= {
-        "p50, p99 ms": [f"{c.judged.p50_ms:.2f}, {c.judged.p99_ms:.2f}" for c in columns],
-        "samples per second": [f"{c.judged.images_per_second:.0f}" for c in columns],
+        "p50, p99 ms": [f"{c.evaluated.p50_ms:.2f}, {c.evaluated.p99_ms:.2f}" for c in columns],
+        "samples per second": [f"{c.evaluated.images_per_second:.0f}" for c in columns],
         "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],
     }
     if price is not None:
@@ -258,16 +262,16 @@ def tau(
     skip: Annotated[int, typer.Option(help="Levels of 1000 that Lskip looks ahead.")] = 9,
     iterations: Annotated[int, typer.Option(help="Updates of each training run.")] = 500,
     runs: Annotated[int, typer.Option(help="Training runs of each tau.")] = 3,
-    solver: Annotated[str, typer.Option(help=f"To judge with: {', '.join(SOLVERS)}.")] = "ddim",
+    solver: Annotated[str, typer.Option(help=f"To evaluate with: {', '.join(SOLVERS)}.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Of the solver.")] = 10,
-    samples: Annotated[int, typer.Option(min=10, help="Images to judge a run by.")] = 1000,
+    samples: Annotated[int, typer.Option(min=10, help="Images to evaluate a run by.")] = 1000,
     features: Annotated[str, typer.Option(help="As for compare.")] = "classifier",
     mixed_precision: MixedPrecision = "auto",
     as_json: Json = False,
 ) -> None:
     """Which tau to train with, from short runs of equal compute. Stopped, it goes on."""
     from fewstep.data import open_images
-    from fewstep.evaluation.features import trial_judge
+    from fewstep.evaluation.features import trial_evaluator
     from fewstep.evaluation.tau import TauConfig, best_tau, search_tau
     from fewstep.trainer.configs import TeacherConfig
 
@@ -277,8 +281,8 @@ def tau(
     config = TauConfig(teacher, tuple(value), runs, steps)
     images = open_images(data, track=track)
     following = telling(images)
-    judge = trial_judge(images, samples, features=features, track=following)
-    found = search_tau(out, images, config, chosen_solver, judge, track=following)
+    evaluator = trial_evaluator(images, samples, features=features, track=following)
+    found = search_tau(out, images, config, chosen_solver, evaluator, track=following)
     chosen = best_tau(found)
     rows = [(f"{tau:g}", str(spread)) for tau, spread in found.items()]
     table(f"Frechet distance, {steps} steps of {solver}, over {runs} training runs", ["tau", "distance"], rows)

@@ -168,7 +168,7 @@ def run_demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     _export(path, config.samplers)
     stages.next("build", "TensorRT engines: fewstep build")
     build_engines(Bundle.load(path), config.engines, meter=meter)
-    stages.next("compare", f"judge the samplers: fewstep compare --data {DATA}")
+    stages.next("compare", f"evaluate the samplers: fewstep compare --data {DATA}")
     found = compare(Bundle.load(path), config.compare, config.samplers, track=track)
     stages.next("decide", "choose one: fewstep pick, fewstep report")
     result = _decide(out, path, found, config.calls)
@@ -224,7 +224,7 @@ def _decide(out: Path, path: Path, found: Comparison, calls: int) -> dict[str, A
     bundle = Bundle.load(path)
     show_comparison(found)
     try:
-        chosen = pick([Candidate(bundle, name, judged) for name, judged in found.plans.items()], Limits(calls=calls)).plan
+        chosen = pick([Candidate(bundle, name, evaluated) for name, evaluated in found.plans.items()], Limits(calls=calls)).plan
         say(f"picked {chosen}, the best of at most {calls} network calls")
     except ValueError as refused:
         chosen = "sid1"
@@ -300,7 +300,7 @@ def _seconds_per_update() -> float:
 def _work(config: DemoConfig) -> dict[str, float]:
     """What each stage takes, in updates: counted on two kinds of processor, in bf16 and in fp32, where they differ little."""
     learnt = 4000  # images
-    judge = ClassifierConfig().epochs * learnt / 128
+    evaluator = ClassifierConfig().epochs * learnt / 128
     table, calls = config.table, sum(CALLS[name] for name in config.samplers)
     images = config.compare.seeds * 1000 / config.compare.thin + TIMED
     sids = [sid for sid in (config.two_steps, config.one_step) if sid]
@@ -310,6 +310,6 @@ def _work(config: DemoConfig) -> dict[str, float]:
         "distil": sum(6.5 * sid.iterations for sid in sids),
         "export": 42.0 * len(config.samplers),
         "build": 11.0 * len(config.engines),
-        "compare": 1.2 * judge + calls * images * 0.01,
+        "compare": 1.2 * evaluator + calls * images * 0.01,
         "decide": 15.0 * len(config.samplers),
     }

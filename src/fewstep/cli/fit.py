@@ -69,7 +69,7 @@ def calibrate(
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="With --data: in whose features, as for compare, but not of the network that judges; repeat for more.",
+            help="With --data: in whose features, as for compare, but not of the network that evaluates; repeat for more.",
             show_default="classifier",
             hidden=True,
         ),
@@ -140,10 +140,10 @@ def _solver(loaded: Bundle, config: FitConfig, about: Mapping[str, Any]) -> dict
 def interval(
     config: IntervalConfig,
     bundle: BundlePath,
-    data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set; training images judge the search.")],
+    data: Annotated[str, typer.Option(help="mnist5k, a folder of images, a data set; training images evaluate the search.")],
     solver: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "ddim",
     features: Annotated[
-        str, typer.Option(help="As for compare, but another network than the one that judges.", hidden=True)
+        str, typer.Option(help="As for compare, but another network than the one that evaluates.", hidden=True)
     ] = "classifier",
     samples: Annotated[int, typer.Option(min=10, help="Images for each guidance.")] = 500,
     name: Annotated[str | None, typer.Option(help="Name of the new plan.", show_default="<solver><steps>_interval")] = None,
@@ -156,15 +156,15 @@ def interval(
     """Find which steps to guide, and by how much. Stopped, it goes on."""
     from fewstep.calibration.interval import calibrate_interval, pareto
     from fewstep.data import images_like
-    from fewstep.evaluation.features import trial_judge
+    from fewstep.evaluation.features import trial_evaluator
 
     chosen, loaded = solver_of(solver), editable(bundle)
     images = images_like(loaded, data, track=track)
     name = free_name(loaded, name, f"{solver}{config.steps}_interval", replace=replace)
     following = telling(images)
-    judge = trial_judge(images, samples, features=features, precision=mixed_precision, track=following)
+    evaluator = trial_evaluator(images, samples, features=features, precision=mixed_precision, track=following)
     fixed: dict[str, Any] = {"name": name, "network": network, "arrays": given_arrays(inputs)}
-    done, tried = calibrate_interval(loaded, config, chosen, judge, **fixed, track=following)
+    done, tried = calibrate_interval(loaded, config, chosen, evaluator, **fixed, track=following)
     rows = [(str(t.nfe), f"{t.value:.2f}", *(_guided(t.steps) if t.steps.scale != 1 else ("", "none"))) for t in pareto(tried)]
     table("what no other guidance beats in both", ["calls", "Frechet", "scale", "guided steps"], rows)
     plan, record = done.plan(name), done.manifest.records.plans[name]

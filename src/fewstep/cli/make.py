@@ -149,8 +149,8 @@ def _after_training(
         distillation, seen = "", f"fewstep check {out}"
     if not bundle.manifest.graphs:
         return [f"fewstep export {out}", *filter(None, [distillation])]
-    judged = is_arrays(Path(data)) or (signature.labels is not None and is_of_images(data))
-    return [seen, *filter(None, [f"fewstep compare {out} --data {data}" if judged else "", distillation])]
+    evaluated = is_arrays(Path(data)) or (signature.labels is not None and is_of_images(data))
+    return [seen, *filter(None, [f"fewstep compare {out} --data {data}" if evaluated else "", distillation])]
 
 
 @verb(app, panel=PANEL)
@@ -243,7 +243,7 @@ def distill(
         str | None, typer.Option(help="Real samples for an adversarial term, as for train.", show_default="none is read")
     ] = None,
     validate: Annotated[
-        str | None, typer.Option(help="Images that judge the run: the best weights are kept.", show_default="the last are")
+        str | None, typer.Option(help="Images that evaluate the run: the best weights are kept.", show_default="the last are")
     ] = None,
     count: Annotated[
         int | None, typer.Option("--samples", min=1, help="How many of --data.", show_default="200", hidden=True)
@@ -274,8 +274,8 @@ def distill(
         from fewstep.data import images_like
         from fewstep.evaluation.validate import validator
 
-        judging = images_like(loaded, validate, track=track)
-        metric = validator(loaded, judging, track=telling(judging))
+        evaluating = images_like(loaded, validate, track=track)
+        metric = validator(loaded, evaluating, track=telling(evaluating))
     about: dict[str, Any] = {"teacher": teacher, "license": license, "validated_on": validate, "log": log}
     extras: dict[str, Any] = {"samples": some, "validate": metric, "arrays": given}
     done = distill(loaded, name, config, **about, **extras, track=telling(some))

@@ -1,7 +1,7 @@
 """What samples are made from, in torch: classes, or rows of arrays that were given. Needs torch.
 
-Training, distilling, fitting and judging draw from one table: a class is any, arrays are rows of what was given, the same row
-of each.
+Training, distilling, fitting and evaluating draw from one table: a class is any, arrays are rows of what was given, the same
+row of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays that samples are made from, as files and data sets have them: which inputs they are, and whether they fit a signature."""
+"""Arrays that samples are made from, as files and data sets have them: which inputs they are, whether they fit a signature."""
 
 from __future__ import annotations
 

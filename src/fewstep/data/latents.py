@@ -161,7 +161,8 @@ def is_latents(path: Path) -> bool:
 def open_latents(path: Path, *, inputs: Sequence[Input] | None = None) -> Latents:
     """The training split of a directory, the same as of the images it was made of. The latents stay on disk, memory-mapped.
 
-    inputs: what they are made from, where that is not their classes; labels number it then. Raises ValueError for one that is damaged.
+    inputs: what they are made from, where that is not their classes; labels number it then. Raises ValueError for one that is
+    damaged.
     """
     try:
         about = AboutLatents.model_validate_json((path / ABOUT).read_bytes())

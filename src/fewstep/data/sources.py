@@ -65,7 +65,7 @@ def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: T
     found = open_images(source, split, resolution=made[1], track=track)
     if found.image.shape != made:
         raise ValueError(
-            f"{bundle.root.name} makes images {made}, {source} has {found.image.shape}; give images like those it was trained on"
+            f"{bundle.root.name} makes images {made}, {source} has {found.image.shape}; give images like those it learnt from"
         )
     return numbered_like(bundle, found)
 
@@ -73,8 +73,8 @@ def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: T
 def numbered_like(bundle: Bundle, samples: S) -> S:
     """Samples whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
 
-    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for samples of
-    a class that the bundle does not know.
+    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for samples
+    of a class that the bundle does not know.
     """
     known = bundle.manifest.signature.labels
     if known is None or samples.arrays:  # labels are rows of these

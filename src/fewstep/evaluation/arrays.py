@@ -21,7 +21,7 @@ from fewstep.data import Labels
 from fewstep.data.arrays import ArraySamples
 from fewstep.evaluation.evaluator import Evaluator, psnr, refuse_unlike
 
-__all__ = ["ArrayJudge", "ArrayScore", "Metric", "energy", "moments", "sliced_wasserstein"]
+__all__ = ["ArrayEvaluator", "ArrayScore", "Metric", "energy", "moments", "sliced_wasserstein"]
 
 Array = npt.NDArray[Any]
 Metric = Callable[[Array, Array], float]  # of real and made values (n, *axes, columns) in their units
@@ -57,7 +57,7 @@ class ArrayScore:
         return {name: getattr(self, name) for name in names} | {f"own.{name}": value for name, value in self.own.items()}
 
 
-class ArrayJudge(Evaluator):
+class ArrayEvaluator(Evaluator):
     """Scores samples against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
 
     Args:
@@ -73,7 +73,7 @@ class ArrayJudge(Evaluator):
     def __init__(self, held_out: ArraySamples, metrics: Mapping[str, Metric] = {}) -> None:
         self.n, self.labels, self.metrics = len(held_out), held_out.labels, dict(metrics)
         if self.n < LEAST:
-            raise ValueError(f"judging needs {LEAST} samples or more, got {self.n}; take more of them")
+            raise ValueError(f"evaluating needs {LEAST} samples or more, got {self.n}; take more of them")
         self.scale = np.array(held_out.signature.output.deviations)
         self.values = held_out.rows[held_out.index]
         self.beside = _beside(held_out)
@@ -97,7 +97,7 @@ class ArrayJudge(Evaluator):
 
     def scores_of(self, others: ArraySamples) -> dict[str, float]:
         """What as many other real samples come to, with what those were made from."""
-        other = ArrayJudge(others, self.metrics)
+        other = ArrayEvaluator(others, self.metrics)
         return _scored(self, other.real, other.values).numbers()
 
     def pair(self, outputs: Array, reference: Array) -> dict[str, float]:
@@ -112,7 +112,7 @@ class ArrayJudge(Evaluator):
         return {"psnr_db": ratio, "distance": float((made - wanted).norm(dim=1).mean()) / apart}
 
     def digest(self) -> str:
-        """One hash for what this judges by."""
+        """One hash for what this evaluates by."""
         return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
 
     def _vectors(self, values: Array) -> Tensor:
@@ -127,11 +127,11 @@ class ArrayJudge(Evaluator):
         return scaled
 
 
-def _scored(judge: ArrayJudge, vectors: Tensor, values: Array) -> ArrayScore:
+def _scored(evaluator: ArrayEvaluator, vectors: Tensor, values: Array) -> ArrayScore:
     """Of vectors (n, d) and of the values they are of, (n, *axes, columns)."""
-    own = {name: float(metric(judge.values, values)) for name, metric in judge.metrics.items()}
-    found = moments(judge.real, vectors)
-    return ArrayScore(*found, energy(judge.real, vectors), sliced_wasserstein(judge.real, vectors), judge.n, own)
+    own = {name: float(metric(evaluator.values, values)) for name, metric in evaluator.metrics.items()}
+    found = moments(evaluator.real, vectors)
+    return ArrayScore(*found, energy(evaluator.real, vectors), sliced_wasserstein(evaluator.real, vectors), evaluator.n, own)
 
 
 def _beside(samples: ArraySamples) -> Array:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from fewstep.evaluation.comparison import NAMED, Comparison, Judged
+from fewstep.evaluation.comparison import NAMED, Comparison, Evaluated
 from fewstep.sampling.plan import Floats, Plan
 
 __all__ = ["coefficients", "interval_map", "levels", "quality"]
@@ -59,9 +59,11 @@ def quality(comparison: Comparison, key: str, title: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.4), layout="constrained")
         axes = figure.subplots()
-        points = sorted((getattr(judged, key), judged.distance.mean, name, judged) for name, judged in comparison.plans.items())
-        for x, y, _, judged in points:
-            axes.errorbar(x, y, yerr=_downwards(judged), fmt="o", color=_color(judged, comparison), capsize=3)
+        points = sorted(
+            (getattr(evaluated, key), evaluated.distance.mean, name, evaluated) for name, evaluated in comparison.plans.items()
+        )
+        for x, y, _, evaluated in points:
+            axes.errorbar(x, y, yerr=_downwards(evaluated), fmt="o", color=_color(evaluated, comparison), capsize=3)
         front = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
         axes.plot([p[0] for p in front], [p[1] for p in front], color=ACCENT, alpha=0.4, zorder=0)
         axes.axhline(comparison.real[comparison.metric], color=SOFT, linestyle=":", linewidth=1)
@@ -96,14 +98,14 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]
             text.remove()
 
 
-def _downwards(judged: Judged) -> list[list[float]]:
+def _downwards(evaluated: Evaluated) -> list[list[float]]:
     """Error bars that a logarithmic axis can show."""
-    distance = judged.distance
+    distance = evaluated.distance
     return [[min(distance.std, 0.9 * distance.mean)], [distance.std]]
 
 
-def _color(judged: Judged, comparison: Comparison) -> str:
-    return OTHER if judged is comparison.plans[comparison.reference] else ACCENT
+def _color(evaluated: Evaluated, comparison: Comparison) -> str:
+    return OTHER if evaluated is comparison.plans[comparison.reference] else ACCENT
 
 
 def interval_map(grid: Floats, trials: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Judges a bundle's plans as they would run here: quality of what the runtime makes, latency, throughput."""
+"""Evaluates a bundle's plans as they would run here: quality of what the runtime makes, latency, throughput."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from fewstep.data import Labels, Samples, images_like
 from fewstep.data.arrays import is_arrays, open_arrays
 from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays, checked_arrays
-from fewstep.evaluation.arrays import ArrayJudge, Metric
+from fewstep.evaluation.arrays import ArrayEvaluator, Metric
 from fewstep.evaluation.cache import Cache, arrays_digest, default_folder
-from fewstep.evaluation.comparison import FILE, Comparison, Judged, digest, read
+from fewstep.evaluation.comparison import FILE, Comparison, Evaluated, digest, read
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import feature_network
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.evaluation.pixels import DEFINITION
 from fewstep.runtime import Generator, bench
 from fewstep.runtime.selection import graphs_of
 from fewstep.system.machine import described
 from fewstep.system.progress import Track, noted, silent, unsaid
 
-__all__ = ["CompareConfig", "Judging", "compare", "judging", "make"]
+__all__ = ["CompareConfig", "Evaluation", "compare", "evaluation_of", "make"]
 
 BATCH = 100
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """How to judge.
+    """How to evaluator.
 
     Args:
-        data: as for fewstep train; its held-out samples are what samplers are judged against.
+        data: as for fewstep train; its held-out samples are what samplers are evaluated against.
         features: of images, see feature_network; classifier unless given.
         seeds: sets of seeds, one sample per held-out one in each.
         thin: take every thin-th held-out sample.
@@ -65,8 +65,8 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
-class Judging:
-    """What judges, and what outputs are made from.
+class Evaluation:
+    """What evaluates, and what outputs are made from.
 
     Args:
         evaluator: of outputs.
@@ -88,44 +88,44 @@ class Judging:
     notes: tuple[str, ...] = ()
 
 
-def judging(bundle: Bundle, config: CompareConfig, arrays: Arrays | None, *, track: Track = silent) -> Judging:
-    """What judges the samplers of a bundle: held-out images in features, or arrays by themselves.
+def evaluation_of(bundle: Bundle, config: CompareConfig, arrays: Arrays | None, *, track: Track = silent) -> Evaluation:
+    """What evaluates the samplers of a bundle: held-out images in features, or arrays by themselves.
 
     Raises ValueError for data of another kind than the bundle makes.
     """
     if is_arrays(Path(config.data)):
         return _by_arrays(bundle, config, arrays)
-    bundle.manifest.output.as_image("judging by real images")
+    bundle.manifest.output.as_image("evaluating by real images")
     if config.metrics:
         raise ValueError("own metrics are of arrays; leave them out for images")
     arrays = checked_arrays(bundle.manifest.signature.inputs, arrays) or None
     train = images_like(bundle, config.data, track=track)
     held_out = images_like(bundle, config.data, "held-out").every(config.thin)
     track, features = noted(track, held_out.notes, unsaid), config.features or "classifier"
-    judge = Judge(feature_network(features, train, precision=config.mixed_precision, track=track), held_out)
+    evaluator = ImageEvaluator(feature_network(features, train, precision=config.mixed_precision, track=track), held_out)
     count = Conditions(bundle.manifest.signature.inputs, arrays).count
-    numbers = np.arange(judge.n) % count if arrays else judge.labels
-    asked = judge.labels if bundle.manifest.signature.labels and not arrays else None
-    real = lambda: judge.floor(train, seed=0).numbers()  # noqa: E731
-    return Judging(judge, real, numbers, arrays, asked, features, judge.model.trained_in, held_out.notes)
+    numbers = np.arange(evaluator.n) % count if arrays else evaluator.labels
+    asked = evaluator.labels if bundle.manifest.signature.labels and not arrays else None
+    real = lambda: evaluator.floor(train, seed=0).numbers()  # noqa: E731
+    return Evaluation(evaluator, real, numbers, arrays, asked, features, evaluator.model.trained_in, held_out.notes)
 
 
-def _by_arrays(bundle: Bundle, config: CompareConfig, arrays: Arrays | None) -> Judging:
+def _by_arrays(bundle: Bundle, config: CompareConfig, arrays: Arrays | None) -> Evaluation:
     """Held-out rows, from what each of them was made from."""
     if config.features:
-        raise ValueError("arrays are judged by their own numbers; leave --features out")
+        raise ValueError("arrays are evaluated by their own numbers; leave --features out")
     train, held_out = (open_arrays(Path(config.data), split) for split in ("train", "held-out"))
     _refuse_others(bundle, train)
     if arrays and train.arrays:
         raise ValueError(f"{config.data} has what its samples are made from; leave --inputs out")
     held_out = held_out.every(config.thin)
-    judge = ArrayJudge(held_out, config.metrics)
+    evaluator = ArrayEvaluator(held_out, config.metrics)
 
     def real() -> dict[str, float]:
-        picked = np.random.default_rng(0).choice(len(train), judge.n, replace=len(train) < judge.n)
-        return ArrayJudge(train.at(picked), config.metrics).scores_of(held_out)
+        picked = np.random.default_rng(0).choice(len(train), evaluator.n, replace=len(train) < evaluator.n)
+        return ArrayEvaluator(train.at(picked), config.metrics).scores_of(held_out)
 
-    return Judging(judge, real, held_out.labels, held_out.arrays or arrays or None, notes=held_out.notes)
+    return Evaluation(evaluator, real, held_out.labels, held_out.arrays or arrays or None, notes=held_out.notes)
 
 
 def _refuse_others(bundle: Bundle, samples: Samples) -> None:
@@ -143,27 +143,27 @@ def compare(
     note: Callable[[str], None] = unsaid,
     track: Track = silent,
 ) -> Comparison:
-    """Judge plans that have a graph (all of them unless some are named) and keep the comparison in the bundle.
+    """Evaluate plans that have a graph (all of them unless some are named) and keep the comparison in the bundle.
 
     What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
-    some are named, those that were judged alike before stay. The reference of pairs is the plan with the most network calls, or
-    that of the comparison which is added to. arrays: what samples are made from, by the names of inputs, row by row in turn.
+    some are named, those that were evaluated alike before stay. The reference of pairs is the plan with the most network calls,
+    or that of the comparison which is added to. arrays: what samples are made from, by the names of inputs, row by row in turn.
     note: called with lines about the samples.
 
     Raises ValueError where no plan has a graph, arrays are missing, or the samples are not of the bundle's kind.
     """
     names = list(plans) or [name for name in bundle.manifest.plans if graphs_of(bundle, name)]
     if not names:
-        raise ValueError(f"no plan of {bundle.root.name} has a graph to judge; write some with: fewstep export")
+        raise ValueError(f"no plan of {bundle.root.name} has a graph to evaluate; write some with: fewstep export")
     names.sort(key=lambda name: -bundle.plan(name).nfe)
-    by = judging(bundle, config, arrays, track=track)
+    by = evaluation_of(bundle, config, arrays, track=track)
     for line in by.notes:
         note(line)
     inputs_sha256 = arrays_digest(by.arrays) if by.arrays else None
     before = _before(bundle, config, by, inputs_sha256) if plans else None
     work = _Work(bundle, config, by, before.reference if before else names[0], inputs_sha256, track)
-    judged = dict(before.plans) if before else {}
-    judged |= {name: work.judged(name) for name in names}
+    evaluated = dict(before.plans) if before else {}
+    evaluated |= {name: work.evaluated(name) for name in names}
     result = Comparison(
         data=config.data,
         features=by.features,
@@ -176,7 +176,7 @@ def compare(
         inputs_sha256=inputs_sha256,
         machine=described(),
         real=by.real(),
-        plans=dict(sorted(judged.items(), key=lambda item: -item[1].nfe)),
+        plans=dict(sorted(evaluated.items(), key=lambda item: -item[1].nfe)),
     )
     with bundle.edit() as draft:
         draft.new(FILE).write_text(result.model_dump_json(indent=1) + "\n", "utf-8")
@@ -187,7 +187,7 @@ class _Work:
     """One comparison: generators, and what each plan came to."""
 
     def __init__(
-        self, bundle: Bundle, config: CompareConfig, by: Judging, first: str, inputs_sha256: str | None, track: Track
+        self, bundle: Bundle, config: CompareConfig, by: Evaluation, first: str, inputs_sha256: str | None, track: Track
     ) -> None:
         self.bundle, self.config, self.by, self.first, self.track = bundle, config, by, first, track
         self.generator = cache(lambda name: Generator(bundle, plan=name))
@@ -198,19 +198,19 @@ class _Work:
             "machine": described() | {"date": None},
             "reference_sha256": digest(bundle.manifest, first, self.generator(first).graph),
         }
-        self.settings = settings | {"judge_sha256": by.evaluator.digest(), "inputs_sha256": inputs_sha256}
+        self.settings = settings | {"evaluator_sha256": by.evaluator.digest(), "inputs_sha256": inputs_sha256}
 
-    def judged(self, name: str) -> Judged:
+    def evaluated(self, name: str) -> Evaluated:
         """What a plan comes to, from the cache where it was measured before; a user's own metrics are measured anew."""
         generator = self.generator(name)
         sha256 = digest(self.bundle.manifest, name, generator.graph)
         about: dict[str, Any] = {"graph": generator.graph, "sha256": sha256, "backend": generator.backend}
-        kept = Cache(default_folder(), "judged", self.settings | about)
+        kept = Cache(default_folder(), "evaluated", self.settings | about)
         if self.config.metrics or (measured := kept.read()) is None:
             measured = {"scores": self._scores(generator)} | _timed(generator, self.config.seconds, self.track)
             kept.write(measured)
         about |= {"precision": generator.precision, "nfe": generator.plan.nfe, "metric": self.by.evaluator.metric}
-        return Judged.model_validate(about | measured)
+        return Evaluated.model_validate(about | measured)
 
     def _scores(self, generator: Generator) -> dict[str, dict[str, float]]:
         scores: dict[str, list[float]] = {}
@@ -225,7 +225,7 @@ class _Work:
         return make(generator, self.by.numbers, seed * self.by.evaluator.n, self.by.arrays, track=self.track)
 
 
-def _before(bundle: Bundle, config: CompareConfig, by: Judging, inputs_sha256: str | None) -> Comparison | None:
+def _before(bundle: Bundle, config: CompareConfig, by: Evaluation, inputs_sha256: str | None) -> Comparison | None:
     """The comparison in the bundle, where it was made alike on this machine and its reference is as it was."""
     try:
         found = read(bundle)

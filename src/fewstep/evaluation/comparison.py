@@ -1,4 +1,4 @@
-"""Samplers of a bundle, judged side by side, and the one to ship: data and the rule, no measuring."""
+"""Samplers of a bundle, evaluated side by side, and the one to ship: data and the rule, no measuring."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "NAMED",
     "Candidate",
     "Comparison",
-    "Judged",
+    "Evaluated",
     "Limits",
     "Spread",
     "decimals",
@@ -37,7 +37,7 @@ FILE = "comparison.json"
 NAMED = {"frechet": "Frechet distance", "energy": "energy distance"}
 PIXELS = "pixels."  # before the names of their statistics, among scores
 FEW = 200  # images, to estimate the covariance of 64 features from
-POOR = 0.7  # accuracy: of a judge that has not learnt what it looks at
+POOR = 0.7  # accuracy: of a evaluate that has not learnt what it looks at
 FARTHEST = 1.5  # deviations of real images; samplers of digits that look right stay below 1
 
 
@@ -67,7 +67,7 @@ def farthest(scores: Mapping[str, float]) -> tuple[str, float] | None:
     return max(found.items(), key=itemgetter(1), default=None)
 
 
-class Judged(Strict):
+class Evaluated(Strict):
     """One plan as it ran here. sha256: of what it was then, see `digest`.
 
     scores: the numbers of fewstep.evaluation.metrics.Score, and of Pair against the reference plan's images of equal noise.
@@ -85,11 +85,11 @@ class Judged(Strict):
     images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
 
     @model_validator(mode="after")
-    def _has_a_distance(self) -> Judged:
+    def _has_a_distance(self) -> Evaluated:
         if self.metric not in self.scores:
-            raise ValueError(f"a plan is judged by its {self.metric} distance, which is missing")
+            raise ValueError(f"a plan is evaluated by its {self.metric} distance, which is missing")
         if self.metric == "frechet" and not any(name.startswith(PIXELS) for name in self.scores):
-            raise ValueError("a plan is judged by its Frechet distance and its pixels, of which one is missing")
+            raise ValueError("a plan is evaluated by its Frechet distance and its pixels, of which one is missing")
         return self
 
     @property
@@ -104,7 +104,7 @@ class Judged(Strict):
 
 
 class Comparison(Strict):
-    """comparison.json of a bundle. images: judged in each set of seeds, against as many held-out ones of `data`."""
+    """comparison.json of a bundle. images: evaluated in each set of seeds, against as many held-out ones of `data`."""
 
     data: str
     features: str
@@ -113,11 +113,13 @@ class Comparison(Strict):
     seeds: PositiveInt
     thin: PositiveInt
     reference: str
-    trained_in: str | None = Field(None, description="precision that the network whose features judge was trained in, if here")
+    trained_in: str | None = Field(
+        None, description="precision that the network whose features evaluate was trained in, if here"
+    )
     inputs_sha256: str | None = Field(None, description="of the arrays that samples were made from, if any")
     machine: dict[str, Any]
     real: dict[str, float] = Field(description="scores of real training images: what a perfect generator would get")
-    plans: dict[str, Judged] = Field(min_length=1)
+    plans: dict[str, Evaluated] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _has_what_is_shown(self) -> Comparison:
@@ -135,13 +137,13 @@ class Comparison(Strict):
             found.append(f"{self.images} images a set are few; below {FEW}, a Frechet distance says little: give more images")
         if (accuracy := self.real.get("accuracy", 1.0)) < POOR:
             found.append(
-                f"the network that judges knows the class of {accuracy:.0%} of the real images, so its features say little: "
+                f"the network that evaluates knows the class of {accuracy:.0%} of the real images, so its features say little: "
                 "give more images, or other --features"
             )
         return found
 
     @property
-    def judge(self) -> tuple[str | int | None, ...]:
+    def evaluator(self) -> tuple[str | int | None, ...]:
         """Two comparisons with the same compare with each other."""
         return self.data, self.features, self.images, self.trained_in, self.inputs_sha256
 
@@ -169,16 +171,16 @@ class Limits:
         if self.accuracy is not None and self.accuracy > 1:
             raise ValueError(f"a class accuracy is at most 1, got {self.accuracy}")
 
-    def broken(self, judged: Judged) -> dict[str, float]:
+    def broken(self, evaluated: Evaluated) -> dict[str, float]:
         """The limits that a sampler does not hold, in words, and how many times it is beyond each.
 
         Quality counts with its spread against it.
         """
-        scores, (statistic, far) = judged.scores, judged.farthest or ("", 0.0)
+        scores, (statistic, far) = evaluated.scores, evaluated.farthest or ("", 0.0)
         found = [
-            (f"{NAMED[judged.metric]} with its spread", judged.distance.mean + judged.distance.std, self.distance),
-            ("p50 ms", judged.p50_ms, self.ms),
-            ("network calls", judged.nfe, self.calls),
+            (f"{NAMED[evaluated.metric]} with its spread", evaluated.distance.mean + evaluated.distance.std, self.distance),
+            ("p50 ms", evaluated.p50_ms, self.ms),
+            ("network calls", evaluated.nfe, self.calls),
             (f"pixels off in {statistic} by", far, self.pixels),
         ]
         words = {
@@ -188,7 +190,7 @@ class Limits:
         }
         if self.accuracy is not None:
             if "accuracy" not in scores:
-                raise ValueError("the features that judged know no classes; leave out the limit on accuracy")
+                raise ValueError("the features that evaluated know no classes; leave out the limit on accuracy")
             worst = scores["accuracy"].mean - scores["accuracy"].std
             if worst < self.accuracy:
                 words[f"class accuracy less its spread {worst:.3f} under {self.accuracy:g}"] = self.accuracy / max(worst, 1e-9)
@@ -201,7 +203,7 @@ class Candidate:
 
     bundle: Bundle
     plan: str
-    judged: Judged
+    evaluated: Evaluated
 
 
 def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
@@ -210,17 +212,17 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
     Where quality was not limited, a candidate within the spread of the best counts as good, and the fastest of those is taken.
     Raises ValueError where none holds, with how far the nearest one is.
     """
-    held = [c for c in candidates if not limits.broken(c.judged)]
+    held = [c for c in candidates if not limits.broken(c.evaluated)]
     if not held:
-        nearest = min(candidates, key=lambda c: max(limits.broken(c.judged).values()))
+        nearest = min(candidates, key=lambda c: max(limits.broken(c.evaluated).values()))
         raise ValueError(
             f"none of {len(candidates)} samplers holds the limits; nearest is {nearest.plan} "
-            f"({', '.join(limits.broken(nearest.judged))}); loosen a limit, or calibrate or distil another sampler"
+            f"({', '.join(limits.broken(nearest.evaluated))}); loosen a limit, or calibrate or distil another sampler"
         )
     if limits.distance is None and limits.accuracy is None:
-        best = min((c.judged.distance for c in held), key=lambda f: f.mean)
-        held = [c for c in held if c.judged.distance.mean - best.mean <= (c.judged.distance.std**2 + best.std**2) ** 0.5]
-    return min(held, key=lambda c: (c.judged.p50_ms, c.judged.distance.mean))
+        best = min((c.evaluated.distance for c in held), key=lambda f: f.mean)
+        held = [c for c in held if c.evaluated.distance.mean - best.mean <= (c.evaluated.distance.std**2 + best.std**2) ** 0.5]
+    return min(held, key=lambda c: (c.evaluated.p50_ms, c.evaluated.distance.mean))
 
 
 def digest(manifest: Manifest, plan: str, graph: str) -> str:
@@ -230,16 +232,20 @@ def digest(manifest: Manifest, plan: str, graph: str) -> str:
 
 
 def read(bundle: Bundle) -> Comparison:
-    """The comparison in a bundle. Raises ValueError where there is none, or no plan of it is as it was judged."""
+    """The comparison in a bundle. Raises ValueError where there is none, or no plan of it is as it was evaluated."""
     again = f"run: fewstep compare {bundle.root.name} --data ..."
     if FILE not in bundle.manifest.files:
         raise ValueError(f"the samplers of {bundle.root.name} were not compared yet; {again}")
     found = bundle.parsed(FILE, Comparison, "a comparison", again)
-    plans = {name: judged for name, judged in found.plans.items() if _current(bundle.manifest, name, judged)}
+    plans = {name: evaluated for name, evaluated in found.plans.items() if _current(bundle.manifest, name, evaluated)}
     if not plans:
         raise ValueError(f"every graph of {bundle.root.name} has changed since its samplers were compared; {again}")
     return found.model_copy(update={"plans": plans})
 
 
-def _current(manifest: Manifest, plan: str, judged: Judged) -> bool:
-    return plan in manifest.plans and judged.graph in manifest.graphs and digest(manifest, plan, judged.graph) == judged.sha256
+def _current(manifest: Manifest, plan: str, evaluated: Evaluated) -> bool:
+    return (
+        plan in manifest.plans
+        and evaluated.graph in manifest.graphs
+        and digest(manifest, plan, evaluated.graph) == evaluated.sha256
+    )

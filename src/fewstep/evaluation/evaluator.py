@@ -1,4 +1,4 @@
-"""What judges a sampler, whatever it makes: outputs against a held-out split of real samples."""
+"""What evaluates a sampler, whatever it makes: outputs against a held-out split of real samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """One hash for what this judges by."""
+        """One hash for what this evaluates by."""
 
 
 def psnr(outputs: Array, reference: Array, span: float) -> float:

@@ -13,14 +13,14 @@ from fewstep.artifact.signature import Output
 from fewstep.data import Images
 from fewstep.evaluation.cache import default_folder
 from fewstep.evaluation.classifier import ClassifierConfig, classifier
-from fewstep.evaluation.metrics import Features, Judge
+from fewstep.evaluation.metrics import Features, ImageEvaluator
 from fewstep.evaluation.pixels import SIZE, statistics
 from fewstep.system.progress import Track, silent
 from fewstep.system.readable import readable
 
-__all__ = ["FITTING", "EfficientNet", "Inception", "Numbers", "PixelStatistics", "feature_network", "trial_judge"]
+__all__ = ["FITTING", "EfficientNet", "Inception", "Numbers", "PixelStatistics", "feature_network", "trial_evaluator"]
 
-FITTING = 1  # seed of another network than the one that judges: nothing is judged by the features it was chosen in
+FITTING = 1  # seed of another network than the one that evaluates: nothing is evaluated by the features it was chosen in
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights were trained
 
@@ -111,7 +111,7 @@ class Numbers(Features):
 def feature_network(name: str, images: Images, *, seed: int = 0, precision: str = "auto", track: Track = silent) -> Features:
     """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
 
-    Seeds 0 and FITTING give two networks, so that what was fitted in one is judged in another; of Inception there is one.
+    Seeds 0 and FITTING give two networks, so that what was fitted in one is evaluated in another; of Inception there is one.
     precision: what the classifier is trained in, see mixed_precision.py. Raises ValueError for one where none is trained.
     """
     if name == "classifier":
@@ -121,8 +121,10 @@ def feature_network(name: str, images: Images, *, seed: int = 0, precision: str 
     return EfficientNet(lite=seed) if name == "efficientnet" else Inception(Path(name))
 
 
-def trial_judge(
+def trial_evaluator(
     images: Images, samples: int, *, features: str = "classifier", precision: str = "auto", track: Track = silent
-) -> Judge:
-    """What judges choices before they are reported: about `samples` training images, in another network than the judge's."""
-    return Judge(feature_network(features, images, seed=FITTING, precision=precision, track=track), images.about(samples))
+) -> ImageEvaluator:
+    """What evaluates choices before they are reported: about `samples` training images, in another network than `compare`."""
+    return ImageEvaluator(
+        feature_network(features, images, seed=FITTING, precision=precision, track=track), images.about(samples)
+    )

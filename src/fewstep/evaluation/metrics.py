@@ -19,7 +19,7 @@ from fewstep.data import Images, batches
 from fewstep.evaluation.evaluator import Evaluator, psnr, refuse_unlike
 from fewstep.evaluation.pixels import departures, statistics
 
-__all__ = ["Features", "Judge", "Score", "coverage", "frechet", "kernel", "spread"]
+__all__ = ["Features", "ImageEvaluator", "Score", "coverage", "frechet", "kernel", "spread"]
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ NEIGHBOURS = 5
 
 
 class Features(nn.Module):
-    """What a network must be to judge: images (B, C, H, W) uint8 -> features (B, num_features).
+    """What a network must be to evaluate: images (B, C, H, W) uint8 -> features (B, num_features).
 
     head turns features into logits (B, classes); None for a network that knows nothing of the classes. trained_in: the
     precision that it was trained in here; None for one that came as it is.
@@ -67,7 +67,7 @@ class Score:
         }
 
 
-class Judge(Evaluator):
+class ImageEvaluator(Evaluator):
     """Scores images against a held-out split. Distances of unequal n do not compare, so n must be that of the split.
 
     Raises ValueError for a split that is too small to say anything.
@@ -79,7 +79,7 @@ class Judge(Evaluator):
         self.model = model
         self.n = len(held_out)
         if self.n <= NEIGHBOURS:
-            raise ValueError(f"judging needs more than {NEIGHBOURS} images, got {self.n}; take more of them")
+            raise ValueError(f"evaluating needs more than {NEIGHBOURS} images, got {self.n}; take more of them")
         self.labels = held_out.labels
         parts = [(self.features(images), statistics(torch.tensor(images))) for images, _ in batches(held_out, CHUNK)]
         self.real, self.pixels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -112,7 +112,7 @@ class Judge(Evaluator):
         return frechet(self.real, self.features(outputs))
 
     def digest(self) -> str:
-        """One hash for the features that this judges by."""
+        """One hash for the features that this evaluates by."""
         return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
 
     def scores(self, outputs: npt.NDArray[Any], labels: Labels | None) -> dict[str, float]:

@@ -23,7 +23,7 @@ from fewstep.calibration.teacher import Teacher
 from fewstep.data import images_like
 from fewstep.data.conditions import Conditions
 from fewstep.evaluation import charts
-from fewstep.evaluation.comparison import FARTHEST, NAMED, Comparison, Judged, farthest, read
+from fewstep.evaluation.comparison import FARTHEST, NAMED, Comparison, Evaluated, farthest, read
 from fewstep.runtime import Generator
 from fewstep.runtime.noise import noise
 from fewstep.sampling.guidance import Guidance, guided
@@ -80,7 +80,7 @@ def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
         sections,
         name=escape(bundle.manifest.name),
         style=(folder / "style.css").read_text("utf-8") + (folder / "evaluation/page/report.css").read_text("utf-8"),
-        judged=escape(_judged(comparison)),
+        evaluated=escape(_evaluated(comparison)),
         machine=escape(_machine(comparison.machine)),
     )
     with writing(out) as beside:
@@ -110,15 +110,15 @@ def _real(bundle: Bundle, comparison: Comparison) -> str:
 
 
 def _sampler(bundle: Bundle, comparison: Comparison, name: str) -> str:
-    judged = comparison.plans[name]
-    generator = Generator(bundle, plan=name, graph=judged.graph)
+    evaluated = comparison.plans[name]
+    generator = Generator(bundle, plan=name, graph=evaluated.graph)
     signature = generator.signature
     if not signature.finite:
         return ""  # a comparison keeps no arrays
     given: dict[str, Any] = signature.example(SHOWN, guided=generator.plan.guided)  # the classes in turn
     images = generator(seeds=range(SHOWN), **given)
     called = [name for each in signature.inputs for name in each.called(given[each.name])]
-    facts = f"{judged.nfe} calls, {NAMED[judged.metric]} {judged.distance}, {judged.p50_ms:.1f} ms"
+    facts = f"{evaluated.nfe} calls, {NAMED[evaluated.metric]} {evaluated.distance}, {evaluated.p50_ms:.1f} ms"
     shown = f": {', '.join(called)}" if called else ""
     caption = f"<b>{escape(name)}</b> {escape(bundle.manifest.plans[name].solver)}<br>{facts}{escape(shown)}"
     return _figure(_image(images, f"{name}: {SHOWN} images{shown}"), caption)
@@ -130,10 +130,10 @@ def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
     head = ["plan", "network calls", *(title for title, _, _ in columns), *pixels, "PSNR, dB", "p50 ms", "samples per second"]
     lines = ["".join(f"<th>{title}</th>" for title in head)]
     for name in names:
-        judged = comparison.plans[name]
-        scores = [_score(judged, key, digits) for _, key, digits in columns] + _off(judged.farthest)
-        pair = "reference" if name == comparison.reference else _score(judged, "psnr_db", 1)
-        numbers = [str(judged.nfe), *scores, pair, f"{judged.p50_ms:.2f}", f"{judged.images_per_second:.0f}"]
+        evaluated = comparison.plans[name]
+        scores = [_score(evaluated, key, digits) for _, key, digits in columns] + _off(evaluated.farthest)
+        pair = "reference" if name == comparison.reference else _score(evaluated, "psnr_db", 1)
+        numbers = [str(evaluated.nfe), *scores, pair, f"{evaluated.p50_ms:.2f}", f"{evaluated.images_per_second:.0f}"]
         ships = " class=ships" if name == bundle.manifest.default else ""
         lines.append(f"<th scope=row{ships}>{escape(name)}</th>" + "".join(f"<td>{number}</td>" for number in numbers))
     real = [f"{comparison.real[key]:.{digits}f}" if key in comparison.real else "" for _, key, digits in columns]
@@ -147,8 +147,8 @@ def _off(found: tuple[str, float] | None) -> list[str]:
     return [f"{found[0]} {found[1]:.2f}" + (" (too far)" if found[1] > FARTHEST else "")] if found else []
 
 
-def _score(judged: Judged, key: str, digits: int) -> str:
-    found = judged.scores.get(key)
+def _score(evaluated: Evaluated, key: str, digits: int) -> str:
+    found = evaluated.scores.get(key)
     return f"{found.mean:.{digits}f}&thinsp;±&thinsp;{found.std:.{digits}f}" if found else ""
 
 
@@ -224,7 +224,7 @@ def _image(images: Pictures, alt: str) -> str:
     return f'<img alt="{escape(alt)}" style="{width}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-def _judged(comparison: Comparison) -> str:
+def _evaluated(comparison: Comparison) -> str:
     where = {
         "classifier": "in the features of a classifier trained on the training images",
         "efficientnet": "in the features of EfficientNet-Lite0",

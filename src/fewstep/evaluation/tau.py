@@ -1,4 +1,4 @@
-"""Which tau a teacher is to be trained with: short runs of equal compute, judged at few steps. S2-DMs, arXiv 2401.01520."""
+"""Which tau a teacher is to be trained with: short runs of equal compute, evaluated at few steps. S2-DMs, arXiv 2401.01520."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewstep.artifact.records import Trained
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
 from fewstep.evaluation.comparison import Spread
-from fewstep.evaluation.metrics import Judge
+from fewstep.evaluation.metrics import ImageEvaluator
 from fewstep.sampling.guidance import PLAIN, Guidance
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.schedule import Grid
@@ -27,7 +27,7 @@ __all__ = ["TauConfig", "best_tau", "search_tau"]
 
 @dataclass(frozen=True)
 class TauConfig:
-    """What to try: taus, each with `seeds` training runs of `teacher`, judged with `steps` steps of a solver."""
+    """What to try: taus, each with `seeds` training runs of `teacher`, evaluated with `steps` steps of a solver."""
 
     teacher: TeacherConfig
     taus: tuple[float, ...] = (0.5, 0.9, 0.99, 1.0)
@@ -46,7 +46,7 @@ def search_tau(
     images: Images,
     config: TauConfig,
     solver: Callable[[Grid, Guidance], Plan],
-    judge: Judge,
+    evaluator: ImageEvaluator,
     *,
     track: Track = silent,
 ) -> dict[float, Spread]:
@@ -68,9 +68,9 @@ def search_tau(
             # All alike, also where the search goes on on a machine that is quicker at another precision.
             settings = replace(settings, mixed_precision=_record(bundle).mixed_precision)
             teacher = Teacher(bundle)
-            inputs = teacher.draw(judge.n, seed=0, labels=judge.labels)
+            inputs = teacher.draw(evaluator.n, seed=0, labels=evaluator.labels)
             plan = solver(teacher.denoiser.parametrisation.grid(config.steps), PLAIN)
-            distances.append(judge.distance(teacher.outputs(plan, inputs, track=track)))
+            distances.append(evaluator.distance(teacher.outputs(plan, inputs, track=track)))
         found[tau] = Spread(mean=mean(distances), std=stdev(distances))
     return found
 

@@ -8,9 +8,9 @@ from fewstep.artifact.bundle import Bundle
 from fewstep.calibration.teacher import Teacher
 from fewstep.data import Images
 from fewstep.data.arrays import ArraySamples
-from fewstep.evaluation.arrays import ArrayJudge
+from fewstep.evaluation.arrays import ArrayEvaluator
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.features import trial_judge
+from fewstep.evaluation.features import trial_evaluator
 from fewstep.models.denoiser import Denoiser
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
@@ -25,19 +25,19 @@ def validator(
 ) -> Callable[[Denoiser, Plan], float]:
     """The distance of what a network makes to about `count` of these, training ones, from the same noise at every look.
 
-    Of images it is the Frechet distance in another classifier than the one that judges in the end; of arrays, their energy
+    Of images it is the Frechet distance in another classifier than the one that evaluates in the end; of arrays, their energy
     distance.
     """
-    judge: Evaluator
+    evaluator: Evaluator
     if isinstance(samples, ArraySamples):
-        judge = ArrayJudge(samples.about(count))
+        evaluator = ArrayEvaluator(samples.about(count))
     else:
-        judge = trial_judge(samples, count, track=track)
+        evaluator = trial_evaluator(samples, count, track=track)
     maker, arrays = Teacher(bundle), samples.arrays or None
 
     def distance(denoiser: Denoiser, plan: Plan) -> float:
         maker.denoiser, maker.device = denoiser, next(denoiser.parameters()).device
-        inputs = maker.draw(judge.n, seed=0, draws=plan.draws, labels=judge.labels, arrays=arrays)
-        return judge.distance(maker.outputs(plan, inputs))
+        inputs = maker.draw(evaluator.n, seed=0, draws=plan.draws, labels=evaluator.labels, arrays=arrays)
+        return evaluator.distance(maker.outputs(plan, inputs))
 
     return distance

@@ -95,7 +95,7 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
 
 
 def decoded(autoencoder: Any, image: Output) -> tuple[DecoderEntry, State]:
-    """What an autoencoder's decoder is in a bundle, and the state that it makes images of. Raises ValueError as `save_decoder`."""
+    """What an autoencoder's decoder is in a bundle, and the state that it makes images of. Raises ValueError."""
     kind, config = type(autoencoder).__name__, autoencoder.config
     check_decoder_class(kind)
     if not isinstance(image, ImageOutput):

@@ -15,7 +15,7 @@ from fewstep.system.json_object import read_object
 __all__ = ["Layout", "find_layout"]
 
 PARTS = ("unet", "transformer")
-# What pipelines have besides a network, a scheduler and an autoencoder: prompts are encoded outside, images are not judged.
+# What pipelines have besides a network, a scheduler and an autoencoder: prompts are encoded outside, images are not evaluated.
 ASIDE = {f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
 ASIDE |= {"safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker", "force_zeros_for_empty_prompt"}
 ASIDE |= {"add_watermarker", "id2label"}

@@ -41,7 +41,9 @@ def check_fit(net: Any, state: State, inputs: Sequence[Input], *, patch: int, co
     family = family_of(name)
     family.refuse_inputs(net.config, inputs)
     rank = len(state.axes)
-    if family.axes not in (None, rank) or (patch > 1 and rank != 2):
+    if patch > 1 and rank != 2:
+        raise ValueError(f"a patch of {patch} folds two axes, and this state has {rank}; leave out the patch")
+    if family.axes not in (None, rank):
         raise ValueError(f"a {name} works on states with two axes, this one has {rank}; choose another network")
     if any(side % patch for side in state.axes):
         raise ValueError(
