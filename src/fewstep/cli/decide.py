@@ -46,7 +46,7 @@ PANEL = "Decide what ships"
 # What to watch once a sampler answers requests, beside what was measured before.
 WATCH = (
     "fewstep_request_seconds (fewstep serve, /metrics): its p99 against {p99:.1f} ms of the graph alone",
-    "fewstep_requests by outcome: refused ones mean that {rate:.0f} images per second are not enough",
+    "fewstep_requests by outcome: refused ones mean that {rate:.0f} samples per second are not enough",
     "a sample of answers, evaluated like this each week: the distance was {distance}",
     "a new graph, network, driver or machine: compare again before it answers",
 )

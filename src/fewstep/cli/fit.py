@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +37,9 @@ from fewstep.cli.app import (
 from fewstep.cli.verb import verb
 from fewstep.sampling.guidance import Guidance
 from fewstep.system.console import say, show, table, track
+
+if TYPE_CHECKING:
+    from fewstep.calibration.endtoend import TableFit
 
 __all__ = ["adopt", "calibrate", "interval", "quantize"]
 
@@ -112,15 +115,26 @@ def _table(
     from fewstep.calibration.calibrate import calibrate_table
     from fewstep.calibration.endtoend import Real
     from fewstep.data import images_like
+    from fewstep.data.arrays import arrays_like, is_arrays
     from fewstep.evaluation.features import FITTING, feature_network
 
+    if data and is_arrays(Path(data)):
+        arrays = arrays_like(loaded, data)
+        if features or precision != "auto":
+            raise ValueError("arrays are fitted to by their own numbers; leave out --features and --mixed-precision")
+        about = {**about, "arrays": about["arrays"] or arrays.arrays or None}
+        return _fitted(calibrate_table(loaded, config, real=Real.of_arrays(arrays), **about, track=telling(arrays))[1])
     real, images = None, images_like(loaded, data, track=track) if data else None
     following = telling(images)
     if images:
         names = features or ["classifier"]
         models = [feature_network(of, images, seed=FITTING, precision=precision, track=following) for of in names]
         real = Real.of(images, *models)
-    _, fit = calibrate_table(loaded, config, real=real, **about, track=following)
+    return _fitted(calibrate_table(loaded, config, real=real, **about, track=following)[1])
+
+
+def _fitted(fit: TableFit) -> dict[str, Any]:
+    """Show what a table came to."""
     rows = [("best grid", f"{fit.losses[0]:.4g}"), ("fitted", f"{min(fit.losses):.4g}")]
     table("on noise that was not fitted", ["", "loss"], rows)
     return {"losses": fit.losses}

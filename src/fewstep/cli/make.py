@@ -243,7 +243,7 @@ def distill(
         str | None, typer.Option(help="Real samples for an adversarial term, as for train.", show_default="none is read")
     ] = None,
     validate: Annotated[
-        str | None, typer.Option(help="Images that evaluate the run: the best weights are kept.", show_default="the last are")
+        str | None, typer.Option(help="Samples that evaluate the run: the best weights are kept.", show_default="the last are")
     ] = None,
     count: Annotated[
         int | None, typer.Option("--samples", min=1, help="How many of --data.", show_default="200", hidden=True)
@@ -272,9 +272,11 @@ def distill(
         some = examples_like(loaded, data, rows=given is not None, track=track).about(count or 200)
     if validate:
         from fewstep.data import images_like
+        from fewstep.data.arrays import arrays_like, is_arrays
         from fewstep.evaluation.validate import validator
 
-        evaluating = images_like(loaded, validate, track=track)
+        arrays = is_arrays(Path(validate))
+        evaluating = arrays_like(loaded, validate) if arrays else images_like(loaded, validate, track=track)
         metric = validator(loaded, evaluating, track=telling(evaluating))
     about: dict[str, Any] = {"teacher": teacher, "license": license, "validated_on": validate, "log": log}
     extras: dict[str, Any] = {"samples": some, "validate": metric, "arrays": given}

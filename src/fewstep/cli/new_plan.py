@@ -23,15 +23,17 @@ def by_solver(bundle: Bundle, solver: str, steps: int, guidance: Guidance) -> tu
 
 def by_scheduler(bundle: Bundle, scheduler: str, config: Path | None, steps: int, guidance: Guidance) -> tuple[PlanEntry, str]:
     """The plan of a scheduler of diffusers for the teacher, and its name."""
+    from fewstep.models.proof import PIPELINES
     from fewstep.models.schedulers import plan_for
 
     teacher = bundle.pick("network", "teacher", bundle.manifest.denoisers)
     record = bundle.manifest.records.components.get("teacher")
-    own, mu = (record.scheduler, record.mu) if isinstance(record, Imported) else (None, None)
+    own, mu, pipeline = (record.scheduler, record.mu, record.pipeline) if isinstance(record, Imported) else (None, None, None)
+    sigmas = PIPELINES[pipeline].sigmas if pipeline in PIPELINES else None
     if config and config.is_dir():
         config /= "scheduler_config.json"
     settings = read_object(config) if config else None
-    plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=mu, config=settings)
+    plan, name = plan_for(teacher.parametrisation, scheduler, steps, guidance, own=own, mu=mu, config=settings, sigmas=sigmas)
     return PlanEntry.of(plan, denoiser="teacher", solver=f"{scheduler} of diffusers, {steps} steps"), name
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
+from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.draft import reason
 from fewstep.artifact.signature import MAX_SIZE, NEGATIVE, ArrayInput, ArrayOutput, Axis, Column, Input, Signature
 from fewstep.data.listing import shown
@@ -27,7 +28,7 @@ from fewstep.system.arrays import read_arrays
 from fewstep.system.extras import install
 from fewstep.system.strict import Strict
 
-__all__ = ["ArraySamples", "is_arrays", "open_arrays"]
+__all__ = ["ArraySamples", "arrays_like", "is_arrays", "open_arrays"]
 
 VALUES, LABELS, ABOUT = "values", "labels", "signature.json"
 FILES = (".npz", ".parquet")
@@ -112,6 +113,14 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
         raise FileNotFoundError(f"{path} has no files of arrays; give .npz or .parquet with an array called {VALUES}")
     others = [file.name for file in there if file not in files and file.name != ABOUT]
     return files, [f"not read: {shown(', '.join(others))}; what arrays are is said in {ABOUT}"] if others else []
+
+
+def arrays_like(bundle: Bundle, source: str, split: Split = "train") -> ArraySamples:
+    """Open a source as `open_arrays` does. Raises ValueError where its samples are not of the kind that a bundle makes."""
+    found, made = open_arrays(Path(source), split), bundle.manifest.signature
+    if (found.signature.inputs, found.signature.output.unscaled) != (made.inputs, made.output.unscaled):
+        raise ValueError(f"{bundle.root.name} makes other samples than {source} holds; give some like those it learnt from")
+    return found
 
 
 def _joined(files: Sequence[Path]) -> dict[str, Array]:

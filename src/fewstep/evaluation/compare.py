@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.data import Labels, Samples, images_like
-from fewstep.data.arrays import is_arrays, open_arrays
+from fewstep.data import Labels, images_like
+from fewstep.data.arrays import arrays_like, is_arrays
 from fewstep.data.conditions import Conditions
 from fewstep.data.inputs import Arrays, checked_arrays
 from fewstep.evaluation.arrays import ArrayEvaluator, Metric
@@ -114,8 +114,7 @@ def _by_arrays(bundle: Bundle, config: CompareConfig, arrays: Arrays | None) -> 
     """Held-out rows, from what each of them was made from."""
     if config.features:
         raise ValueError("arrays are evaluated by their own numbers; leave --features out")
-    train, held_out = (open_arrays(Path(config.data), split) for split in ("train", "held-out"))
-    _refuse_others(bundle, train)
+    train, held_out = arrays_like(bundle, config.data), arrays_like(bundle, config.data, "held-out")
     if arrays and train.arrays:
         raise ValueError(f"{config.data} has what its samples are made from; leave --inputs out")
     held_out = held_out.every(config.thin)
@@ -126,12 +125,6 @@ def _by_arrays(bundle: Bundle, config: CompareConfig, arrays: Arrays | None) -> 
         return ArrayEvaluator(train.at(picked), config.metrics).scores_of(held_out)
 
     return Evaluation(evaluator, real, held_out.labels, held_out.arrays or arrays or None, notes=held_out.notes)
-
-
-def _refuse_others(bundle: Bundle, samples: Samples) -> None:
-    ours, theirs = bundle.manifest.signature, samples.signature
-    if (ours.inputs, ours.output.unscaled) != (theirs.inputs, theirs.output.unscaled):
-        raise ValueError(f"{bundle.root.name} makes other samples than {samples.source} holds; give some like those it learnt")
 
 
 def compare(

@@ -65,11 +65,11 @@ def in_units(states: Tensor, output: Output, decoder: Decoder | None = None) -> 
     Images are in 0 .. 255, not rounded; arrays in the units of their columns.
     """
     made = states if decoder is None else decoder(states)
-    if isinstance(output, ImageOutput):
-        return ((made - output.low) * (255 / (output.high - output.low))).clamp(0, 255)
-    std, mean = (made.new_tensor([getattr(column, key) for column in output.columns]) for key in ("std", "mean"))
-    ones = (1,) * len(output.axes)
-    return made * std.reshape(-1, *ones) + mean.reshape(-1, *ones)
+    *numbers, top = output.scaling
+    ones = (1,) * (made.ndim - 2)
+    low, factor, shift = (made.new_tensor(number).reshape(-1, *ones) for number in numbers)
+    values = (made - low) * factor + shift
+    return values if top is None else values.clamp(0, top)
 
 
 def as_output(states: Tensor, output: Output, decoder: Decoder | None = None) -> npt.NDArray[Any]:

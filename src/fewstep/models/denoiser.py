@@ -214,10 +214,10 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     """
     entry: DenoiserEntry = bundle.pick("network", name, bundle.manifest.denoisers)
     directory = bundle.component(name)
-    kind = class_of(directory)
+    made = network_class(class_of(directory))
     try:
         with quiet():
-            net, report = network_class(kind).from_pretrained(
+            net, report = made.from_pretrained(
                 directory, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # of whatever kind diffusers and safetensors raise for what they do not expect

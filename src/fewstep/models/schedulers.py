@@ -176,10 +176,12 @@ def plan_for(
     own: Mapping[str, Any] | None = None,
     mu: float | None = None,
     config: Mapping[str, Any] | None = None,
+    sigmas: Callable[[int], list[float]] | None = None,
 ) -> tuple[Plan, str]:
     """The plan of the scheduler `name` for a network, and what it is to be called.
 
     own: the configuration of the scheduler that the network came with, whose settings it keeps; config: settings to change.
+    sigmas: the levels that its pipeline tells its own scheduler, where it does.
 
     Raises ValueError for a scheduler of networks of another kind, or settings that say something else of the network.
     """
@@ -196,7 +198,9 @@ def plan_for(
             f"this {name} is set up for another network than this one, {_apart(says, view)}; leave out of its settings what "
             "says how a network was trained (prediction_type, betas, shift, sigma_data), and it takes this network's"
         )
-    plan = scheduler_plan(scheduler, view, steps, guidance, mu=mu)
+    plan = scheduler_plan(
+        scheduler, view, steps, guidance, mu=mu, sigmas=sigmas if name == (own or {}).get("_class_name") else None
+    )
     return (plan if view == network else moved(plan, network)), plan_name(scheduler, steps, guidance)
 
 
