@@ -132,9 +132,9 @@ def test_a_new_plan_is_written_exported_checked_and_makes_images(digits: Bundle,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "--data", "cifar"], "'cifar' is neither a known data set (mnist5k) nor a directory"),
-        (["train", "--data", "empty"], "empty is empty; put images into it"),
-        (["train", "--data", "broken"], "is not a readable image"),
+        (["train", "--data", "cifar", "--out", "new.bundle"], "'cifar' is neither a known data set (mnist5k) nor a directory"),
+        (["train", "--data", "empty", "--out", "new.bundle"], "empty is empty; put images into it"),
+        (["train", "--data", "broken", "--out", "new.bundle"], "is not a readable image"),
         (["train", "--iterations", "0"], "a run needs 1 iteration and 1 sample a batch, got 0 and 32"),
         (["train", "--tau", "1.5"], "Lskip needs 0 <= tau <= 1"),
         (["train", "--out", "digits.bundle"], "digits.bundle is trained already; see it with: fewstep inspect digits.bundle"),
