@@ -22,7 +22,6 @@ from fewstep.sampling.plan import sample
 from fewstep.trainer.configs import TuneConfig
 from fewstep.trainer.teacher import train_teacher
 
-RNG = np.random.default_rng(0)
 ABOUT = {
     "axes": [{"name": "time", "unit": "s"}],
     "columns": [{"name": "x", "unit": "mm"}, {"name": "force", "unit": "N"}],
@@ -45,11 +44,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def walks(count: int) -> Arrays:
     """x goes from 100 mm to where the observation says, by up to 50 mm; the force is 3 N or -3 N by the class."""
+    rng = np.random.default_rng(0)
     goal, kind = np.where(np.arange(count) % 4 < 2, 50.0, -50.0), np.arange(count) % 2
     x = 100 + goal[:, None] * np.linspace(0, 1, 8)
     force = np.broadcast_to(np.where(kind, -3.0, 3.0)[:, None], x.shape)
-    values = np.stack([x, force], -1) + RNG.normal(0, (2.0, 0.2), (count, 8, 2))
-    observation = np.stack([goal / 50, RNG.normal(size=count), RNG.normal(size=count)], 1)
+    values = np.stack([x, force], -1) + rng.normal(0, (2.0, 0.2), (count, 8, 2))
+    observation = np.stack([goal / 50, rng.normal(size=count), rng.normal(size=count)], 1)
     return {"values": values, "labels": kind, "observation": observation}
 
 
@@ -160,7 +160,7 @@ def test_it_is_distilled_fitted_quantized_exported_checked_and_generated_by_the_
     records, plans = bundle.manifest.records, bundle.manifest.records.plans
     assert isinstance(records.components["sid1"], Distilled)
     assert records.components["sid1"].settings["guidance"] == 2.0
-    assert records.components["sid1"].samples == 53  # every third of 160 is 54; every so many-th, at least 50
+    assert records.components["sid1"].samples == 54  # every third of 160, no fewer than 50
     assert all(isinstance(plans[name], Fitted) and plans[name].inputs_sha256 for name in ("table3", "iia-ddim3"))  # type: ignore[union-attr]
     result = run("generate", "a.bundle", "--plan", "table3", "--inputs", "told.npz", "--samples", 40, "--out", "made.npy")
     assert result["seeds"] == list(range(40))
@@ -224,5 +224,5 @@ def test_what_does_not_go_with_it_is_refused(place: Path, tmp_path: Path) -> Non
     said = refused("train", "--data", "walks.npz", "--network", "network.json", "--patch", 2, "--out", "b.bundle", cwd=place)
     assert "a patch of 2 folds two axes, and this state has 1; leave out the patch" in said
     said = refused("train", "--data", "mnist5k", "--start", "teacher", "--out", "a.bundle", cwd=place)
-    assert "a.bundle makes 8 time (s), columns x (mm), force (N)" in said
+    assert "mnist5k is not of the classes of a.bundle" in said
     assert not Bundle.load(place / "a.bundle").manifest.components.keys() & {"x"}

@@ -62,7 +62,7 @@ def examples_like(bundle: Bundle, source: str, *, rows: bool, track: Track = sil
     manifest = bundle.manifest
     found = open_examples(
         source,
-        resolution=manifest.output.shape[1] if is_of_images(source) else None,
+        resolution=manifest.output.shape[1] if manifest.output.pictures and is_of_images(source) else None,
         inputs=manifest.signature.inputs if rows else None,
         track=track,
     )
