@@ -37,7 +37,6 @@ TOLERANCE = 1e-4  # of the largest number of the last state: both loops round di
 DIGIT = 2.0**-23  # of a number of fp32: its last digit
 SHAKEN = 4.0  # times what a pipeline's end moves by when its noise changes in the last digit: two loops round in every step
 SECONDS = 600.0  # that the proof of one number of steps may take; what it would take is measured, and said
-NULL_OF_DIT = 1000  # DiTPipeline's own label for "none"
 
 
 PIPELINES = {name: pipeline for family in FAMILIES.values() for name, pipeline in family.pipelines.items()}
