@@ -19,7 +19,7 @@ from PIL import Image
 from fewstep.runtime import Generator
 from fewstep.runtime.batcher import Batcher
 from fewstep.runtime.server.app import Policy, create_app
-from fewstep.runtime.server.guard import Limits
+from fewstep.runtime.server.limits import ServerLimits
 from fewstep.runtime.server.repository import Options, Repository
 
 BUNDLE = Path(__file__).parent.parent / "examples" / "digits.bundle"
@@ -50,7 +50,7 @@ def repository() -> Iterator[Repository]:
 
 @pytest.fixture(scope="module")
 def client(repository: Repository) -> Client:
-    return Client(repository, Policy(limits=Limits(body_bytes=100_000)))
+    return Client(repository, Policy(limits=ServerLimits(body_bytes=100_000)))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_binary_tensors_that_do_not_add_up_are_refused(client: Client) -> None:
 
 
 def test_large_compressed_and_slow_bodies_are_refused(repository: Repository) -> None:
-    client = Client(repository, Policy(limits=Limits(body_bytes=1000, body_s=0.2)))
+    client = Client(repository, Policy(limits=ServerLimits(body_bytes=1000, body_s=0.2)))
     assert client("POST", "/generate", content=b" " * 1001).status_code == 413
 
     async def growing() -> Any:  # without Content-Length
