@@ -81,7 +81,7 @@ def test_a_network_of_another_class_is_refused(tmp_path: Path) -> None:
 
 def test_images_that_do_not_divide_are_refused() -> None:
     state = State(channels=1, axes=(10, 10))
-    with pytest.raises(ValueError, match=r"10x10 images do not divide by 4 \(patch 2, 2 levels\)"):
+    with pytest.raises(ValueError, match=r"sides of 10x10 do not divide by 4 \(patch 2, 2 levels\)"):
         unet(state, LABELS, channels=(8, 16), layers=1, attention=False, patch=2)
 
 

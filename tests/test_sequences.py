@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from test_cli import fewstep, refused
 
+import fewstep as public
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.digests import component_digest
 from fewstep.artifact.records import Distilled, Fitted, Trained
@@ -204,6 +205,32 @@ def test_more_training_is_in_the_units_of_the_bundle(place: Path, tmp_path: Path
     assert tuned.manifest.records.components["tuned"].rows == 40  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("axes", "names", "kind"),
+    [
+        ((8, 4), ("labels",), "UNet2DModel"),
+        ((8, 4), (), "UNet2DModel"),
+        ((8, 4), ("labels", "observation"), "FieldTransformer"),
+        ((5,), ("labels",), "FieldTransformer"),
+        ((2, 4, 6), ("observation",), "FieldTransformer"),
+    ],
+    ids=str,
+)
+def test_a_network_for_every_rank_and_its_sheets_as_numbers(
+    axes: tuple[int, ...], names: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    given = {name: array for name, array in walks(20).items() if name in names}
+    np.savez(tmp_path / "a.npz", values=np.random.default_rng(0).normal(500, 9, (20, *axes, 3)), **given)
+    about: dict[str, Any] = {"iterations": 2, "batch": 4, "mixed_precision": "no", "log": tmp_path / "log"}
+    bundle = public.train(tmp_path / "a.bundle", str(tmp_path / "a.npz"), **about)
+    bundle.verify()
+    assert bundle.manifest.denoisers["teacher"].kind == kind
+    assert bundle.manifest.state.shape == (3, *axes)
+    sheet = np.load(tmp_path / "log" / "teacher-000002.npy")
+    assert (sheet.shape, sheet.dtype) == ((20, *axes, 3), np.float32)
+    assert 400 < np.median(sheet) < 600
+
+
 def test_what_does_not_go_with_it_is_refused(place: Path, tmp_path: Path) -> None:
     given = walks(20)
     np.savez(place / "few.npz", observation=given["observation"])
@@ -221,6 +248,9 @@ def test_what_does_not_go_with_it_is_refused(place: Path, tmp_path: Path) -> Non
         words = [flag] if value is None else [flag, value]
         said = refused("train", "--data", "walks.npz", *words, "--out", "b.bundle", cwd=place)
         assert f"{flag} is of a U-Net, and a FieldTransformer is made for walks.npz, whose sizes a --network says" in said
+    np.savez(tmp_path / "odd.npz", values=np.zeros((20, 8, 5, 1)))
+    said = refused("train", "--data", tmp_path / "odd.npz", "--out", "b.bundle", cwd=place)
+    assert "sides of 8x5 do not divide by 4 (patch 2, 2 levels); choose fewer levels" in said
     said = refused("train", "--data", "walks.npz", "--network", "network.json", "--patch", 2, "--out", "b.bundle", cwd=place)
     assert "a patch of 2 folds two axes, and this state has 1; leave out the patch" in said
     said = refused("train", "--data", "mnist5k", "--start", "teacher", "--out", "a.bundle", cwd=place)

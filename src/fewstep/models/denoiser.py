@@ -147,8 +147,8 @@ def unet(
     divisor = patch * 2 ** (len(channels) - 1)
     if height % divisor or width % divisor:
         raise ValueError(
-            f"{height}x{width} images do not divide by {divisor} (patch {patch}, {len(channels)} levels); "
-            f"resize them, with --resolution {max(height // divisor, 1) * divisor}, or choose fewer levels"
+            f"sides of {height}x{width} do not divide by {divisor} (patch {patch}, {len(channels)} levels); choose fewer "
+            f"levels or a smaller patch or, of images, another size: --resolution {max(height // divisor, 1) * divisor}"
         )
     classes = classes_of(inputs)
     net = network_class("UNet2DModel")(
