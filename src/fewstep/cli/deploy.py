@@ -23,9 +23,9 @@ Plans = Annotated[list[str] | None, typer.Option("--plan", help="A plan; repeat 
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="Precision of the graphs.", show_default="by device")]
 MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Samples in a batch.")]
 WaitMs = Annotated[
-    float, typer.Option(callback=finite, min=0, max=60_000, help="How long a request may wait for others to join.")
+    float, typer.Option(callback=finite, min=0, max=60_000, help="How long a request may wait for others to join.", hidden=True)
 ]
-MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests in the queue; beyond, they are refused.")]
+MaxWaiting = Annotated[int, typer.Option(min=1, help="Requests in the queue; beyond, they are refused.", hidden=True)]
 Timeout = Annotated[
     float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
 ]

@@ -23,21 +23,21 @@ PANEL = "Run it in production"
 def serve(
     bundles: Annotated[list[str], typer.Argument(help="Bundles, each PATH or NAME=PATH.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan to serve; repeat for more.", show_default="all exported")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="Precision of the graphs.", show_default="by backend")] = None,
     backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest here")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="what is fastest")
+        int | None, typer.Option(min=1, help="CPU threads of each plan.", show_default="what is fastest", hidden=True)
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Samples in a batch.")] = 32,
     max_samples: Annotated[int, typer.Option(min=1, max=1024, help="Samples in a request.")] = 64,
     wait_ms: Annotated[
-        float, typer.Option(callback=finite, min=0, max=60_000, help="How long an idle server waits for more.")
+        float, typer.Option(callback=finite, min=0, max=60_000, help="How long an idle server waits for more.", hidden=True)
     ] = 0.0,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Samples in each queue; beyond, 503.")] = 256,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Samples in each queue; beyond, 503.", hidden=True)] = 256,
     timeout: Annotated[
         float, typer.Option(callback=finite, min=0.001, max=86_400, help="Seconds a request waits if it names none.")
     ] = 10.0,

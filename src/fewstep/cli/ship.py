@@ -41,7 +41,8 @@ def export(
         str | None, typer.Option(help="Or of a class of diffusers, such as UniPCMultistepScheduler.", show_default=False)
     ] = None,
     scheduler_config: Annotated[
-        Path | None, typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with")
+        Path | None,
+        typer.Option(help="Its settings, a JSON file.", show_default="those the network was imported with", hidden=True),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the new plan.")] = 10,
     guidance: Annotated[float, typer.Option(help="Guidance scale of the new plan; 1 is none.")] = 1.0,
@@ -55,7 +56,10 @@ def export(
     batched_guidance: Annotated[
         bool | None,
         typer.Option(
-            "--batched-guidance/--two-passes", help="Guided rows as one batch of twice the size.", show_default="measured here"
+            "--batched-guidance/--two-passes",
+            help="Guided rows as one batch of twice the size.",
+            show_default="measured here",
+            hidden=True,
         ),
     ] = None,
     as_json: Json = False,

@@ -55,7 +55,9 @@ def generate(
     precision: Annotated[str | None, typer.Option(help="Precision of the graph.", show_default="by backend")] = None,
     backend: Annotated[str | None, typer.Option(help="tensorrt, cuda or cpu.", show_default="the fastest here")] = None,
     graph: Annotated[str | None, typer.Option(help="A graph of the bundle.", show_default="by plan and precision")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="one for each core")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", show_default="one for each core", hidden=True)
+    ] = None,
     scale: Annotated[
         int | None, typer.Option(min=1, max=64, help="Enlarge each pixel of a PNG.", show_default=str(SCALE))
     ] = None,
