@@ -217,9 +217,7 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     made = network_class(class_of(directory))
     try:
         with quiet():
-            net, report = made.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+            net, report = made.from_pretrained(directory, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # of whatever kind diffusers and safetensors raise for what they do not expect
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ValueError(
