@@ -185,7 +185,7 @@ def elsewhere(function: Any, *arguments: Any) -> Any:
 def loop(root: str) -> float:
     """Images per second of the bare Generator at the server's batch."""
     generator = Generator.open(root, plan=PLAN, precision="fp32", backend="cpu", buckets=[MAX_BATCH])
-    return float(measure(generator, seconds=SECONDS)[0]["images_per_second"])
+    return float(measure(generator, seconds=SECONDS)[0]["samples_per_second"])
 
 
 def throughput(root: Path) -> dict[str, Any]:

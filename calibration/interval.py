@@ -92,9 +92,11 @@ def calibrate_interval(
             f"{config.steps} steps take {least} calls without any guidance; allow more than {most}, or take fewer steps"
         )
     inputs = teacher.draw(evaluator.n, seed=config.seed, labels=None if arrays else evaluator.labels, arrays=arrays)
-    network_sha256 = model_digest(bundle.manifest, network)
-    asked: dict[str, Any] = {"evaluator_sha256": evaluator.digest(), "network_sha256": network_sha256}
-    asked |= {"inputs_sha256": arrays_digest(arrays) if arrays else None}
+    asked: dict[str, Any] = {
+        "evaluator_sha256": evaluator.digest(),
+        "network_sha256": model_digest(bundle.manifest, network),
+        "inputs_sha256": arrays_digest(arrays) if arrays else None,
+    }
     searched = {"solver": solver.__name__, "steps": config.steps, "seed": config.seed}
     kept = Cache(cache or default_folder(), "interval", asked | searched)
     known: dict[str, float] = kept.read() or {}
@@ -107,11 +109,7 @@ def calibrate_interval(
             kept.write(known)
         return Trial(steps, known[key], plan.nfe)
 
-    trials = [evaluate(Steps(0, grid.n - 1, 1.0))]  # no guidance
-    if config.recipe == "sweep":
-        trials += sweep(grid, config.guidance, evaluate, track=track)
-    else:
-        trials += search(grid, max(config.guidance), evaluate, trials=config.trials, seed=config.seed, track=track)
+    trials = _trials(grid, config, evaluate, track)
     first, last, scale = best = min((trial for trial in trials if trial.nfe <= most), key=lambda trial: trial.value).steps
     plan = solver(grid, interval(grid, best))
     found: dict[str, Any] = {
@@ -126,6 +124,14 @@ def calibrate_interval(
         settings = asdict(config) | {"solver": solver.__name__}
         draft.manifest.records.plans[name] = Searched(settings=settings, **asked, **found)
     return Bundle.load(bundle.root), trials
+
+
+def _trials(grid: Grid, config: IntervalConfig, evaluate: Evaluate, track: Track) -> list[Trial]:
+    """All that a recipe tries, without guidance first."""
+    trials = [evaluate(Steps(0, grid.n - 1, 1.0))]
+    if config.recipe == "sweep":
+        return trials + sweep(grid, config.guidance, evaluate, track=track)
+    return trials + search(grid, max(config.guidance), evaluate, trials=config.trials, seed=config.seed, track=track)
 
 
 def interval(grid: Grid, steps: Steps) -> Guidance:

@@ -151,52 +151,66 @@ class _Exporter:
         return ranges
 
     def write(self, draft: Draft, plan_name: str, precision: Precision, layout: Layout | None) -> None:
-        plan, entry = self.bundle.plan(plan_name), self.bundle.manifest.plans[plan_name]
-        ranges = self.ranges(plan_name, precision)
-        excluded = ranges.excluded.get(precision, []) if ranges else []
-        network = self._network(plan_name, precision)
-        if layout is None:
-            layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
-            self.report(f"{plan_name}.{precision}: {layout} ({reason})")
-        # In a Loop or a step, rows that may go without guidance take two passes, one of them in an If.
-        straight = layout == "unrolled" or (layout == "loop" and bool((plan.guidance != 1).all()))
-        batched_guidance = plan.guided and straight and self._batched_guidance(entry.denoiser, network, plan)
-        layers = LayerPrecision(frozenset(excluded))
-        if precision in EIGHT_BITS:
-            kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
-            layers = LayerPrecision(frozenset(excluded), kind, ranges, for_cpu=precision == "int8")
+        """One graph of a plan, and its entry in the draft's manifest."""
+        plan, network = self.bundle.plan(plan_name), self._network(plan_name, precision)
+        layout = layout or self._layout(f"{plan_name}.{precision}", plan, network)
+        layers = self._layers(plan_name, precision)
+        batched_guidance = plan.guided and _straight(plan, layout) and self._batched_guidance(plan_name, network, plan)
         output, decoder = self.bundle.manifest.output, self._decoder(precision)
-        if decoder is not None and precision in EIGHT_BITS:
-            excluded = [*excluded, *layer_names(decoder.traced, decoder.weights)]
-        name = plan_name if layout != "step" else entry.denoiser
-        name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
         if layout == "step":
             model, end = step(network, layers=layers), postprocess(network.state, output, decoder)
         else:
             build = unroll if layout == "unrolled" else loop
             model, end = build(network, plan, output, decoder=decoder, batched_guidance=batched_guidance, layers=layers), None
-        limits = _limits(precision, ranges)
+        graph = self._entry(plan_name, precision, layout)
+        graph.batched_guidance = batched_guidance
+        name = Path(graph.file).stem
         draft.drop_graph(name)
-        graph = GraphEntry(
+        shared, models = self._shared(plan_name, precision, network, layers), {graph.file: model}
+        if end:
+            graph.postprocess = f"graphs/{name}.postprocess.onnx"
+            models[graph.postprocess] = end
+        for each in models.values():
+            describe(each, facts(self.bundle.manifest, graph), self.bundle.manifest.signature)
+        graph.data = sorted({data for file in models for data in self._save(draft, file, models[file], shared)})
+        draft.manifest.graphs[name] = graph
+
+    def _entry(self, plan_name: str, precision: Precision, layout: Layout) -> GraphEntry:
+        """What a graph's entry says of it before it is built; a step is the denoiser's, of any plan."""
+        denoiser, ranges = self.bundle.manifest.plans[plan_name].denoiser, self.ranges(plan_name, precision)
+        limits, excluded = _limits(precision, ranges), self._excluded(plan_name, precision)
+        if precision in EIGHT_BITS and (decoder := self._decoder(precision)):
+            excluded = [*excluded, *layer_names(decoder.traced, decoder.weights)]
+        name = plan_name if layout != "step" else denoiser
+        name += f".{precision}" if layout == "unrolled" else f".{layout}.{precision}"
+        return GraphEntry(
             file=f"graphs/{name}.onnx",
-            postprocess=f"graphs/{name}.postprocess.onnx" if end else None,
-            denoiser=entry.denoiser,
+            denoiser=denoiser,
             plan=None if layout == "step" else plan_name,
             precision=precision,
             layout=layout,
             opset=OPSET,
-            batched_guidance=batched_guidance,
             excluded=excluded,
             limit=limits.max_error,
             min_psnr_db=limits.min_psnr_db,
         )
-        for written in (model, end) if end else (model,):
-            describe(written, facts(self.bundle.manifest, graph), self.bundle.manifest.signature)
-        shared = self._shared(plan_name, precision, network, layers)
-        graph.data = self._save(draft, graph.file, model, shared)
-        if end and graph.postprocess:
-            graph.data = sorted({*graph.data, *self._save(draft, graph.postprocess, end, shared)})
-        draft.manifest.graphs[name] = graph
+
+    def _layout(self, title: str, plan: Plan, network: Network) -> Layout:
+        layout, reason = choose_layout(plan.nfe, len(network.traced.nodes))
+        self.report(f"{title}: {layout} ({reason})")
+        return layout
+
+    def _excluded(self, plan: str, precision: Precision) -> list[str]:
+        """The layers that calibration found to need more than a precision gives."""
+        ranges = self.ranges(plan, precision)
+        return ranges.excluded.get(precision, []) if ranges else []
+
+    def _layers(self, plan: str, precision: Precision) -> LayerPrecision:
+        excluded = frozenset(self._excluded(plan, precision))
+        if precision not in EIGHT_BITS:
+            return LayerPrecision(excluded)
+        kind: Literal["int8", "fp8"] = "fp8" if precision == "fp8" else "int8"
+        return LayerPrecision(excluded, kind, self.ranges(plan, precision), for_cpu=precision == "int8")
 
     def _network(self, plan: str, precision: Precision) -> Network:
         denoiser, manifest = self.denoiser(plan), self.bundle.manifest
@@ -207,10 +221,11 @@ class _Exporter:
             self.decoders[precision] = trace_decoder(self.torch_decoder, self.bundle.manifest, precision)
         return self.decoders.get(precision)
 
-    def _batched_guidance(self, name: str, network: Network, plan: Plan) -> bool:
+    def _batched_guidance(self, plan_name: str, network: Network, plan: Plan) -> bool:
         """Whether guided rows of a network are evaluated in one batch; measured once where it was not said."""
         if self.batched_guidance is not None:
             return self.batched_guidance
+        name = self.bundle.manifest.plans[plan_name].denoiser
         if name not in self.faster:
             if network.traced.bytes(network.weights) > MAX_MEASURED_BYTES:
                 self.faster[name] = False
@@ -241,6 +256,11 @@ class _Exporter:
         if decoder := self._decoder(precision):
             found["decoder"] = every_weight(decoder.traced, decoder.weights, LayerPrecision(frozenset()))
         return [SharedWeights(part, precision, component_digest(manifest, part), found[part]) for part in found]
+
+
+def _straight(plan: Plan, layout: Layout) -> bool:
+    """Whether every guided row is known to be one: where some may not be, two passes are taken, one of them in an If."""
+    return layout == "unrolled" or (layout == "loop" and bool((plan.guidance != 1).all()))
 
 
 def _refuse_too_large(file: str, model: ir.Model) -> None:

@@ -42,7 +42,7 @@ def measure(generator: Generator, *, seconds: float, track: Track = silent) -> l
                 "p50_ms": p50,
                 "p90_ms": p90,
                 "p99_ms": p99,
-                "images_per_second": batch * len(times) / sum(times),
+                "samples_per_second": batch * len(times) / sum(times),
                 "peak_memory_bytes": _peak_bytes(),
             }
         )

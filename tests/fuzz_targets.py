@@ -72,7 +72,7 @@ def _compared(manifest: Manifest) -> Comparison:
         "precision": "fp32",
         "nfe": 1,
     }
-    one = {**about, "scores": score, "p50_ms": 1.0, "p99_ms": 2.0, "images_per_second": 500.0}
+    one = {**about, "scores": score, "p50_ms": 1.0, "p99_ms": 2.0, "samples_per_second": 500.0}
     evaluated = {
         "data": "some",
         "features": "classifier",

@@ -38,7 +38,7 @@ def evaluated(
     scores |= {f"pixels.{name}": Spread(mean=value, std=0.1) for name, value in {"contrast": 0.2, "bright": bright}.items()}
     if accuracy is not None:
         scores["accuracy"] = Spread(mean=accuracy, std=0.01)
-    speed = {"p50_ms": ms, "p99_ms": 2 * ms, "images_per_second": 1000 / ms}
+    speed = {"p50_ms": ms, "p99_ms": 2 * ms, "samples_per_second": 1000 / ms}
     return Evaluated(graph="g", sha256="0", backend="cpu", precision="fp32", nfe=calls, scores=scores, **speed)
 
 

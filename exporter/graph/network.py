@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
     return _traces[key]
 
 
+def _place(error: Exception) -> str:
+    """The line that torch.export stopped at, where it says so."""
+    found = re.findall(r"# File: (.+?) in .+?, code: (.+)", str(getattr(error, "partial_fx_graph", "")))
+    return f" (at {found[-1][0]}: {found[-1][1].strip()})" if found else ""
+
+
 def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
     inputs = {"x": torch.zeros(2, *manifest.state.shape), "timestep": torch.tensor(1.0)}
     for spec in manifest.signature.tensors(guided=False):
@@ -75,7 +82,7 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
         return trace("net", module, inputs, static=["timestep"])
     except Exception as error:  # of whatever kind torch.export raises for code that it cannot follow
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-        raise ValueError(f"torch.export does not take this {denoiser.family.kind}: {reason}") from error
+        raise ValueError(f"torch.export does not take this {denoiser.family.kind}: {reason}{_place(error)}") from error
 
 
 def _compute_in(net: nn.Module, dtype: torch.dtype) -> None:

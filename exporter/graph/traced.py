@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 
 import numpy as np
 import onnx_ir as ir
@@ -123,12 +124,14 @@ def trace(scope: str, module: nn.Module, inputs: Mapping[str, Tensor], static: S
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without remarks on packages torch.onnx does not need here, on its own use of deprecated torch, on absent weights."""
+    """Without remarks on packages torch.onnx does not need here, on its own use of deprecated torch, on absent weights; without
+    the graph that torch.export prints before it raises.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # errors are raised, and said once
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
         yield
     for logger, level in zip(loggers, levels, strict=True):

@@ -105,7 +105,7 @@ def show_comparison(found: Comparison) -> None:
     """The comparison as a table."""
     shown, rows = SHOWN[found.metric], []
     for name, evaluated in found.plans.items():
-        speed = f"{evaluated.p50_ms:.2f}", f"{evaluated.images_per_second:.0f}"
+        speed = f"{evaluated.p50_ms:.2f}", f"{evaluated.samples_per_second:.0f}"
         rows.append((name, str(evaluated.nfe), *_quality(evaluated), *_off(evaluated.farthest), _likeness(found, name), *speed))
     real = [_number(key, found.real[key]) if key in found.real else "" for key in shown.values()]
     rows.append(("real training samples", "", *real, *_off(farthest(found.real)), "", "", ""))
@@ -192,7 +192,7 @@ def pick_sampler(
             say(f"left out {left.plan}: its pixels are off in {statistic} by {off:.2f} deviations of real images; look at them")
     evaluated = chosen.evaluated
     for line in WATCH:
-        show("watch " + line.format(p99=evaluated.p99_ms, rate=evaluated.images_per_second, distance=evaluated.distance))
+        show("watch " + line.format(p99=evaluated.p99_ms, rate=evaluated.samples_per_second, distance=evaluated.distance))
     described = {
         title: {"bundle": str(c.bundle.root), "plan": c.plan, **c.evaluated.model_dump(mode="json")}
         for title, c in columns.items()
@@ -213,7 +213,7 @@ NAMES = {
 
 def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[list[str]]:
     """A line for each thing to weigh."""
-    seconds = [1000 / c.evaluated.images_per_second for c in columns]
+    seconds = [1000 / c.evaluated.samples_per_second for c in columns]
     lines = {
         "plan": [c.plan for c in columns],
         "sampler": [c.bundle.manifest.plans[c.plan].solver for c in columns],
@@ -227,7 +227,7 @@ def _side_by_side(columns: Sequence[Candidate], price: float | None) -> list[lis
         lines["pixels are farthest off in, deviations of real images"] = [_off(c.evaluated.farthest)[0] for c in columns]
     lines |= {
         "p50, p99 ms": [f"{c.evaluated.p50_ms:.2f}, {c.evaluated.p99_ms:.2f}" for c in columns],
-        "samples per second": [f"{c.evaluated.images_per_second:.0f}" for c in columns],
+        "samples per second": [f"{c.evaluated.samples_per_second:.0f}" for c in columns],
         "machine seconds per 1,000": [f"{s:.2f}" for s in seconds],
     }
     if price is not None:

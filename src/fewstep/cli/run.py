@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -103,22 +104,18 @@ def bench(
             title = f"{generator.graph} on {where}"
             results[title] = measure(generator, seconds=seconds, track=track)
             say(f"{title}: {generator.reason}")
-    head = ["batch", "first ms", "p50 ms", "p90 ms", "p99 ms", "samples/s", "memory"]
     for title, rows in results.items():
-        cells = [
-            (
-                str(r["batch"]),
-                *(f"{r[key]:.2f}" for key in ("first_ms", "p50_ms", "p90_ms", "p99_ms")),
-                f"{r['images_per_second']:.0f}",
-                size(r["peak_memory_bytes"]),
-            )
-            for r in rows
-        ]
-        table(title, head, cells)
+        table(title, ["batch", "first ms", "p50 ms", "p90 ms", "p99 ms", "samples/s", "memory"], [_cells(row) for row in rows])
     if plot is not None:
         save_plot(plot, results)
         show(f"wrote {plot}")
     finish({"bundle": str(bundle), "results": results}, as_json)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A batch size's measurements, as they are shown."""
+    times = (f"{row[key]:.2f}" for key in ("first_ms", "p50_ms", "p90_ms", "p99_ms"))
+    return (str(row["batch"]), *times, f"{row['samples_per_second']:.0f}", size(row["peak_memory_bytes"]))
 
 
 @verb(app, panel=PANEL)

@@ -261,5 +261,5 @@ def _tensors(generator: Generator, conditions: Conditions, numbers: npt.NDArray[
 
 def _timed(generator: Generator, seconds: float, track: Track) -> dict[str, Any]:
     rows = bench.measure(generator, seconds=seconds, track=track)
-    best = max(row["images_per_second"] for row in rows)
-    return {"p50_ms": rows[0]["p50_ms"], "p99_ms": rows[0]["p99_ms"], "images_per_second": best}
+    best = max(row["samples_per_second"] for row in rows)
+    return {"p50_ms": rows[0]["p50_ms"], "p99_ms": rows[0]["p99_ms"], "samples_per_second": best}

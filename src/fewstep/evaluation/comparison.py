@@ -82,7 +82,7 @@ class Evaluated(Strict):
     metric: Literal["frechet", "energy"] = Field("frechet", description="the score that decides: of images, of arrays")
     p50_ms: float = Field(gt=0)
     p99_ms: float = Field(gt=0)
-    images_per_second: float = Field(gt=0, description="at the batch size where it is highest")
+    samples_per_second: float = Field(gt=0, description="at the batch size where it is highest")
 
     @model_validator(mode="after")
     def _has_a_distance(self) -> Evaluated:

@@ -133,7 +133,7 @@ def _table(bundle: Bundle, comparison: Comparison, names: Sequence[str]) -> str:
         evaluated = comparison.plans[name]
         scores = [_score(evaluated, key, digits) for _, key, digits in columns] + _off(evaluated.farthest)
         pair = "reference" if name == comparison.reference else _score(evaluated, "psnr_db", 1)
-        numbers = [str(evaluated.nfe), *scores, pair, f"{evaluated.p50_ms:.2f}", f"{evaluated.images_per_second:.0f}"]
+        numbers = [str(evaluated.nfe), *scores, pair, f"{evaluated.p50_ms:.2f}", f"{evaluated.samples_per_second:.0f}"]
         ships = " class=ships" if name == bundle.manifest.default else ""
         lines.append(f"<th scope=row{ships}>{escape(name)}</th>" + "".join(f"<td>{number}</td>" for number in numbers))
     real = [f"{comparison.real[key]:.{digits}f}" if key in comparison.real else "" for _, key, digits in columns]
