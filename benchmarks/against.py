@@ -21,18 +21,18 @@ from fewstep.system.machine import described
 
 HERE = Path(__file__).parents[1]
 RESULT = HERE / "benchmarks" / "results" / "against.json"
-ROUNDS, UPDATES = 9, 60
+ROUNDS, UPDATES = 7, 60
 
 IMPORT = "import time; begin = time.perf_counter(); import fewstep.runtime; print(time.perf_counter() - begin)"
 OPEN = """
 import time, fewstep.runtime
 begin = time.perf_counter()
-fewstep.runtime.Generator("examples/digits.bundle")(labels=[3], seeds=[0])
+fewstep.runtime.Generator.open("examples/digits.bundle")(labels=[3], seeds=[0])
 print(time.perf_counter() - begin)
 """
 GENERATE = """
 import time, statistics, fewstep.runtime
-generator, times = fewstep.runtime.Generator("examples/digits.bundle"), []
+generator, times = fewstep.runtime.Generator.open("examples/digits.bundle"), []
 for _ in range(400):
     begin = time.perf_counter()
     generator(labels=[3] * COUNT, seeds=range(COUNT))

@@ -10,4 +10,4 @@ __all__ = ["Strict"]
 class Strict(BaseModel):
     """Unknown keys, infinities and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, extra="forbid", allow_inf_nan=False)
