@@ -52,9 +52,22 @@ def calibrate(
     """Fit a method on the usual grid of a network of the bundle and add the plan `name` to it. Needs no data.
 
     Under `accelerate launch`, the processes share the samples. Steps that were fitted with the same settings for the same
-    network are read from the cache, so a stopped fit goes on where it was. arrays: see fewstep.data.conditions.
+    network are read from the cache, so a stopped fit goes on where it was.
 
-    Raises ValueError when the bundle has no such network, or its samples are made from arrays and there are none.
+    Args:
+        bundle: with the network.
+        config: of the fit.
+        name: of the new plan; one that is there is replaced.
+        network: by name.
+        arrays: what samples are made from, where that cannot be drawn at random; see fewstep.data.conditions.
+        cache: a directory; that of the user unless given.
+        track: shows progress.
+
+    Returns:
+        The bundle as it is then, and the fit.
+
+    Raises:
+        ValueError: when the bundle has no such network, or its samples are made from arrays and there are none.
     """
     check_name(name)
     method: Method = METHODS[config.method]
@@ -115,7 +128,16 @@ def calibrate_table(
 
     Adds the plan `name`. Processes do not share this work. A stopped fit goes on from what the cache has of it.
 
-    Raises ValueError as `calibrate` does, and for real images and a batch of one.
+    Args:
+        bundle, name, network, arrays, cache, track: as for `calibrate`.
+        config: of the fit.
+        real: images or arrays to come near to.
+
+    Returns:
+        The bundle as it is then, and the fit.
+
+    Raises:
+        ValueError: as `calibrate` does, and for real images and a batch, or unseen inputs, of one.
     """
     check_name(name)
     if real and min(config.batch, config.unseen) < 2:

@@ -20,6 +20,10 @@ class Consistency:
     """Mean cosine similarity and mean square distance of last states of equal noise and condition, and of unrelated noise.
 
     The cosine is that of what a state has beyond the mean of its set, else a common background would make all alike.
+
+    Args:
+        cosine, mse: of equal noise and condition; mse in squares of a state's numbers.
+        unrelated_cosine, unrelated_mse: of unrelated noise.
     """
 
     cosine: float
@@ -31,10 +35,16 @@ class Consistency:
 def consistency(
     teachers: tuple[Teacher, Teacher], plans: tuple[Plan, Plan], inputs: Drawn, *, track: Track = silent
 ) -> Consistency:
-    """Compare what two teachers make of the same inputs, each by its plan; unrelated pairs have the same condition where that
-    comes in turn.
+    """Compare what two teachers make of the same inputs, each by its plan; unrelated pairs share a condition that is in turn.
 
-    Raises ValueError for teachers whose states have other shapes, or plans that add noise.
+    Args:
+        teachers: networks whose states have one shape.
+        plans: of each of them, without noise on the way.
+        inputs: more than one turn of the classes, else every state is paired with its own.
+        track: shows progress.
+
+    Raises:
+        ValueError: for teachers whose states have other shapes, or plans that add noise.
     """
     shapes = [teacher.manifest.state.shape for teacher in teachers]
     if shapes[0] != shapes[1]:

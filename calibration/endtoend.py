@@ -72,7 +72,12 @@ class Table(nn.Module):
         return alphas, sigmas, ratio * (1 + self.scale), gain[:, None] * self.history.tril()
 
     def forward(self, denoiser: Denoiser, inputs: Drawn) -> Tensor:
-        """The last state, (B, C, ...)."""
+        """The last state, (B, C, ...).
+
+        Args:
+            denoiser: D(x, sigma, *condition), on the table's device.
+            inputs: B of them, there too.
+        """
         _, sigmas, a, b = self.numbers()
         denoise = guided(denoiser, inputs.condition, inputs.null)
         x = sigmas[0] * inputs.noise[:, 0]
@@ -94,20 +99,37 @@ class Table(nn.Module):
 
 @dataclass(frozen=True)
 class TableFit:
-    """The plan that was best on noise it was not fitted on, and the loss there: of the start, and along the way."""
+    """The plan that was best on noise it was not fitted on.
+
+    Args:
+        plan: its numbers.
+        losses: on that noise, of the start and then every EVERY iterations.
+    """
 
     plan: Plan
     losses: list[float]
 
     @classmethod
     def of(cls, table: Table, state: Mapping[str, Any]) -> TableFit:
-        """What a fit has come to, from what it keeps. table: of the same start."""
+        """What a fit has come to, from what it keeps.
+
+        Args:
+            table: of the same start; it gets the best numbers.
+            state: what `keep` of `fit_table` was given.
+        """
         table.load_state_dict(_tensors(state["best"]))
         return cls(table.plan(), state["losses"])
 
 
 def pixels(made: Tensor, targets: Tensor) -> Tensor:
-    """Mean square distance, in the network's own space."""
+    """Mean square distance, in the network's own space.
+
+    Args:
+        made, targets: states, (B, C, ...).
+
+    Returns:
+        ().
+    """
     return nn.functional.mse_loss(made, targets)
 
 
@@ -123,6 +145,10 @@ class Real(NamedTuple):
         """About REAL of them, in these networks and in plain pixels, so that no fit buys features with brightness.
 
         Evaluate on others, in other networks than these: see fewstep.evaluation.features.FITTING.
+
+        Args:
+            images: training ones.
+            models: networks of features.
         """
         models = (*models, PixelStatistics())
         some = torch.cat([torch.tensor(pixels) for pixels, _ in batches(images.about(REAL), 250)])
@@ -174,7 +200,16 @@ def _apart(features: Tensor) -> Tensor:
 def best_grid(
     teacher: Teacher, steps: int, guidance: Guidance, inputs: Drawn, targets: Tensor, *, track: Track = silent
 ) -> Grid:
-    """Of a few grids, in EDM's coordinates, the best for DPM-Solver++(2M) by `pixels`."""
+    """Of a few grids, in EDM's coordinates, the best for DPM-Solver++(2M) by `pixels`.
+
+    Args:
+        teacher: makes the samples.
+        steps: of the grid.
+        guidance: by noise level.
+        inputs: to make samples from, without noise on the way.
+        targets: what these are to become, (n, C, ...).
+        track: shows progress.
+    """
     parametrisation = teacher.denoiser.parametrisation
     highest = parametrisation.grid(2).levels[0]
     firsts = [level for level in FIRST if level <= highest * 1.01] or [float(highest)]
@@ -204,8 +239,24 @@ def fit_table(
 ) -> TableFit:
     """Adam with a cosine to 0, on what `seen` gives for each iteration; levels move three times as fast as weights.
 
-    Finds the table that is best on what is unseen, made `batch` at a time. Every EVERY iterations, `keep` is given what the fit
-    needs to go on from there, as JSON; with it as `known`, and the same arguments otherwise, it comes to the same table.
+    Finds the table that is best on what is unseen. Every EVERY iterations, `keep` is given what the fit needs to go on from
+    there, as JSON; with it as `known`, and the same arguments otherwise, it comes to the same table.
+
+    Args:
+        table: the start; it is changed, and goes to the denoiser's device.
+        denoiser: frozen.
+        seen: inputs of an iteration, from 0, and their targets.
+        unseen: inputs that decide, and their targets.
+        loss: of states (B, C, ...) and their targets; () with a gradient.
+        iterations: updates.
+        batch: unseen samples that are made at once.
+        lr: of weights; of levels it is three times that.
+        known: what `keep` was given last.
+        keep: told where the fit stands.
+        track: shows progress.
+
+    Returns:
+        The best plan, and the losses on what is unseen.
     """
     device = next(denoiser.parameters()).device
     table.to(device)

@@ -44,7 +44,13 @@ class StepFit(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted plan, its steps, and the network evaluations that one sample cost."""
+    """A fitted plan.
+
+    Args:
+        plan: its numbers.
+        steps: those that were fitted.
+        calls: network evaluations that one sample cost; steps that were known cost fewer.
+    """
 
     plan: Plan
     steps: list[StepFit]
@@ -67,10 +73,19 @@ def fit(
     """Fit a method's terms, step by step, on the trajectory that the corrections before already produce.
 
     Fitting on the plain trajectory diverges. The target of a step is `fine` steps of the same solver from the same state, even
-    in both coordinates, guided as the step is. coordinates brings a grid into those of the model, where `grid` is already.
+    in both coordinates, guided as the step is.
 
-    known: steps fitted earlier, which are taken as they are; fitted: told all steps after each one, to go on from there after
-    a stop. total: adds sums up over the processes that share the samples.
+    Args:
+        method: the solver and its terms.
+        grid: in the coordinates of the model.
+        parts: the samples of this process.
+        guidance: by noise level.
+        fine: steps that a fitted one should land on.
+        coordinates: brings a grid into those of the model.
+        known: steps fitted earlier, which are taken as they are.
+        fitted: told all steps after each one, to go on from there after a stop.
+        total: adds sums up over the processes that share the samples.
+        track: shows progress.
     """
     base = plan = method.solver(grid, guidance)
     steps, done = landings(base), {step.row: step for step in known}

@@ -16,7 +16,13 @@ __all__ = ["Drawn", "draw"]
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a plan starts from: noise (B, draws, C, ...), the condition and the one that means "none"."""
+    """What a plan starts from.
+
+    Args:
+        noise: unit normal, (B, draws, C, ...).
+        condition: tensors of the inputs, (B, ...) each.
+        null: those that mean "none", likewise; () where nothing does.
+    """
 
     noise: Tensor
     condition: tuple[Tensor, ...]
@@ -37,7 +43,15 @@ class Drawn:
 def draw(manifest: Manifest, samples: int, *, draws: int = 1, seed: int = 0, arrays: Arrays | None = None) -> Drawn:
     """Unit noise from a seed, with every label in turn or, where samples are made from arrays, every row of those in turn.
 
-    arrays: see fewstep.data.conditions. Raises ValueError where some are needed and missing, or have other names or shapes.
+    Args:
+        manifest: whose state and inputs they are for.
+        samples: how many.
+        draws: noise tensors of each, as many as a plan takes.
+        seed: of the noise.
+        arrays: by the names of inputs, (N, ...); see fewstep.data.conditions.
+
+    Raises:
+        ValueError: where some are needed and missing, or have other names or shapes.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(samples, draws, *manifest.state.shape, generator=generator)

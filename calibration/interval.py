@@ -52,7 +52,13 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """What a guidance came to: a metric where lower is better, and the network calls for an image."""
+    """What a guidance came to.
+
+    Args:
+        steps: that were guided.
+        value: a metric where lower is better.
+        nfe: network calls for an image.
+    """
 
     steps: Steps
     value: float
@@ -79,7 +85,22 @@ def calibrate_interval(
     The evaluator must not be the one that results are reported in: its images are what the choice is made on. Trials are
     cached, so a stopped search goes on. All trials and the similarity of both estimates at every row go into the plan's record.
 
-    Raises ValueError when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
+    Args:
+        bundle: with the network.
+        config: of the search.
+        solver: writes plans without noise on the way.
+        evaluator: with the images to come near to.
+        name: of the new plan; one that is there is replaced.
+        network: by name.
+        arrays: what samples are made from, in place of the classes of the evaluator's images.
+        cache: a directory; that of the user unless given.
+        track: shows progress.
+
+    Returns:
+        The bundle as it is then, and all trials.
+
+    Raises:
+        ValueError: when the bundle has no such network or condition, or the solver alone takes more calls than allowed.
     """
     check_name(name)
     if not bundle.manifest.signature.guidable:
@@ -135,7 +156,12 @@ def _trials(grid: Grid, config: IntervalConfig, evaluate: Evaluate, track: Track
 
 
 def interval(grid: Grid, steps: Steps) -> Guidance:
-    """The guidance of these steps of a grid. Its bounds lie between levels, so that they may be rounded."""
+    """The guidance of these steps of a grid. Its bounds lie between levels, so that they may be rounded.
+
+    Args:
+        grid: of the plan that is guided.
+        steps: which of them.
+    """
     levels = grid.levels
     hi = _between(levels[steps.first - 1], levels[steps.first]) if steps.first else inf
     return Guidance(steps.scale, _between(levels[steps.last], levels[steps.last + 1]), hi)
@@ -149,7 +175,14 @@ def _between(above: float, below: float) -> float:
 def sweep(grid: Grid, scales: Sequence[float], evaluate: Evaluate, *, track: Track = silent) -> list[Trial]:
     """The paper's recipe for each scale: everything below hi for every hi, then every lo at the best hi.
 
-    All trials in their order: at most 2 n - 1 for each scale and grid of n steps.
+    Args:
+        grid: of the plans.
+        scales: of guidance, above 1.
+        evaluate: what a guidance comes to.
+        track: shows progress.
+
+    Returns:
+        All trials in their order: at most 2 n - 1 for each scale and grid of n steps.
     """
     trials: list[Trial] = []
     for scale in scales:
@@ -163,7 +196,19 @@ def sweep(grid: Grid, scales: Sequence[float], evaluate: Evaluate, *, track: Tra
 def search(
     grid: Grid, most: float, evaluate: Evaluate, *, trials: int = 60, seed: int = 0, track: Track = silent
 ) -> list[Trial]:
-    """Scales in 1 .. most and intervals together, by optuna's multi-objective TPE on the metric and the network calls."""
+    """Scales in 1 .. most and intervals together, by optuna's multi-objective TPE on the metric and the network calls.
+
+    Args:
+        grid: of the plans.
+        most: the largest scale.
+        evaluate: what a guidance comes to.
+        trials: how many.
+        seed: of the sampler.
+        track: shows progress.
+
+    Returns:
+        All trials in their order.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -191,6 +236,11 @@ def similarity(teacher: Teacher, plan: Plan, inputs: Drawn) -> list[float]:
     """Mean cosine similarity of the conditional and the unconditional estimate D along a plan, one for each row.
 
     At 0.99 and above guidance hardly changes anything.
+
+    Args:
+        teacher: the network.
+        plan: without noise on the way.
+        inputs: on the teacher's device, with what means "none".
     """
     rows: list[float] = []
 

@@ -31,7 +31,13 @@ class Landing(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A solver and the terms for its i-th step, of which there may be none."""
+    """A solver and the terms of its steps.
+
+    Args:
+        title: in words.
+        solver: writes the plan that is corrected.
+        terms: of the plan, its steps and the number of one: terms (2, n) for that step, of which there may be none.
+    """
 
     title: str
     solver: Callable[[Grid, Guidance], Plan]

@@ -46,10 +46,25 @@ def calibrate_ranges(
 ) -> Bundle:
     """Collect the ranges of a plan's layers and find the layers to keep, for each precision; write ranges/NAME.json.
 
-    arrays: see fewstep.data.conditions. again: collect ranges that there are once more. What was found for other
-    precisions stays.
+    What was found for other precisions stays.
 
-    Raises ValueError for a plan the bundle does not have, or samples made from arrays where there are none.
+    Args:
+        bundle: with the plan and its network.
+        name: of the plan.
+        precisions: that graphs are to have, all but fp32.
+        samples: noise and condition pairs, all of which the network takes at once.
+        min_psnr_db: of samples in a precision against fp32.
+        seed: of the noise.
+        arrays: what samples are made from, where that cannot be drawn at random; see fewstep.data.conditions.
+        again: collect ranges that there are once more.
+        track: shows progress.
+
+    Returns:
+        The bundle as it is then.
+
+    Raises:
+        ValueError: for a plan the bundle does not have, fp32, samples made from arrays where there are none, or numbers that
+            fp16 does not hold.
     """
     plan = bundle.plan(name)
     if plain := [precision for precision in precisions if precision == "fp32"]:
@@ -74,7 +89,16 @@ def calibrate_ranges(
 
 
 def collect(denoiser: Denoiser, plan: Plan, inputs: Drawn, *, name: str) -> Ranges:
-    """Smallest and largest input and output of every convolution and linear layer, for every row of the plan."""
+    """Smallest and largest input and output of each convolution and linear layer, for every row of the plan.
+
+    Layers that some row does not use are left out.
+
+    Args:
+        denoiser: in fp32.
+        plan: that it walks.
+        inputs: with as much noise as the plan draws.
+        name: of the plan, for the record.
+    """
     seen: dict[str, dict[int, tuple[Interval, Interval]]] = {}
     position = _Position()
 
@@ -115,8 +139,22 @@ def excluded_layers(
 ) -> tuple[list[str], tuple[float, float]]:
     """The fewest layers to leave out, worst first, for a PSNR of at least min_psnr_db against fp32; PSNR without and with them.
 
-    span: of a sample, from its lowest to its highest value, the peak of the PSNR. Raises ValueError where fp16 cannot hold
-    what a layer sees or makes: no layer in fp32 helps there, for what it makes is stored in fp16 again.
+    Args:
+        denoiser: in fp32; its weights are changed meanwhile.
+        plan: that it walks.
+        inputs: with as much noise as the plan draws.
+        ranges: of the plan's layers.
+        precision: what layers are rounded to.
+        span: of a sample, from its lowest to its highest value, the peak of the PSNR.
+        min_psnr_db: of last states against fp32.
+        track: shows progress.
+
+    Returns:
+        Names in their order, and both PSNRs in dB.
+
+    Raises:
+        ValueError: where fp16 cannot hold what a layer sees or makes: no layer in fp32 helps there, for what it makes is stored
+            in fp16 again.
     """
     if precision not in ("bf16", "int8"):  # the others compute in or around fp16
         _refuse_overflow(ranges, precision)
@@ -146,7 +184,16 @@ def excluded_layers(
 def rounded_sample(
     denoiser: Denoiser, plan: Plan, inputs: Drawn, ranges: Ranges, names: Collection[str], precision: Precision
 ) -> Tensor:
-    """The plan's result (B, C, ...) with the named layers rounded to a precision, the others exact."""
+    """The plan's result, (B, C, ...), with the named layers rounded to a precision, the others exact.
+
+    Args:
+        denoiser: in fp32; its weights are changed meanwhile.
+        plan: that it walks.
+        inputs: with as much noise as the plan draws.
+        ranges: of the named layers at least.
+        names: of layers.
+        precision: what they are rounded to.
+    """
     position = _Position()
     with _rounded(denoiser, ranges, names, precision, position):
         return _run(denoiser, plan, inputs, position)

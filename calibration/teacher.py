@@ -47,7 +47,15 @@ class Teacher:
     ) -> Drawn:
         """Noise and conditions, see fewstep.calibration.inputs.draw.
 
-        labels: classes, or rows of arrays, (samples,), instead of every one in turn.
+        Args:
+            samples: how many.
+            seed: of the noise.
+            draws: noise tensors of each.
+            labels: classes, or rows of arrays, (samples,), instead of every one in turn.
+            arrays: by the names of inputs, (N, ...).
+
+        Raises:
+            ValueError: where arrays are needed and missing, or have other names or shapes.
         """
         inputs = draw(self.manifest, samples, draws=draws, seed=seed, arrays=arrays)
         if labels is None:
@@ -55,7 +63,13 @@ class Teacher:
         return replace(inputs, condition=Conditions(self.manifest.signature.inputs, arrays).of(torch.tensor(labels)))
 
     def sample(self, plan: Plan, inputs: Drawn, *, track: Track = silent) -> Tensor:
-        """The plan's last states, (n, C, ...) on the host."""
+        """The plan's last states, (n, C, ...) on the host.
+
+        Args:
+            plan: for this network.
+            inputs: n of them, with as much noise as the plan draws.
+            track: shows progress.
+        """
         starts, made = range(0, len(inputs), self.batch), []
         with torch.no_grad():
             for i in track(range(len(starts)), "sample"):
@@ -66,7 +80,11 @@ class Teacher:
         return torch.cat(made)
 
     def outputs(self, plan: Plan, inputs: Drawn, *, track: Track = silent) -> npt.NDArray[Any]:
-        """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, values (n, columns, *axes)."""
+        """What the bundle's graphs make of the same, channels first: images (n, C, H, W) uint8, values (n, columns, *axes).
+
+        Args:
+            plan, inputs, track: as for `sample`.
+        """
         return self.rounded(self.sample(plan, inputs, track=track))
 
     def rounded(self, states: Tensor) -> npt.NDArray[Any]:

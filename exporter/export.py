@@ -104,14 +104,24 @@ def _references(draft: Draft, report: Callable[[str], None]) -> dict[str, Arrays
 
 
 def refuse_layouts(layouts: Sequence[Layout], precisions: Sequence[Precision]) -> None:
-    """Raise ValueError for a precision that one of the layouts cannot have."""
+    """Raise ValueError for a precision that one of the layouts cannot have.
+
+    Args:
+        layouts: that are asked for; those that are chosen later have every precision.
+        precisions: of the graphs.
+    """
     eight = [precision for precision in precisions if precision in EIGHT_BITS]
     if eight and "step" in layouts:
         raise ValueError(f"{eight[0]} has ranges for each row of a plan, which the step layout does not know; use fp16")
 
 
 def choose_layout(evaluations: int, nodes: int) -> tuple[Layout, str]:
-    """unrolled, unless so many evaluations of so many nodes would be slow to load and build; and the reason in words."""
+    """unrolled, unless so many evaluations of so many nodes would be slow to load and build; and the reason in words.
+
+    Args:
+        evaluations: of the network, for one sample.
+        nodes: of one evaluation.
+    """
     total = evaluations * nodes
     if total <= MAX_UNROLLED_NODES:
         return "unrolled", f"{evaluations} evaluations of {nodes} nodes are {total}, up to {MAX_UNROLLED_NODES} are unrolled"

@@ -23,7 +23,12 @@ HASHES = frozenset({MADE_OF, *(f"{PREFIX}{part}_sha256" for part in ("plan", "ne
 
 
 def facts(manifest: Manifest, graph: GraphEntry) -> dict[str, str]:
-    """The facts of a graph as its bundle has them, by key. A network or decoder that was shipped without files has no hash."""
+    """The facts of a graph as its bundle has them, by key. A network or decoder that was shipped without files has no hash.
+
+    Args:
+        manifest: of the bundle.
+        graph: its entry there, or the one it is to have.
+    """
     output = manifest.output
     known = {name for name, entry in manifest.components.items() if entry.directory or entry.digest}
     found = {

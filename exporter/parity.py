@@ -39,12 +39,20 @@ MAX_PSNR_DB = 200.0  # of an exact image
 
 @dataclass(frozen=True)
 class Parity:
-    """A graph against its reference: largest and mean |difference| and PSNR of the samples, and its limits.
+    """A graph against its reference.
 
     Differences are in image values; of arrays, relative to the largest number.
 
-    drift: largest |difference| of the state after every row, relative to the largest state; of the last row alone for a Loop,
-    whose states stay inside. skipped: why it could not be compared here, "" where it was.
+    Args:
+        graph: name of the graph, or of the engine.
+        plan: by name.
+        max_error, mean_error: largest and mean |difference| of samples.
+        psnr_db: of samples, at most MAX_PSNR_DB.
+        drift: largest |difference| of the state after every row, relative to the largest state; of the last row alone for a
+            Loop, whose states stay inside.
+        limit: of max_error.
+        min_psnr_db: of psnr_db.
+        skipped: why it could not be compared here, "" where it was.
     """
 
     graph: str
@@ -65,8 +73,18 @@ class Parity:
 def check_graphs(bundle: Bundle, provider: str = CPU) -> list[Parity]:
     """Run every graph on golden.npz and compare with torch's fp32 result there, and its states on the way.
 
-    provider: ONNX Runtime's, what to run on. A step graph is walked through every plan of its network that has a reference.
-    Raises ValueError when the bundle has no graphs, no reference for one, or a file that is not a graph.
+    A step graph is walked through every plan of its network that has a reference.
+
+    Args:
+        bundle: with graphs and references.
+        provider: ONNX Runtime's, what to run on.
+
+    Returns:
+        One for each graph and plan.
+
+    Raises:
+        ValueError: when the bundle has no graphs, no reference for one, a file that is not a graph, or one that says something
+            else than the manifest.
     """
     if not bundle.manifest.graphs:
         raise ValueError(f"{bundle.root.name} has no graphs to check; write them with: fewstep export {bundle.root.name}")
@@ -79,7 +97,16 @@ def check_graphs(bundle: Bundle, provider: str = CPU) -> list[Parity]:
 
 
 def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]) -> list[str]:
-    """The plans to check a graph with. Raises ValueError where there is no reference for the plan it holds, or could walk."""
+    """The plans to check a graph with.
+
+    Args:
+        bundle: of the graph.
+        graph: its entry.
+        references: arrays by plan.
+
+    Raises:
+        ValueError: where there is no reference for the plan it holds, or could walk.
+    """
     plans = bundle.manifest.plans
     able = [graph.plan] if graph.plan else [plan for plan, entry in plans.items() if entry.denoiser == graph.denoiser]
     if found := [plan for plan in able if plan in references]:
@@ -93,7 +120,16 @@ def plans_of(bundle: Bundle, graph: GraphEntry, references: Mapping[str, Arrays]
 def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Arrays, golden: Arrays) -> Parity:
     """What was made of a plan's reference inputs against torch's sample, and state by state where there are states.
 
-    Raises ValueError where these are not samples of the bundle.
+    Args:
+        bundle: of the graph.
+        name: of the graph or engine, for the result.
+        graph: its entry, with the limits.
+        plan: by name.
+        made: sample (B, C, ...) and, where they are known, state_1 and so on.
+        golden: the plan's references.
+
+    Raises:
+        ValueError: where these are not samples of the bundle.
     """
     output = bundle.manifest.output
     if not made["sample"].shape[1:] == golden["sample"].shape[1:] == output.shape:
@@ -119,14 +155,30 @@ def compare(bundle: Bundle, name: str, graph: GraphEntry, plan: str, made: Array
 
 
 def left_out(name: str, graph: GraphEntry, plan: str, reason: str) -> Parity:
-    """What cannot be compared here."""
+    """What cannot be compared here.
+
+    Args:
+        name: of the graph or engine, for the result.
+        graph: its entry, with the limits.
+        plan: by name.
+        reason: in words.
+    """
     return Parity(name, plan, 0.0, 0.0, 0.0, [], graph.limit, graph.min_psnr_db, reason)
 
 
 def walk(bundle: Bundle, graph: GraphEntry, plan: Plan, golden: Arrays, step: Run, postprocess: Run) -> Arrays:
     """The states that a step graph or engine leads to, and what its second graph makes of the last.
 
-    step, postprocess: from all inputs there are, by name, to the output.
+    Args:
+        bundle: of the graph.
+        graph: its entry, of the step layout.
+        plan: of its network.
+        golden: the plan's references.
+        step: from all inputs there are, by name, to denoised (B, C, ...).
+        postprocess: from x, the last state, to sample.
+
+    Returns:
+        state_1 and so on, and sample.
     """
     manifest = bundle.manifest
     scales = manifest.denoisers[graph.denoiser].parametrisation.scales

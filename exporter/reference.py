@@ -28,8 +28,16 @@ def reference(
 ) -> dict[str, npt.NDArray[np.generic]]:
     """A plan's inputs and torch's fp32 result.
 
-    noise (B, draws, C, ...), inputs by name, states (rows, B, C, ...) and sample (B, C, ...), what the output is made of.
     Labels count up; arrays are random, which is enough to compare.
+
+    Args:
+        bundle: whose state and signature they are of.
+        denoiser: in fp32, on the CPU.
+        plan: that it walks.
+        decoder: of a latent model.
+
+    Returns:
+        noise (B, draws, C, ...), inputs by name, states (rows, B, C, ...) and sample (B, C, ...), what the output is made of.
     """
     shape, signature = bundle.manifest.state.shape, bundle.manifest.signature
     batch = max(1, min(MAX_BATCH, MAX_NUMBERS // prod(shape)))

@@ -64,7 +64,17 @@ TELLING = {INT8, FLOAT16, BFLOAT16, FLOAT8}
 
 @dataclass
 class Stated:
-    """What the bytes of an ONNX file say. both: whether a node evaluates two conditions as one batch."""
+    """What the bytes of an ONNX file say.
+
+    Args:
+        producer: of the file.
+        opset: of ONNX's standard; 0 where it says none.
+        types: of its tensors, by their numbers in onnx.proto, that tell precisions apart.
+        loop: whether a node is a Loop.
+        step: whether it has the inputs of the step layout.
+        both: whether a node evaluates two conditions as one batch.
+        metadata: by key.
+    """
 
     producer: str = ""
     opset: int = 0
@@ -132,7 +142,14 @@ def _text(content: memoryview | int | None) -> str:
 
 
 def refuse_other_facts(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
-    """Raise ValueError where a graph's file says something else of it than the manifest, or its limit is too loose."""
+    """Raise ValueError where a graph's file says something else of it than the manifest, or its limit is too loose.
+
+    Args:
+        bundle: of the graph.
+        name: of the graph.
+        graph: its entry.
+        stated: what its file says.
+    """
     stand: list[tuple[str, object, object]] = [
         ("opset", stated.opset, graph.opset),
         ("layout", stated.layout, graph.layout),
@@ -161,7 +178,14 @@ def _precision(types: set[int]) -> str:
 
 
 def refuse_other_origin(bundle: Bundle, name: str, graph: GraphEntry, stated: Stated) -> None:
-    """Raise ValueError where a graph was made with something else than the manifest has now; older ones do not say."""
+    """Raise ValueError where a graph was made with something else than the manifest has now; older ones do not say.
+
+    Args:
+        bundle: of the graph.
+        name: of the graph.
+        graph: its entry.
+        stated: what its file says.
+    """
     made = made_of(bundle.manifest, graph.denoiser, graph.plan)
     if stated.metadata.get(MADE_OF, made) != made:
         raise ValueError(
@@ -171,7 +195,13 @@ def refuse_other_origin(bundle: Bundle, name: str, graph: GraphEntry, stated: St
 
 
 def refuse_other_output(name: str, output: Output, made: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Raise ValueError where a graph's output is not what the manifest makes of its sample, by more than rounding."""
+    """Raise ValueError where a graph's output is not what the manifest makes of its sample, by more than rounding.
+
+    Args:
+        name: of the graph.
+        output: of the signature.
+        made: by the graph, output and sample (B, ...).
+    """
     expected, tensor = output.scaling.of(made["sample"]), output.tensor.name
     if not np.isfinite(expected).all():
         return  # which the limits tell
@@ -189,6 +219,14 @@ def refuse_other_values(
     """Raise ValueError unless a graph takes so many values of a tensor, the last for "none", and no other.
 
     ONNX Runtime on the CPU refuses an index beyond a table.
+
+    Args:
+        name: of the graph.
+        tensor: name of an input of finitely many values.
+        values: how many, with "none".
+        session: of the graph, on the CPU.
+        feeds: what it takes, by name, (B, ...).
+        output: of the graph, any.
     """
     first = {key: array if key in ("scales", "guidance_scale") else array[:1] for key, array in feeds.items()}
     for value, wanted in ((values - 1, True), (values, False)):

@@ -51,9 +51,18 @@ class _Request:
 class Batcher:
     """First come, first served: a batch is what waited when the last one ended, up to max_batch samples.
 
-    max_request: samples in one request; one of more than max_batch has a batch of its own. wait_ms: how long a request may
-    wait for others to join it while nothing else runs, up to its deadline and a minute at most; 0 starts at once. max_waiting:
-    samples in the queue beyond which requests are refused. Calls are safe from many threads, and from asyncio.
+    Calls are safe from many threads, and from asyncio.
+
+    Args:
+        generator: that makes the samples.
+        max_batch: samples of a batch; those of its largest bucket unless given.
+        max_request: samples in one request; one of more than max_batch has a batch of its own.
+        wait_ms: how long a request may wait for others to join it while nothing else runs, up to its deadline and a minute at
+            most; 0 starts at once.
+        max_waiting: samples in the queue beyond which requests are refused.
+
+    Raises:
+        ValueError: for numbers that do not go together.
     """
 
     def __init__(
@@ -84,22 +93,48 @@ class Batcher:
     def submit(self, /, *, seeds: Sequence[int], timeout_s: float = float("inf"), **inputs: Any) -> Future[Array]:
         """Queue a request of at most max_request samples. Cancelling the future before its batch begins takes it out.
 
-        inputs: by the names of the signature, as `Generator.generate_into` takes them.
+        Args:
+            seeds: one for each sample.
+            timeout_s: until the batch begins; when they pass before, the future raises DeadlineError.
+            inputs: by the names of the signature, as `Generator.generate_into` takes them.
 
-        The future raises DeadlineError when timeout_s pass before its batch begins.
-        Raises ValueError for bad input, FullError where the queue is full, ClosedError after close.
+        Returns:
+            A future of the output, (B, ...).
+
+        Raises:
+            ValueError: for bad input.
+            FullError: where the queue is full, or what waits in it takes longer than timeout_s.
+            ClosedError: after close.
         """
         return self.queue(self.prepare(seeds=seeds, **inputs), timeout_s)
 
     def prepare(self, /, *, seeds: Sequence[int] | npt.NDArray[np.uint64], **inputs: Any) -> Inputs:
-        """Checked inputs of a request, for `queue`; the longer half of `submit`. Raises ValueError for bad input."""
+        """Checked inputs of a request, for `queue`; the longer half of `submit`.
+
+        Args:
+            seeds: one for each sample.
+            inputs: by the names of the signature, (B, ...).
+
+        Raises:
+            ValueError: for bad input, or more than max_request samples.
+        """
         if len(seeds) > self.max_request:  # before anything looks at each
             raise ValueError(f"a request has at most {self.max_request} samples, got {len(seeds)}")
         listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
         return self.generator.prepare(seeds=listed, **inputs)
 
     def queue(self, inputs: Inputs, timeout_s: float = float("inf")) -> Future[Array]:
-        """Queue checked inputs. See `submit`."""
+        """Queue checked inputs.
+
+        Args:
+            inputs: of `prepare`.
+            timeout_s: until the batch begins.
+
+        Raises:
+            ValueError: for what is no number of seconds.
+            FullError: as `submit` does.
+            ClosedError: after close.
+        """
         if not isinstance(timeout_s, float | int) or timeout_s != timeout_s:
             raise ValueError(f"timeout_s is a number of seconds, got {timeout_s!r}")
         request, count = _Request(inputs, time.monotonic() + timeout_s), len(inputs.seeds)
@@ -116,7 +151,15 @@ class Batcher:
         return request.future
 
     async def generate(self, /, *, seeds: Sequence[int], timeout_s: float = float("inf"), **inputs: Any) -> Array:
-        """What a request becomes, for asyncio; cancelling the task takes the request out."""
+        """What a request becomes, for asyncio; cancelling the task takes the request out.
+
+        Args:
+            seeds, timeout_s, inputs: as for `submit`.
+
+        Raises:
+            ValueError, FullError, ClosedError: as `submit` does.
+            DeadlineError: when the time passes before the batch begins.
+        """
         return await asyncio.wrap_future(self.submit(seeds=seeds, timeout_s=timeout_s, **inputs))
 
     def close(self) -> None:

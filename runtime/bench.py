@@ -22,6 +22,11 @@ def measure(generator: Generator, *, seconds: float, track: Track = silent) -> l
     """A row for every bucket: ms of the first call and p50, p90, p99 of the later ones, samples per second, peak memory.
 
     Every bucket runs for `seconds`, at least 10 times, with the signature's example as its inputs.
+
+    Args:
+        generator: it is warmed up first.
+        seconds: for each bucket, of its later calls.
+        track: shows progress.
     """
     first, rows = generator.warm_up(), []
     for i in track(range(len(generator.buckets)), "bench"):
@@ -56,7 +61,16 @@ def _peak_bytes() -> int:
 
 
 def save_plot(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """A picture of latency against batch size: the median as a line, up to p99 as a band. Needs matplotlib."""
+    """A picture of latency against batch size: the median as a line, up to p99 as a band. Needs matplotlib.
+
+    Args:
+        path: of the picture, a PNG.
+        results: rows of `measure`, by the title of their line.
+
+    Raises:
+        ValueError: where no file may be, as `writing` says.
+        OSError: where it cannot be written.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 

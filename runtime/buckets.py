@@ -24,7 +24,10 @@ BUCKETS = tuple(buckets_to(LARGEST_BATCH))
 def parts(batch: int, buckets: Sequence[int], *, exact: bool) -> list[tuple[int, int, int]]:
     """A batch as (begin, end, bucket) of the bindings it runs in: the largest as often as it fits, then one for the rest.
 
-    exact: the rest runs as it is; else in the smallest bucket that holds it.
+    Args:
+        batch: how many samples, 1 or more.
+        buckets: sizes of bindings, increasing.
+        exact: the rest runs as it is; else in the smallest bucket that holds it.
     """
     largest = buckets[-1]
     found = [(begin, begin + largest, largest) for begin in range(0, batch - largest + 1, largest)]

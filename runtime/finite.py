@@ -25,6 +25,11 @@ def where_it_ended(bundle: Bundle, graph: GraphEntry, inputs: Mapping[str, Array
 
     The states of a straight graph are its values; those of a Loop or an engine are not to be had, and an engine may overflow
     where ONNX Runtime on the CPU does not.
+
+    Args:
+        bundle: with the graph.
+        graph: of its manifest.
+        inputs: noise and the inputs of the signature, by name, (B, ...).
     """
     if not all(np.isfinite(array).all() for array in inputs.values() if array.dtype.kind == "f"):
         return "the inputs are not finite already"

@@ -16,14 +16,34 @@ Tensors = Mapping[str, Tensor]
 
 
 def check_whole(name: str, program: Program, manifest: Manifest, plan: Plan) -> None:
-    """A program that holds a whole plan. Raises ValueError where it is not for this bundle."""
+    """Refuse a program that holds a whole plan and is not for this bundle.
+
+    Args:
+        name: of the graph or engine, for the sentence.
+        program: as it was loaded.
+        manifest: of the bundle.
+        plan: that it holds.
+
+    Raises:
+        ValueError: where it takes or makes something else.
+    """
     inputs = {"noise": _each("float32", plan.draws, *manifest.state.shape)} | _given(manifest, guided=plan.guided)
     _match(name, "takes", program.inputs, inputs, needed=inputs)
     _match(name, "makes", program.outputs, _made(manifest), needed=_made(manifest))
 
 
 def check_steps(name: str, step: Program, postprocess: Program, manifest: Manifest, plan: Plan) -> None:
-    """The two programs of the step layout. Raises ValueError where they are not for this bundle."""
+    """Refuse the two programs of a step layout where they are not for this bundle.
+
+    Args:
+        name: of the graph or engine, for the sentence.
+        step, postprocess: as they were loaded.
+        manifest: of the bundle.
+        plan: that is to be walked.
+
+    Raises:
+        ValueError: where they take or make something else.
+    """
     x = {"x": _each("float32", *manifest.state.shape)}
     numbers = {"scales": Tensor(np.dtype("float32"), (4,)), "guidance_scale": Tensor(np.dtype("float32"), ())}
     needed = [*x, *_given(manifest, guided=plan.guided)]

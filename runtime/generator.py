@@ -28,7 +28,12 @@ OnNan = Literal["raise", "fp32", "ignore"]
 
 @dataclass(slots=True, eq=False)
 class Inputs:
-    """What a batch is made of: a seed for each sample, and the tensors of the signature by name, (B, ...)."""
+    """What a batch is made of.
+
+    Args:
+        seeds: one for each sample, B.
+        tensors: of the signature by name, (B, ...).
+    """
 
     seeds: Sequence[int]
     tensors: Mapping[str, Array]
@@ -78,12 +83,20 @@ class Generator:
     ) -> None:
         """The bundle's default plan unless one is named, on the fastest backend that holds unless one is named.
 
-        graph: one of the bundle by name. precision: fp16 on a GPU and fp32 on a CPU unless said. threads: of the CPU; unless
-        said one for each core that may be used, until warm_up has measured. buckets: the batch sizes that warm_up prepares,
-        where the engine takes them; a larger batch is made in parts. on_nan: where a sample is not finite, raise, make it again
-        in fp32 (that graph is opened at once, too), or do not look. cuda_graphs: capture one for every bucket, on a GPU.
+        Args:
+            bundle: with graphs of the plan.
+            plan: by name.
+            graph: one of the bundle by name.
+            precision: fp16 on a GPU and fp32 on a CPU unless said.
+            backend: tensorrt, cuda, onnxruntime-tensorrt or cpu.
+            threads: of the CPU; unless said one for each core that may be used, until warm_up has measured.
+            buckets: the batch sizes that warm_up prepares, where the engine takes them; a larger batch is made in parts.
+            on_nan: where a sample is not finite, raise, make it again in fp32 (that graph is opened at once, too), or do not
+                look (ignore).
+            cuda_graphs: capture one for every bucket, on a GPU.
 
-        Raises ValueError when there is no such plan, graph or backend.
+        Raises:
+            ValueError: when there is no such plan, graph or backend.
         """
         if precision not in (None, *get_args(Precision)):
             raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {precision!r}")
@@ -111,9 +124,15 @@ class Generator:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **choices: Unpack[Choices]) -> Generator:
-        """Open a bundle directory; the choices are those of the class.
+        """Open a bundle directory.
 
-        Raises FileNotFoundError where there is no bundle, ValueError as the class does.
+        Args:
+            path: of the bundle.
+            choices: plan, graph, precision, backend, threads, buckets, on_nan and cuda_graphs, as the class takes them.
+
+        Raises:
+            FileNotFoundError: where there is no bundle.
+            ValueError: where it cannot be trusted, or as the class does.
         """
         return cls(Bundle.load(path), **choices)
 
@@ -155,7 +174,15 @@ class Generator:
         self._make(made, out, on_step)
 
     def prepare(self, /, *, seeds: Sequence[int], **inputs: Any) -> Inputs:
-        """Checked inputs of a batch. Raises ValueError as `generate_into` does."""
+        """Checked inputs of a batch.
+
+        Args:
+            seeds: one for each sample.
+            inputs: by the names of the signature, (B, ...); None is left out.
+
+        Raises:
+            ValueError: as `generate_into` does.
+        """
         seeds = checked_seeds(seeds)
         given = {name: value for name, value in inputs.items() if value is not None}
         return Inputs(seeds, self.signature.checked(given, len(seeds), guided=self.plan.guided))

@@ -44,14 +44,24 @@ def checked_seeds(seeds: Sequence[int]) -> Sequence[int]:
 
 
 def noise_into(out: npt.NDArray[np.float32], seeds: Sequence[int]) -> None:
-    """Unit-normal noise into out (len(seeds), ...), contiguous; each sample from its own seed alone."""
+    """Unit-normal noise into an array; each sample from its own seed alone.
+
+    Args:
+        out: (B, ...), contiguous.
+        seeds: B of them, checked.
+    """
     for sample, seed in zip(out, seeds, strict=True):
         _STREAM.begin(seed)
         _STREAM.normal(dtype=np.float32, out=sample)
 
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The same as a new array (len(seeds), *shape)."""
+    """The same as a new array (len(seeds), *shape).
+
+    Args:
+        seeds: checked.
+        shape: of one sample's noise.
+    """
     out = np.empty((len(seeds), *shape), dtype=np.float32)
     noise_into(out, seeds)
     return out

@@ -45,7 +45,16 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A program that loaded. engine: its name where one runs. reason: why here and not faster."""
+    """A program that loaded.
+
+    Args:
+        program: a graph or an engine; of the two of a step layout, what walks the plan.
+        graph: by name.
+        backend: a key of BACKENDS.
+        precision: of the graph.
+        engine: its name where one runs.
+        reason: why here and not faster.
+    """
 
     program: Program
     graph: str
@@ -58,7 +67,12 @@ class Chosen:
 def select(bundle: Bundle, wanted: Wanted) -> Chosen:
     """The first backend that holds; the one that was asked for, or an error.
 
-    Raises ValueError for a backend there is not or that does not hold, or where the plan has no graph to run.
+    Args:
+        bundle: with graphs of the plan.
+        wanted: what was asked for.
+
+    Raises:
+        ValueError: for a backend there is not or that does not hold, or where the plan has no graph to run.
     """
     graphs = candidates(bundle, wanted)
     if wanted.backend not in (None, *BACKENDS):
@@ -79,7 +93,15 @@ def select(bundle: Bundle, wanted: Wanted) -> Chosen:
 
 
 def candidates(bundle: Bundle, wanted: Wanted) -> dict[Precision, str]:
-    """The graphs to choose from, by precision. Raises ValueError where there is none."""
+    """The graphs to choose from, by precision.
+
+    Args:
+        bundle: with graphs of the plan.
+        wanted: its plan, graph and precision.
+
+    Raises:
+        ValueError: where there is none.
+    """
     graphs = graphs_of(bundle, wanted.plan)
     if wanted.graph is not None:
         entry: GraphEntry = bundle.pick("graph", wanted.graph, bundle.manifest.graphs)
@@ -159,7 +181,12 @@ def _program(bundle: Bundle, plan: str, graph: str, paths: Sequence[str], load: 
 
 
 def graphs_of(bundle: Bundle, plan: str) -> dict[Precision, str]:
-    """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network."""
+    """Graphs that make a plan, by precision: its own, the straight one first, else the step graph of its network.
+
+    Args:
+        bundle: with the plan.
+        plan: by name.
+    """
     denoiser, found = bundle.manifest.plans[plan].denoiser, {}
     for layout in ("step", "loop", "unrolled"):
         for name, graph in bundle.manifest.graphs.items():

@@ -21,9 +21,15 @@ __all__ = ["try_out"]
 
 
 def try_out(bundle: Path, plans: Sequence[str], choices: Mapping[str, Any]) -> None:
-    """Open plans of a bundle and run them once. choices: those of Generator, as JSON has them.
+    """Open plans of a bundle and run them once.
 
-    Raises ValueError where that fails, or takes longer than fewstep.backends.sessions.load_limit_s.
+    Args:
+        bundle: its directory.
+        plans: by name.
+        choices: those of Generator, as JSON has them.
+
+    Raises:
+        ValueError: where that fails, or takes longer than fewstep.backends.sessions.load_limit_s.
     """
     order = {"bundle": str(bundle), "plans": list(plans), "choices": dict(choices), "limit_s": load_limit_s()}
     command = [sys.executable, "-P", "-m", "fewstep.runtime.trial"]

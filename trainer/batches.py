@@ -34,7 +34,15 @@ def open_examples(
 ) -> Samples:
     """Training samples of a source that `open_images`, `open_stream` or `open_arrays` knows, or latents that `encode` wrote.
 
-    inputs: what samples are made from, where that lies elsewhere; labels number it then. Raises ValueError or OSError.
+    Args:
+        source: a name, a path or a URL.
+        resolution: side in pixels that images are resized to; as they are unless given.
+        inputs: what samples are made from, where that lies elsewhere; labels number it then.
+        track: shows progress.
+
+    Raises:
+        ValueError: for samples that cannot be read, or options that do not go with them.
+        OSError: for a source there is not, or cannot be reached.
     """
     path = Path(source)
     if is_url(source):
@@ -55,9 +63,17 @@ def open_examples(
 
 
 def examples_like(bundle: Bundle, source: str, *, rows: bool, track: Track = silent) -> Samples:
-    """Training samples like those that a bundle makes. rows: their labels number rows of arrays that are given elsewhere.
+    """Training samples like those that a bundle makes.
 
-    Raises ValueError or OSError as `open_examples` and `samples_of` do.
+    Args:
+        bundle: whose kind of samples they are to be.
+        source: as for `open_examples`.
+        rows: their labels number rows of arrays that are given elsewhere.
+        track: shows progress.
+
+    Raises:
+        ValueError: as `open_examples` and `samples_of` do.
+        OSError: as `open_examples` does.
     """
     manifest = bundle.manifest
     found = open_examples(
@@ -76,7 +92,15 @@ def is_of_images(source: str) -> bool:
 
 
 def samples_of(bundle: Bundle, samples: Samples) -> Samples:
-    """Samples whose labels are the bundle's numbers of classes. Raises ValueError for others than it makes."""
+    """Samples whose labels are the bundle's numbers of classes.
+
+    Args:
+        bundle: that knows the classes, the state and the output.
+        samples: real ones, of any source.
+
+    Raises:
+        ValueError: for others than it makes.
+    """
     manifest, samples = bundle.manifest, numbered_like(bundle, samples)
     entry = samples.entry if isinstance(samples, Latents) else None
     made = manifest.decoder.model_copy(update={"directory": None, "digest": None}) if manifest.decoder else None

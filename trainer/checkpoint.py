@@ -41,7 +41,12 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_path(bundle: Path, run: str) -> Path:
-    """Where a run that will write into a bundle keeps its checkpoint: beside the bundle."""
+    """Where a run that will write into a bundle keeps its checkpoint: beside the bundle.
+
+    Args:
+        bundle: that may not be there yet.
+        run: name of the network that comes of it.
+    """
     return bundle.with_name(f"{bundle.name}.{run}.checkpoint")
 
 
@@ -57,9 +62,19 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def save(path: Path, parts: Parts, *, step: int, settings: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-    """Write all parts as of `step` finished updates, beside the directory first, then in its place. state: JSON, besides.
+    """Write all parts as of `step` finished updates, beside the directory first, then in its place.
 
-    Every process calls this; each writes what it alone holds. Raises OSError, and then leaves what was there before.
+    Every process calls this; each writes what it alone holds.
+
+    Args:
+        path: of the checkpoint.
+        parts: networks and optimizers, by name.
+        step: finished updates.
+        settings: of the run, as JSON has them.
+        state: what else is to be kept, likewise.
+
+    Raises:
+        OSError: where it cannot be written; what was there before stays.
     """
     processes, new, old = PartialState(), _beside(path, "new"), _beside(path, "old")
     if processes.is_main_process:
@@ -98,7 +113,15 @@ class Saved(NamedTuple):
 def load(path: Path, parts: Parts, *, settings: Mapping[str, Any]) -> Saved:
     """Put a checkpoint into the parts and say where it stands; at 0 where there is none. Every process calls this.
 
-    Raises ValueError when it is damaged or belongs to a run with other settings.
+    Every process calls this.
+
+    Args:
+        path: of the checkpoint.
+        parts: as they were saved; their tensors are overwritten.
+        settings: of the run that is to go on.
+
+    Raises:
+        ValueError: when it is damaged or belongs to a run with other settings.
     """
     processes, old = PartialState(), _beside(path, "old")
     if processes.is_main_process and old.exists() and not path.exists():

@@ -71,11 +71,18 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, mode: Mode, k: float) -> Weights:
-        """teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the
-        teacher plain, F guided by -k where it learns and where it is asked, for only as it was taught is it the score of what G
-        makes; the paper gives no values.
+        """The weights of a mode. Zhou et al. 2024 (arXiv 2406.01561, lsg) and 2025 (arXiv 2505.12674, zero and anti).
 
-        Raises ValueError for another mode, or a k that is not a finite number of 0 or more.
+        teacher: k for the teacher alone. lsg: k everywhere. zero: the teacher plain, F without the condition. anti: the teacher
+        plain, F guided by -k where it learns and where it is asked, for only as it was taught is it the score of what G makes;
+        the paper gives no values.
+
+        Args:
+            mode: where guidance acts.
+            k: its scale; not used with zero.
+
+        Raises:
+            ValueError: for another mode, or a k that is not a finite number of 0 or more.
         """
         if not 0 <= k < inf:
             raise ValueError(f"guidance in a distillation has a weight of 0 or more, got {k:g}; the mode anti is that below 0")
@@ -237,7 +244,12 @@ class SidConfig(RunConfig):
 
 
 def refuse_parts(batch: int, accumulate: int) -> None:
-    """Raises ValueError where a batch does not come apart into equal parts."""
+    """Raises ValueError where a batch does not come apart into equal parts.
+
+    Args:
+        batch: samples of an update.
+        accumulate: parts, over all processes.
+    """
     if accumulate < 1 or batch % accumulate:
         raise ValueError(f"a batch is computed in equal parts: {batch} samples do not come apart into {accumulate}")
 
@@ -245,7 +257,12 @@ def refuse_parts(batch: int, accumulate: int) -> None:
 def plain_share(tau: float | None, parametrisation: Parametrisation) -> float:
     """What the plain loss counts: tau or, unless said, 0.99, and 1 where Lskip is not stated.
 
-    Raises ValueError for another number there.
+    Args:
+        tau: of Lskip, as it was asked for.
+        parametrisation: of the network.
+
+    Raises:
+        ValueError: for a flow with another tau than 1.
     """
     flow = isinstance(parametrisation, Flow)
     if flow and tau not in (None, 1):

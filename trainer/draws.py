@@ -45,7 +45,15 @@ class Draws:
     ) -> list[Draws]:
         """This process's share of a step's numbers, on its device, in as many parts as gradients are accumulated over.
 
-        A part is what a process of its own would get. retry: how often the run went back, for other numbers.
+        A part is what a process of its own would get.
+
+        Args:
+            accelerator: that knows the processes and the device.
+            seed: of the run.
+            step: number of the update, from 0.
+            batch: samples over all processes, which divides by processes times parts.
+            accumulate: parts.
+            retry: how often the run went back, for other numbers.
         """
         first, processes = accelerator.process_index * accumulate, accelerator.num_processes * accumulate
         return [
@@ -74,7 +82,16 @@ class Draws:
 
 
 def accumulated(accelerator: Accelerator, model: nn.Module, parts: Sequence[Draws]) -> Iterator[Draws]:
-    """The parts of an update; gradients travel between processes with the last one alone."""
+    """The parts of an update; gradients travel between processes with the last one alone.
+
+    Args:
+        accelerator: of the run.
+        model: whose gradients are accumulated, prepared or in shares.
+        parts: of this process.
+
+    Yields:
+        Each part, to be gone backward through before the next.
+    """
     for part in parts:
         last = part is parts[-1]
         if isinstance(model, FSDPModule):

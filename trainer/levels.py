@@ -24,7 +24,15 @@ FLOW_TOP = 1 - 1e-4  # at t = 1 a flow's state says nothing of the image, and it
 
 
 def per_sample(numbers: Tensor, samples: Tensor) -> Tensor:
-    """One number for each sample, (B,), so that it goes with samples (B, C, ...)."""
+    """One number for each sample, (B,), so that it goes with samples (B, C, ...).
+
+    Args:
+        numbers: (B,).
+        samples: (B, C, ...); only their rank counts.
+
+    Returns:
+        (B, 1, ...).
+    """
     return numbers.reshape(-1, *(1,) * (samples.ndim - 1))
 
 
@@ -35,14 +43,26 @@ class Levels(NamedTuple):
     sigma: Tensor
 
     def noised(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """States (B, C, ...) in the dtype of x0."""
+        """States, (B, C, ...) in the dtype of x0.
+
+        Args:
+            x0: samples, (B, C, ...).
+            noise: unit normal, like x0.
+        """
         alpha, sigma = (per_sample(t, x0) for t in self)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """CLTS: positions from (1 - l) base + l N(0.3, std^2), l the share of the run that is done. std is not published."""
+    """CLTS: positions from (1 - l) base + l N(0.3, std^2), l the share of the run that is done.
+
+    Args:
+        std: width of the normal; it is not published.
+
+    Raises:
+        ValueError: unless it is above 0 and finite.
+    """
 
     std: float = 0.3
 
@@ -76,14 +96,25 @@ class Space(ABC):
 
     @abstractmethod
     def lower(self, position: Tensor, skip: int) -> Tensor:
-        """Positions `skip` levels of the discretisation lower, (B,); negative where there is none."""
+        """Positions `skip` levels of the discretisation lower, (B,); negative where there is none.
+
+        Args:
+            position: (B,).
+            skip: levels of the discretisation.
+        """
 
     @abstractmethod
     def weight(self, levels: Levels) -> Tensor:
         """What |D - x0|^2 counts, so that the loss is the error of what the network itself estimates, (B,)."""
 
     def draw(self, draws: Draws, curriculum: Curriculum | None, progress: float) -> Tensor:
-        """Positions (B,) for an update, `progress` the share of the run that is done."""
+        """Positions (B,) for an update.
+
+        Args:
+            draws: of the update.
+            curriculum: None for the base alone.
+            progress: the share of the run that is done, 0 to 1.
+        """
         base = self.base(draws)
         if curriculum is None:
             return base
@@ -95,6 +126,10 @@ class Space(ABC):
 
         S2-DMs, arXiv 2401.01520. abar = alpha^2 / (alpha^2 + sigma^2) in any coordinates, so c^2 = (t^2 - s^2) / (1 + s^2)
         for noise levels t and s = sigma / alpha.
+
+        Args:
+            position: (B,).
+            skip: levels of the discretisation.
         """
         below = self.lower(position, skip)
         upper, under = (levels.sigma / levels.alpha for levels in (self.at(position), self.at(below.clamp(min=0))))
@@ -105,6 +140,11 @@ class Space(ABC):
         """What the noise estimate is multiplied by where Lskip is lowest, s = tau / (tau + (1 - tau) c^2), (B,).
 
         So a network of the plain loss, scaled by it while it samples, is the control of one that was trained with Lskip.
+
+        Args:
+            level: sigma / alpha, (B,).
+            skip: levels of the discretisation.
+            tau: what the plain loss counts.
         """
         return tau / (tau + (1 - tau) * self.lskip_scale(self.position(level), skip) ** 2)
 
@@ -198,7 +238,12 @@ class _FlowSpace(Space):
 
 
 def space_of(parametrisation: Parametrisation, *, mean: float, std: float) -> Space:
-    """The axis of a parametrisation. mean, std: of ln(sigma / alpha), where the base draws it from a normal."""
+    """The axis of a parametrisation.
+
+    Args:
+        parametrisation: of the network that is trained.
+        mean, std: of ln(sigma / alpha), where the base draws it from a normal; a VP network's does not.
+    """
     match parametrisation:
         case Edm():
             return _EdmSpace(parametrisation.sigma_data, mean, std)

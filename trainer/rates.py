@@ -26,9 +26,18 @@ def refuse_rate(lr: float) -> None:
 
 
 def rates(schedule: Schedule, step: int, steps: int, warmup: int) -> Rates:
-    """Of update number `step` (from 0) of `steps`. Raises ValueError for a schedule there is not.
+    """Of update number `step`.
 
     MDLRC with p = step / steps: beta1 = b (1 - p) / ((1 - b) + b (1 - p)), lr = (1 - b) / (1 - beta1) = 1 - b p.
+
+    Args:
+        schedule: one of Schedule.
+        step: from 0.
+        steps: of the run.
+        warmup: updates until the peak is reached.
+
+    Raises:
+        ValueError: for a schedule there is not.
     """
     if schedule not in get_args(Schedule):
         raise ValueError(f"a schedule is {', '.join(get_args(Schedule))}, got {schedule!r}")

@@ -164,7 +164,12 @@ class Run(ABC):
         return Draws.parts(self.accelerator, config.seed, step, config.batch, **choices)
 
     def accumulated(self, model: nn.Module, parts: list[Draws]) -> Iterator[Draws]:
-        """The parts of an update of `model`."""
+        """The parts of an update of `model`.
+
+        Args:
+            model: whose gradients are accumulated.
+            parts: of `draws`.
+        """
         return accumulated(self.accelerator, model, parts)
 
     def backward(self, loss: Tensor) -> Tensor:
@@ -174,7 +179,12 @@ class Run(ABC):
         return mean.detach()
 
     def move_average(self, net: nn.Module, step: int) -> None:
-        """Move the average towards a network, after update number `step`."""
+        """Move the average towards a network, after update number `step`.
+
+        Args:
+            net: as it is after the update.
+            step: from 0.
+        """
         config = self.config
         average_into(self.average, net, updates=step, batch=config.batch, halflife_images=config.halflife_images)
 
@@ -247,5 +257,11 @@ class Run(ABC):
 
 
 def adam(net: nn.Module, lr: float, betas: tuple[float, float]) -> Optimizer:
-    """What every method's networks learn by."""
+    """What every method's networks learn by.
+
+    Args:
+        net: whose weights learn.
+        lr: the first learning rate.
+        betas: of both moments.
+    """
     return torch.optim.Adam(net.parameters(), lr=lr, betas=betas, fused=True)

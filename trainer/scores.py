@@ -43,7 +43,16 @@ class FakeScore(nn.Module):
         self._seen.append(output)
 
     def forward(self, x: Tensor, sigma: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:
-        """D (B, C, ...) and logits (B, positions), higher for what looks real."""
+        """D of a state and logits, higher for what looks real.
+
+        Args:
+            x: states, (B, C, ...).
+            sigma: (B,).
+            condition: tensors of the inputs, (B, ...) each.
+
+        Returns:
+            D (B, C, ...), and logits (B, positions).
+        """
         self._seen.clear()
         denoised = self.denoiser(x, sigma, *condition)
         features = self._seen.pop()
@@ -54,9 +63,17 @@ class FakeScore(nn.Module):
 
 
 def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null: Condition, k: float | Tensor) -> Any:
-    """f^k at states x (B, C, ...), k one or one for each image. One evaluation for k = 1 and 0, else one of twice the batch.
+    """f^k at states. One evaluation for k = 1 and 0, and where there is no condition, else one of twice the batch.
 
-    score gives a tensor or a tuple of tensors; of a tuple, the first is mixed, the others are those of the condition.
+    Args:
+        score: D(x, sigma, *condition), which gives a tensor or a tuple of tensors.
+        x: (B, C, ...).
+        sigma: (B,).
+        condition, null: tensors of the inputs and what means "none", (B, ...) each.
+        k: one, or one for each sample (B,).
+
+    Returns:
+        What score gives. Of a tuple, the first is mixed; the others are those of the condition, or of "none" where k = 0.
     """
     if not condition or (isinstance(k, float | int) and k == 1):
         return score(x, sigma, *condition)
@@ -75,7 +92,11 @@ def evaluate(score: Score, x: Tensor, sigma: Tensor, condition: Condition, null:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What F loses by its logits (B, positions) of real and of generated states: the mean of both cross-entropies, (B,)."""
+    """What F loses by its logits of real and of generated states: the mean of both cross-entropies, (B,).
+
+    Args:
+        real, fake: logits, (B, positions).
+    """
     return (functional.softplus(-real).mean(1) + functional.softplus(fake).mean(1)) / 2
 
 

@@ -22,7 +22,12 @@ __all__ = ["gathered", "is_sharded", "prepared", "shard"]
 def shard(accelerator: Accelerator, net: nn.Module) -> None:
     """Keep this process's share of a network's weights, on its device. Blocks are gathered one by one, then the rest.
 
-    Raises ValueError where there is one process alone.
+    Args:
+        accelerator: of the run, with several processes.
+        net: it is changed, and must not have an optimizer yet.
+
+    Raises:
+        ValueError: where there is one process alone.
     """
     if accelerator.num_processes == 1:
         raise ValueError("one process has no others to share a network with; start several with accelerate launch or torchrun")
@@ -39,7 +44,12 @@ def is_sharded(net: nn.Module) -> bool:
 
 
 def prepared(accelerator: Accelerator, net: nn.Module) -> Any:
-    """What training calls, with the weights of `net`: gradients come together, and it computes in the run's precision."""
+    """What training calls, with the weights of `net`: gradients come together, and it computes in the run's precision.
+
+    Args:
+        accelerator: of the run.
+        net: placed on its device, or in shares.
+    """
     if not is_sharded(net):
         return accelerator.prepare(net)
     net.forward = accelerator.autocast()(net.forward)
@@ -49,7 +59,11 @@ def prepared(accelerator: Accelerator, net: nn.Module) -> Any:
 def gathered(denoiser: Denoiser, blank: Denoiser) -> Denoiser:
     """A network with all its weights, on the CPU of the main process; what other processes get is empty.
 
-    blank: of the same architecture, on the meta device. Every process calls this.
+    Every process calls this.
+
+    Args:
+        denoiser: as it is where it is not in shares.
+        blank: of the same architecture, on the meta device; it gets the weights.
     """
     if not is_sharded(denoiser):
         return denoiser

@@ -95,14 +95,24 @@ def distill(
 
 
 def resolved(bundle: Bundle, config: SidConfig, teacher: str) -> SidConfig:
-    """Settings that say what G starts as, and in how many steps it makes a sample."""
+    """Settings that say what G starts as, and in how many steps it makes a sample.
+
+    Args:
+        bundle: whose plans the settings may name.
+        config: whose steps and start may be None.
+        teacher: by name.
+    """
     steps = config.steps or (bundle.plan(config.plan).rows if config.plan else 1)
     return replace(config, steps=steps, start=config.start or teacher)
 
 
 @dataclass(frozen=True)
 class Distilling:
-    """What a run is given besides bundle, name and settings, see distill."""
+    """What a run is given besides bundle, name and settings, see distill.
+
+    Args:
+        teacher, samples, validate, arrays, license, validated_on, log: as for `distill`.
+    """
 
     teacher: str = "teacher"
     samples: Samples | None = None
@@ -311,6 +321,11 @@ def generator_grid(parametrisation: Parametrisation, steps: int, sigma_start: fl
     """Where a generator of K steps evaluates its network, k = 0 .. K - 1, and clean data.
 
     sigma_start (K - k) / K for EDM, the time 0.625 T (K - k) / K of the VP table, (K - k) / K for a flow.
+
+    Args:
+        parametrisation: of the network.
+        steps: K.
+        sigma_start: of EDM alone.
     """
     if isinstance(parametrisation, Edm):
         return uniform(steps, sigma_start)

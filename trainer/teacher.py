@@ -100,7 +100,11 @@ def _check_free(bundle: Bundle, name: str) -> None:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What a run is given besides samples and settings, see train_teacher."""
+    """What a run is given besides samples and settings, see train_teacher.
+
+    Args:
+        start, arrays, validate, license, log: as for `train_teacher`.
+    """
 
     start: str | None = None
     arrays: Arrays | None = None

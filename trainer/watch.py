@@ -37,8 +37,19 @@ SHEET = 20  # images
 def accelerator_for(precision: str, log: Path | None, *, saved: Path, what: str) -> tuple[Accelerator, ChosenPrecision]:
     """An Accelerator for networks that compute in a precision, which tracks into the directory `log`, where there is one.
 
-    With auto, the precision is that of the checkpoint `saved`, else what the first process finds faster. what: the work.
-    Raises ImportError without tensorboard, ValueError where log is a file, or there is no such precision on this device.
+    Args:
+        precision: auto, no, bf16 or fp16; with auto, that of the checkpoint `saved`, else what the first process finds faster.
+        log: a directory, made where it is not there; None for no curves.
+        saved: the run's checkpoint, if there is one.
+        what: the work, in words.
+
+    Returns:
+        The accelerator, and the precision with a sentence about it.
+
+    Raises:
+        ImportError: without tensorboard, where there is a log.
+        ValueError: where log is a file or lies inside a bundle, or there is no such precision on this device.
+        OSError: where nothing can be written into log.
     """
     keep_to_own_cores()
     processes = PartialState(cpu=several_on_cpu())
@@ -66,7 +77,12 @@ def scaling(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def scale_as(accelerator: Accelerator, state: Mapping[str, Any]) -> None:
-    """Scale gradients as a run did that goes on."""
+    """Scale gradients as a run did that goes on.
+
+    Args:
+        accelerator: of the run that goes on.
+        state: what `scaling` gave.
+    """
     if accelerator.scaler and state:
         accelerator.scaler.load_state_dict(dict(state))
 
@@ -91,12 +107,24 @@ class Watch:
             self.decoder = load().requires_grad_(False).to(self.accelerator.device)
 
     def curve(self, step: int, **values: Tensor | float) -> None:
-        """Points of curves after `step` updates, every CURVE_EVERY-th."""
+        """Points of curves after `step` updates, every CURVE_EVERY-th.
+
+        Args:
+            step: finished updates.
+            values: one number each, by the name of its curve.
+        """
         if self.log is not None and step % CURVE_EVERY == 0:
             self.accelerator.log({key: float(value) for key, value in values.items()}, step=step)
 
     def sheet(self, step: int, denoiser: Denoiser, plan: Plan, state: State) -> None:
-        """What a network makes after `step` updates, of every class or row in turn: a picture or, of arrays, a file of them."""
+        """What a network makes after `step` updates, of every class or row in turn: a picture or, of arrays, a file of them.
+
+        Args:
+            step: finished updates.
+            denoiser: the network, on the accelerator's device.
+            plan: without guidance.
+            state: what the plan walks on.
+        """
         if self.log is None or not (self.accelerator.is_main_process or is_sharded(denoiser)):
             return
         generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,16 @@ __all__ = ["write_device"]
 def write_device(bundle: Bundle, plans: Sequence[str], graphs: Sequence[str], directory: Path) -> Report:
     """Write directory/NAME.bundle with these plans and graphs, and of the components their descriptions alone.
 
-    On the device: fewstep build NAME.bundle && fewstep check NAME.bundle. Raises ValueError where a file was altered.
+    On the device: fewstep build NAME.bundle && fewstep check NAME.bundle.
+
+    Args:
+        bundle: whose files are copied.
+        plans: by name, one or more; the default one stays it where it is among them, else the first is.
+        graphs: by name.
+        directory: of the target.
+
+    Raises:
+        ValueError: where a file was altered.
     """
     source = bundle.manifest
     root = directory / bundle.root.name

@@ -18,9 +18,17 @@ __all__ = ["write_openvino"]
 def write_openvino(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
     """Write each graph as IR without rounding its weights, and run it on the CPU in f32 and in OpenVINO's default.
 
-    The default is bf16 on processors that have it, with visibly larger error: set INFERENCE_PRECISION_HINT to f32 where
-    samples must equal those of the other targets. Raises ValueError without OpenVINO, for a graph it refuses, or one whose
-    f32 result differs by more than its limit in the bundle.
+    The default is bf16 on processors that have it, with visibly larger error: set INFERENCE_PRECISION_HINT to f32 where samples
+    must equal those of the other targets.
+
+    Args:
+        bundle: with the graphs.
+        graphs: by name, of whole plans.
+        directory: of the target.
+
+    Raises:
+        ValueError: without OpenVINO, for a graph it refuses, or one whose f32 result differs by more than its limit in the
+            bundle.
     """
     openvino = _load()
     core = openvino.Core()

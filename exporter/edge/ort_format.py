@@ -29,7 +29,13 @@ MAX_BYTES = (1 << 31) - 1  # flatbuffers address no more
 def write_ort(bundle: Bundle, graphs: Sequence[str], directory: Path) -> Report:
     """Write each graph as .ort and the operators they need, and run every one against its ONNX form.
 
-    Raises ValueError for a graph of 2 GB or more, or one that differs by more than its limit in the bundle.
+    Args:
+        bundle: with the graphs.
+        graphs: by name, of whole plans; one or more.
+        directory: of the target.
+
+    Raises:
+        ValueError: for a graph of 2 GB or more, or one that differs by more than its limit in the bundle.
     """
     parts: list[PackagePart] = []
     deviations: list[Deviation] = []

@@ -50,9 +50,21 @@ def package(
 ) -> Report:
     """Write the targets into the directory out.
 
-    plans: the default one unless named. precisions: for the device every one there is, for the others fp32, else what there
-    is. ort_web_package: the npm package onnxruntime-web to copy beside the page, which otherwise loads it from a public CDN.
-    Raises ValueError for a graph the bundle lacks or a target refuses, and when out holds what fewstep did not write.
+    Args:
+        bundle: with graphs of the plans.
+        out: the directory, replaced as a whole.
+        targets: each once.
+        plans: by name; the default one unless given.
+        precisions: for the device every one there is, for the others fp32, else what there is, unless given.
+        ort_web_package: the npm package onnxruntime-web to copy beside the page, which otherwise loads it from a public CDN.
+        track: shows progress.
+
+    Returns:
+        What every target weighs, and how far its graphs are from the bundle's.
+
+    Raises:
+        ValueError: for a graph the bundle lacks or a target refuses, and when out holds what fewstep did not write.
+        OSError: where it cannot be written.
     """
     out = out.absolute()
     refuse_inside(out.resolve(), out)

@@ -23,9 +23,14 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Probe:
-    """A graph's inputs, and what it makes of them: the output (B, ...) and sample (B, C, ...) float32.
+    """A graph's inputs, and what it makes of them.
 
-    outputs: what these are called. scale: what differences of the sample are counted in, see the outputs of a signature.
+    Args:
+        feeds: noise and the inputs of the signature, by name, (B, ...).
+        outputs: what output and sample are called.
+        output: (B, ...), of the signature.
+        sample: (B, C, ...) float32.
+        scale: what differences of the sample are counted in, see the outputs of a signature.
     """
 
     feeds: dict[str, npt.NDArray[Any]]
@@ -35,13 +40,25 @@ class Probe:
     scale: float
 
     def differs(self, output: npt.NDArray[Any], sample: npt.NDArray[np.float32]) -> tuple[float, float]:
-        """Largest |difference| of the sample, and of the output."""
+        """Largest |difference| of the sample, and of the output.
+
+        Args:
+            output, sample: what another form of the graph makes of the same feeds.
+        """
         wide = np.abs(output.astype(np.float64) - self.output)
         return float(np.abs(sample - self.sample).max()) / self.scale, float(wide.max())
 
 
 def probe(bundle: Bundle, name: str) -> Probe:
-    """Run a graph that holds a whole plan on four samples, the last from what means "none". ValueError where it fails."""
+    """Run a graph that holds a whole plan on four samples, the last from what means "none".
+
+    Args:
+        bundle: with the graph.
+        name: of the graph.
+
+    Raises:
+        ValueError: for a graph there is not, is not what was saved, or does not open.
+    """
     graph: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
     check_files(bundle, graph)
     running, signature = open_session(bundle.file(graph.file), repr(name)), bundle.manifest.signature

@@ -17,9 +17,14 @@ __all__ = ["Deviation", "PackagePart", "Report", "graph_parts", "installed", "zi
 
 @dataclass(frozen=True)
 class PackagePart:
-    """Some bytes of a target. gzip_bytes: what a web server sends when it compresses; None where nothing is sent.
+    """Some bytes of a target.
 
-    shipped False: it is not in the package, but must be on the device.
+    Args:
+        target: one of TARGETS.
+        part: what they are, in words.
+        bytes: on the device.
+        gzip_bytes: what a web server sends when it compresses; None where nothing is sent.
+        shipped: False where it is not in the package, but must be on the device.
     """
 
     target: str
@@ -31,10 +36,14 @@ class PackagePart:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A converted graph against the bundle's ONNX graph in ONNX Runtime: largest |difference| of samples.
+    """A converted graph against the bundle's ONNX graph in ONNX Runtime.
 
-    output_error: the same of the output, in levels of 255 for images, in the data's units for arrays. setting: what the target
-    was told to compute in.
+    Args:
+        target: one of TARGETS.
+        graph: by name.
+        setting: what the target was told to compute in.
+        max_error: largest |difference| of samples, in what a signature's output counts them in.
+        output_error: the same of the output, in levels of 255 for images, in the data's units for arrays.
     """
 
     target: str
@@ -55,7 +64,12 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Report:
-    """The parts and deviations of every target of a package."""
+    """The parts and deviations of every target of a package.
+
+    Args:
+        parts: of all targets.
+        deviations: of all graphs.
+    """
 
     parts: list[PackagePart] = field(default_factory=list)
     deviations: list[Deviation] = field(default_factory=list)
@@ -96,9 +110,16 @@ def zipped(content: bytes) -> int:
 
 
 def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> list[PackagePart]:
-    """An ONNX file as two parts, its weights and the rest. sent: measure it gzipped as well.
+    """An ONNX file as two parts, its weights and the rest.
 
-    Raises ValueError when it is not ONNX or onnx is not installed.
+    Args:
+        target: one of TARGETS.
+        name: of the graph.
+        path: of the file; weights beside it do not count.
+        sent: measure it gzipped as well.
+
+    Raises:
+        ValueError: when it is not ONNX or onnx is not installed.
     """
     try:
         import onnx
@@ -120,7 +141,12 @@ def graph_parts(target: str, name: str, path: Path, *, sent: bool = False) -> li
 
 
 def installed(target: str, prefixes: Sequence[str]) -> list[PackagePart]:
-    """The installed size of each Python package of this environment whose name starts so, without its dependencies."""
+    """The installed size of each Python package of this environment whose name starts so, without its dependencies.
+
+    Args:
+        target: one of TARGETS.
+        prefixes: in small letters, with - for _.
+    """
     found = {d.name.lower().replace("_", "-"): d for d in distributions()}
     return [
         PackagePart(target, f"{d.name} {d.version}, installed", _bytes(d), shipped=False)

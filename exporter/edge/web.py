@@ -36,7 +36,14 @@ BESIDE = "ort/"  # the folder of the page that holds copies of the runtime's fil
 
 @dataclass(frozen=True)
 class RuntimeFile:
-    """A file of onnxruntime-web; integrity as browsers take it: sha384- and base64."""
+    """A file of onnxruntime-web.
+
+    Args:
+        name: in the folder dist of the npm package.
+        bytes: of the file.
+        gzip_bytes: what a web server sends when it compresses.
+        integrity: as browsers take it: sha384- and base64.
+    """
 
     name: str
     bytes: int
@@ -46,7 +53,13 @@ class RuntimeFile:
 
 @dataclass(frozen=True)
 class OrtWeb:
-    """Where the page finds onnxruntime-web. base: a folder beside the page or an address, with a slash at the end."""
+    """Where the page finds onnxruntime-web.
+
+    Args:
+        version: of the npm package.
+        base: a folder beside the page or an address, with a slash at the end.
+        module, wasm: its two files.
+    """
 
     version: str
     base: str
@@ -87,9 +100,17 @@ def _runtime_file(path: Path) -> RuntimeFile:
 def write_page(
     bundle: Bundle, graphs: Sequence[str], directory: Path, *, runtime: OrtWeb = PINNED, package: Path | None = None
 ) -> Report:
-    """Write the page for these graphs. package: the npm package whose files `runtime` describes, copied beside the page.
+    """Write the page for these graphs.
 
-    Raises ValueError for a graph that a page cannot run.
+    Args:
+        bundle: with the graphs.
+        graphs: by name, of whole plans.
+        directory: of the target.
+        runtime: what the page is to load.
+        package: the npm package whose files `runtime` describes, copied beside the page.
+
+    Raises:
+        ValueError: for a graph that a page cannot run.
     """
     described = [_copy_graph(bundle, name, directory) for name in graphs]
     if package:

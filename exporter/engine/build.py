@@ -26,7 +26,13 @@ __all__ = ["Job", "Miss", "build", "build_engines", "prepare", "refuse"]
 
 @dataclass(frozen=True)
 class Miss:
-    """A part of the key that differs from the engine there is."""
+    """A part of the key that differs from the engine there is.
+
+    Args:
+        part: a field of EngineKey.
+        old: of the engine there is.
+        new: of the one that is wanted.
+    """
 
     part: str
     old: Any
@@ -35,7 +41,16 @@ class Miss:
 
 @dataclass(frozen=True)
 class Job:
-    """An engine that is wanted: what it will depend on, what the table says about it, and the one there is."""
+    """An engine that is wanted.
+
+    Args:
+        name: of the engine.
+        case: what it is built from and for.
+        entry: the graph, in the manifest.
+        key: what it will depend on.
+        findings: what the table says about the case.
+        old: the engine of this name that there is.
+    """
 
     name: str
     case: EngineCase
@@ -75,7 +90,21 @@ def build_engines(
     flavour: Flavour | None = None,
     meter: Meter = unseen,
 ) -> list[Job]:
-    """`prepare` and `build` in one: engines for the named graphs, with the best flavour here unless one is given."""
+    """`prepare` and `build` in one: engines for the named graphs, with the best flavour here unless one is given.
+
+    Args:
+        bundle: with the graphs; it gets the engines.
+        graphs: by name.
+        settings: tuned for the flavour's own batches unless given.
+        flavour: the best one here unless given.
+        meter: shows progress.
+
+    Returns:
+        What was wanted of each, as it was before the build.
+
+    Raises:
+        ValueError: as `prepare` and `build` do, and where nothing here builds engines.
+    """
     machine = this_machine()
     flavour = flavour or choose(None, machine)[0]
     jobs = prepare(bundle, graphs, settings or EngineSettings(batch=flavour.batch), flavour, machine)
@@ -86,7 +115,15 @@ def build_engines(
 def prepare(bundle: Bundle, graphs: Sequence[str], settings: EngineSettings, flavour: Flavour, machine: Machine) -> list[Job]:
     """Read the named graphs and say for each what would be built and what speaks against it. Builds nothing.
 
-    Raises ValueError for a graph there is not or whose files are not what was saved.
+    Args:
+        bundle: with the graphs.
+        graphs: by name; each counts once.
+        settings: of all of them.
+        flavour: that is to build them.
+        machine: this one.
+
+    Raises:
+        ValueError: for a graph there is not or whose files are not what was saved.
     """
     jobs = []
     for graph in dict.fromkeys(graphs):
@@ -111,8 +148,16 @@ def refuse(jobs: Sequence[Job]) -> None:
 def build(bundle: Bundle, jobs: Sequence[Job], *, meter: Meter = unseen) -> None:
     """Build the engines that are not up to date and put them into the bundle, all or none.
 
-    Raises ValueError, the bundle as it was, when the table stops a job, when TensorRT refuses a graph, and when a layer
-    would not compute in the graph's precision. KeyboardInterrupt ends it within seconds, the bundle as it was.
+    KeyboardInterrupt ends it within seconds, the bundle as it was.
+
+    Args:
+        bundle: of the jobs.
+        jobs: what `prepare` gave.
+        meter: shows the progress of each.
+
+    Raises:
+        ValueError: the bundle as it was, when the table stops a job, when TensorRT refuses a graph, and when a layer would not
+            compute in the graph's precision.
     """
     refuse(jobs)
     for job in jobs:

@@ -21,12 +21,22 @@ Severity = Literal["stops", "note"]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to build. batch: the batches to tune for, increasing; each gets an optimisation profile of its own, from one above
-    the batch before (1 for the first) up to itself, tuned at its upper end. (1, 16) therefore gives exactly 1 for latency and
-    2 to 16 for throughput; (16,) gives one profile for everything. See Flavour.batch for which to choose.
+    """How to build.
 
-    targets: GPU architectures (SM) such as "89". workspace_bytes: scratch memory the engine may use; None is all of the GPU.
-    level: 0 (fast build) to 5 (fast engine), native only. timing_cache: file of measured kernels, native only.
+    Each batch gets an optimisation profile of its own, from one above the batch before (1 for the first) up to itself, tuned at
+    its upper end. (1, 16) therefore gives exactly 1 for latency and 2 to 16 for throughput; (16,) gives one profile for
+    everything. See Flavour.batch for which to choose.
+
+    Args:
+        targets: GPU architectures (SM) such as "89".
+        batch: the batches to tune for, increasing.
+        workspace_bytes: scratch memory the engine may use; None is all of the GPU.
+        level: 0 (fast build) to 5 (fast engine), native only.
+        timing_cache: file of measured kernels, native only.
+        flags: of the builder.
+
+    Raises:
+        ValueError: for batches that do not increase from 1 on, a workspace of nothing, or another level.
     """
 
     targets: tuple[str, ...] = ()
@@ -55,7 +65,14 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class EngineCase:
-    """One graph to be built one way on one machine."""
+    """One graph to be built one way on one machine.
+
+    Args:
+        flavour: that builds it.
+        settings: how.
+        graph: what it says about itself.
+        machine: where it is built; by default one of which nothing is known.
+    """
 
     flavour: Flavour
     settings: EngineSettings
@@ -80,7 +97,14 @@ class EngineCase:
 
 @dataclass(frozen=True)
 class EngineFinding:
-    """What the table says about a case. stops: TensorRT would fail or do something else than asked."""
+    """What the table says about a case.
+
+    Args:
+        rule: its name in the table.
+        severity: stops, where TensorRT would fail or do something else than asked, or note.
+        reason: in words.
+        instead: what to do, in words.
+    """
 
     rule: str
     severity: Severity
@@ -94,7 +118,14 @@ class EngineFinding:
 
 @dataclass(frozen=True)
 class Row:
-    """A rule: where `when` gives something, it is `{found}` in the reason. Both texts may name {graph} and {flavour}."""
+    """A rule of the table.
+
+    Args:
+        rule: its name.
+        severity: stops or note.
+        when: something true where it holds, which is {found} in the texts.
+        reason, instead: texts, which may also name {graph} and {flavour}.
+    """
 
     rule: str
     severity: Severity

@@ -23,7 +23,24 @@ _DEQUANTIZE = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """One graph of a bundle. Tuples of names are of nodes, operators or files that TensorRT has an opinion on."""
+    """One graph of a bundle, as its file and the manifest have it.
+
+    Args:
+        name: of the graph.
+        precision, layout: by the manifest.
+        opset: by its file.
+        declared_opset: by the manifest.
+        known_opset: the newest that the installed onnx knows.
+        graph_bytes: of its file.
+        data_bytes: of the weights beside it.
+        fixed_batch: where no input begins with a dynamic dimension.
+        dynamic: "input: dimension" of sizes other than the batch.
+        asymmetric, wide_integers, e5m2: nodes quantized with a zero point, to 32 bits, to that type.
+        foreign: operators outside the standard.
+        loops, open_loops: Loop nodes, and those without their condition input.
+        stray_data: files with weights that the manifest has no hash for.
+        golden_batch: samples of golden.npz in one call; 0 without a reference.
+    """
 
     name: str
     precision: Precision
@@ -48,7 +65,13 @@ class GraphFacts:
 def graph_facts(bundle: Bundle, name: str) -> GraphFacts:
     """Read a graph of a bundle; its files are checked against their hashes first.
 
-    Raises ValueError when a file is not what was saved or no ONNX graph, or when the package onnx is missing.
+    Args:
+        bundle: with the graph.
+        name: of the graph.
+
+    Raises:
+        ValueError: for a graph there is not, when a file is not what was saved or no ONNX graph, or when the package onnx is
+            missing.
     """
     entry: GraphEntry = bundle.pick("graph", name, bundle.manifest.graphs)
     models = _load(bundle, name, entry)

@@ -22,7 +22,13 @@ _RTX_TARGETS = ("75", "80", "86", "89", "120", "121")  # of TensorRT-RTX 1.7, fo
 
 @dataclass(frozen=True)
 class Flavour:
-    """A TensorRT. version None: it is not installed here. targets: architectures (SM) it compiles for without their GPU."""
+    """A TensorRT.
+
+    Args:
+        name: of its module.
+        version: None where it is not installed here.
+        targets: architectures (SM) it compiles for without their GPU.
+    """
 
     name: FlavourName
     version: str | None
@@ -75,10 +81,17 @@ def installed(name: FlavourName) -> Flavour:
 
 
 def choose(name: FlavourName | None, machine: Machine) -> tuple[Flavour, str]:
-    """The flavour to build with and the reason in words. name: the one the user asked for.
+    """The flavour to build with and the reason in words.
 
     With a GPU at hand, native TensorRT comes first because it times its kernels on that GPU; else TensorRT-RTX, which needs
-    none. Raises ValueError for an unknown name, and when neither is installed.
+    none.
+
+    Args:
+        name: the one the user asked for.
+        machine: this one.
+
+    Raises:
+        ValueError: for an unknown name, and when neither is installed.
     """
     if name is not None:
         if name not in FLAVOURS:

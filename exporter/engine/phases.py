@@ -24,6 +24,13 @@ class Phases:
         self._reached = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins.
+
+        Args:
+            name: of the phase.
+            parent: the phase that it is in, if any.
+            steps: how many it announces.
+        """
         with self._lock:
             self._open[name] = _Phase(parent, max(steps, 1))
 

@@ -35,9 +35,15 @@ _KERNELS = {
 def layer_precisions(network: Any, precision: Precision, excluded: Sequence[str]) -> dict[str, int]:
     """How many convolutions, matrix products and attentions of a parsed network compute in each precision.
 
-    excluded: names of graph nodes that may stay in a higher precision, with or without the copy they are in (`eval_0/`). In a
-    quantized graph a product of two activations may stay too: there is no weight to make smaller.
-    Raises ValueError with the name of a layer that computes in another precision than it should, or when none computes.
+    In a quantized graph a product of two activations may stay in a higher precision: there is no weight to make smaller.
+
+    Args:
+        network: of TensorRT, parsed.
+        precision: of the graph.
+        excluded: names of graph nodes that may stay in a higher precision, with or without the copy they are in (`eval_0/`).
+
+    Raises:
+        ValueError: with the name of a layer that computes in another precision than it should, or when none computes.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs) if layer.get_output(i)}

@@ -36,7 +36,20 @@ Say = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Request:
-    """An engine to build. precision None: the layers are not checked (the step layout's second graph computes nothing)."""
+    """An engine to build.
+
+    Args:
+        flavour: the module, tensorrt_rtx or tensorrt.
+        strongly_typed: to be asked for, see Flavour.
+        graph: path of the ONNX file.
+        engine: path to write.
+        profiles: smallest, tuned and largest batch of each.
+        targets: architectures (SM); none for what the flavour covers by default.
+        precision: of the layers; None where they are not checked (the step layout's second graph computes nothing).
+        excluded: layers that may stay in a higher one.
+        inspect: read the engine back, on a GPU.
+        workspace_bytes, level, timing_cache, flags: as for EngineSettings.
+    """
 
     flavour: str
     strongly_typed: bool

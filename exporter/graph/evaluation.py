@@ -28,7 +28,12 @@ Kind = Literal["given", "null", "both"]
 class Network:
     """A denoiser's network, traced: x (B, C, ...), timestep (), inputs -> out (B, C, ...), fp32 at the edges.
 
-    weights by the names of the trace; scales(sigma) how its output becomes D; state (C, ...) what it works on.
+    Args:
+        traced: its nodes.
+        weights: by the names of the trace.
+        scales: of a sigma, how its output becomes D.
+        state: (C, ...), what it works on.
+        signature: of the bundle.
     """
 
     traced: Traced
@@ -51,7 +56,18 @@ def write(
 ) -> ir.Value:
     """Copy the nodes that lead from the known values to the outputs (by default the traced one) into a graph.
 
-    known: values of the trace that the graph has already; it gains those that are written. Returns the last output's value.
+    Args:
+        writer: of the graph.
+        traced: whose nodes are copied.
+        weights: by the names of the trace.
+        known: values of the trace that the graph has already; it gains those that are written.
+        prefix: of the names of nodes.
+        outputs: of the trace.
+        layers: the precision of single layers.
+        row: of the plan; None for any.
+
+    Returns:
+        The last output's value in the graph.
     """
     outputs = outputs or [traced.output]
     for node in traced.needed(outputs, known):
@@ -74,8 +90,12 @@ def write(
 
 @dataclass(frozen=True, eq=False)
 class At:
-    """Where in a plan an evaluation stands. row: a number in a straight graph, a value () in a Loop, None where the timestep
-    is an input; name: what its nodes are called after.
+    """Where in a plan an evaluation stands.
+
+    Args:
+        name: what its nodes are called after.
+        row: a number in a straight graph, a value () in a Loop, None where the timestep is an input.
+        timestep: a value (); None where all of it is folded.
     """
 
     name: str
@@ -108,7 +128,14 @@ class Evaluations:
         self._shared: dict[Kind, dict[ir.Value, ir.Value]] = {}
 
     def evaluate(self, writer: Writer, x: ir.Value, kind: Kind, at: At) -> ir.Value:
-        """F(x) for one kind of condition; x holds the images twice for "both"."""
+        """F(x) for one kind of condition.
+
+        Args:
+            writer: of the graph or the body that it stands in.
+            x: (B, C, ...), scaled already; for "both" the states twice, (2 B, C, ...).
+            kind: of the condition.
+            at: where in the plan.
+        """
         name = f"{at.name}.{kind}"
         known = dict(self._sharing(kind)) | self._tabled(writer, kind, at.row)
         known[self.network.traced.inputs["x"]] = x

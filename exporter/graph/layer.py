@@ -19,7 +19,14 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """`node` computes the layer `name` with its weight as input 1 and its bias, if any, as input 2."""
+    """`node` computes the layer `name` with its weight as input 1 and its bias, if any, as input 2.
+
+    Args:
+        name: in torch, from the network on.
+        node: of the trace.
+        traced: that the node is of.
+        weights: by the names of the trace.
+    """
 
     name: str
     node: ir.Node
@@ -28,7 +35,13 @@ class Layer:
 
     @classmethod
     def of(cls, node: ir.Node, traced: Traced, weights: Mapping[str, Tensor]) -> Layer | None:
-        """The layer that a node computes; None where it computes something else."""
+        """The layer that a node computes; None where it computes something else.
+
+        Args:
+            node: of the trace.
+            traced: that the node is of.
+            weights: by the names of the trace.
+        """
         weight = node.inputs[1] if node.op_type in OPERATORS else None
         if weight is None or weight.const_value is not None or not weight.is_initializer():
             return None
@@ -44,18 +57,34 @@ class Layer:
         return weight.dtype
 
     def tensor(self, i: int, dtype: ir.DataType | None = None) -> ir.TensorProtocol:
-        """The weight (1) or the bias (2), in the trace's precision unless another is asked."""
+        """The weight (1) or the bias (2), in the trace's precision unless another is asked.
+
+        Args:
+            i: 1 or 2.
+            dtype: to be converted to.
+        """
         value = self.node.inputs[i]
         assert value is not None
         return self.traced.tensor(str(value.name), self.weights, dtype)
 
     def copy(self, writer: Writer, inputs: Sequence[ir.Value | None], prefix: str) -> ir.Value:
-        """Write the layer into a graph; its node is called after it."""
+        """Write the layer into a graph; its node is called after it.
+
+        Args:
+            writer: of the graph.
+            inputs: its own, in that graph.
+            prefix: of its name.
+        """
         (output,) = writer.copy(self.node, inputs, f"{prefix}/{self.node.outputs[0].name}", label=f"{prefix}/{self.name}")
         return output
 
 
 def layer_names(traced: Traced, weights: Mapping[str, Tensor]) -> list[str]:
-    """Every layer of a trace."""
+    """Every layer of a trace.
+
+    Args:
+        traced: a network or a decoder.
+        weights: by the names of the trace.
+    """
     layers = (Layer.of(node, traced, weights) for node in traced.nodes)
     return [layer.name for layer in layers if layer is not None]

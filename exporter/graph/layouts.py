@@ -32,7 +32,12 @@ __all__ = ["PlanGraph", "TracedDecoder", "guided_output", "guided_where", "postp
 
 @dataclass(frozen=True, eq=False)
 class TracedDecoder:
-    """What turns the last state of a latent model into a sample (B, C, ...), traced."""
+    """What turns the last state of a latent model into a sample (B, C, ...), traced.
+
+    Args:
+        traced: its nodes.
+        weights: by the names of the trace.
+    """
 
     traced: Traced
     weights: Mapping[str, Tensor]
@@ -66,7 +71,13 @@ class PlanGraph:
         return Symbol(self.root, self.root.op("Gather", self.noise, self.root.constant(i), axis=1))
 
     def model(self, x: Symbol, output: Output, decoder: TracedDecoder | None) -> ir.Model:
-        """The finished graph, from the last state."""
+        """The finished graph, from the last state.
+
+        Args:
+            x: the last state, (B, C, ...).
+            output: of the signature.
+            decoder: of a latent model.
+        """
         return self.root.model("sampler", self.inputs, write_output(self.root, x.value, output, decoder))
 
 
@@ -79,9 +90,18 @@ def unroll(
     batched_guidance: bool = False,
     layers: LayerPrecision | None = None,
 ) -> ir.Model:
-    """The whole plan as a straight graph. batched_guidance: guided rows evaluate both conditions in one batch.
+    """The whole plan as a straight graph.
 
-    Raises ValueError for a plan that does not fit the network.
+    Args:
+        network: traced.
+        plan: in its coordinates.
+        output: of the signature.
+        decoder: of a latent model.
+        batched_guidance: guided rows evaluate both conditions in one batch.
+        layers: the precision of single layers.
+
+    Raises:
+        ValueError: for a plan that does not fit the network.
     """
     graph = PlanGraph(network, plan, layers)
     rows = iter(enumerate(graph.scales()))
@@ -102,7 +122,16 @@ def unroll(
 def guided_output(
     evaluations: Evaluations, writer: Writer, x: Symbol, scale: float | Symbol, at: At, *, batched_guidance: bool
 ) -> Symbol:
-    """F(x), guided unless scale is the number 1. D is linear in F, so mixing outputs of F is mixing estimates."""
+    """F(x), guided unless scale is the number 1. D is linear in F, so mixing outputs of F is mixing estimates.
+
+    Args:
+        evaluations: of the network.
+        writer: of the graph or the body that it stands in.
+        x: (B, C, ...), scaled already.
+        scale: of guidance, a number or a value ().
+        at: where in the plan.
+        batched_guidance: both conditions in one batch.
+    """
     if isinstance(scale, float) and scale == 1:
         return Symbol(writer, evaluations.evaluate(writer, x.value, "given", at))
     if batched_guidance:
@@ -117,7 +146,16 @@ def guided_output(
 def guided_where(evaluations: Evaluations, writer: Writer, x: Symbol, scale: Symbol, where: ir.Value, at: At) -> Symbol:
     """F(x), guided only where a condition () holds at run time: elsewhere the unconditional evaluation does not run.
 
-    It stands in the branch of an If, the conditional one outside, where ONNX Runtime optimises it best.
+    The unconditional evaluation stands in the branch of an If, the conditional one outside, where ONNX Runtime optimises it
+    best.
+
+    Args:
+        evaluations: of the network.
+        writer: of the graph or the body that it stands in.
+        x: (B, C, ...), scaled already.
+        scale: of guidance, a value ().
+        where: a truth value ().
+        at: where in the plan.
     """
     then, otherwise = (Writer(writer, branch=True) for _ in range(2))
     conditional = evaluations.evaluate(writer, x.value, "given", at)
@@ -132,6 +170,10 @@ def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
     """One evaluation of any row of any plan: x (B, C, ...), scales (4,), guidance_scale () and the inputs -> denoised.
 
     scales are the four numbers of `network.scales(sigma)`; where guidance_scale is 1 the unconditional evaluation does not run.
+
+    Args:
+        network: traced.
+        layers: the precision of single layers, for any row.
     """
     writer, guidable = Writer(), network.signature.guidable
     given, null = input_values(network.signature, guided=guidable)
@@ -154,14 +196,25 @@ def step(network: Network, *, layers: LayerPrecision | None = None) -> ir.Model:
 
 
 def postprocess(state: tuple[int, ...], output: Output, decoder: TracedDecoder | None = None) -> ir.Model:
-    """The last state x (B, C, ...) of a plan -> the output and sample: what the step layout leaves to do."""
+    """The last state x (B, C, ...) of a plan -> the output and sample: what the step layout leaves to do.
+
+    Args:
+        state: (C, ...), without a batch.
+        output: of the signature.
+        decoder: of a latent model.
+    """
     writer = Writer()
     x = ir.val("x", ir.DataType.FLOAT, ("batch", *state))
     return writer.model("postprocess", [x], write_output(writer, x, output, decoder))
 
 
 def scaled(factor: float, x: Symbol) -> Symbol:
-    """factor x, without a node where the factor is 1."""
+    """factor x, without a node where the factor is 1.
+
+    Args:
+        factor: of a plan or a parametrisation.
+        x: of any shape.
+    """
     return x if factor == 1 else factor * x
 
 

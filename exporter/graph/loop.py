@@ -28,8 +28,18 @@ def loop(
 ) -> ir.Model:
     """The whole plan as one Loop that carries the states and estimates which later rows read.
 
-    Rows without guidance skip the unconditional evaluation by an If inside, which takes two passes; batched_guidance is for
-    plans that are guided in every row. Raises ValueError for a plan that does not fit.
+    Rows without guidance skip the unconditional evaluation by an If inside, which takes two passes.
+
+    Args:
+        network: traced.
+        plan: in its coordinates.
+        output: of the signature.
+        decoder: of a latent model.
+        batched_guidance: both conditions in one batch, for plans that are guided in every row.
+        layers: the precision of single layers; of what they see, the widest range of all rows counts.
+
+    Raises:
+        ValueError: for a plan that does not fit.
     """
     graph = PlanGraph(network, plan, layers)
     body = _Body(graph, batched_guidance=batched_guidance)

@@ -23,7 +23,12 @@ RUNS = 7
 
 
 def doubled_speedup(network: Network, plan: Plan) -> float:
-    """Latency of a guided row in two passes over its latency in one batch, for one image on this CPU."""
+    """Latency of a guided row in two passes over its latency in one batch, for one image on this CPU.
+
+    Args:
+        network: traced, with its weights.
+        plan: with a guided row at least; the first one is measured.
+    """
     row = int(np.flatnonzero(plan.guidance != 1)[0])
     one = Plan(plan.alphas[row : row + 2], plan.sigmas[row : row + 2], [[1.0]], [[1.0]], [0.0], plan.guidance[row : row + 1])  # type: ignore[arg-type]
     channels, *axes = network.state  # of the state: a decoder would only add to both

@@ -17,7 +17,13 @@ __all__ = ["describe"]
 
 
 def describe(model: ir.Model, facts: Mapping[str, str], signature: Signature) -> None:
-    """Write the facts and, of every input and output, what its numbers are, into a model whose graph is called by its kind."""
+    """Write the facts and, of every input and output, what its numbers are, into a model whose graph is called by its kind.
+
+    Args:
+        model: it is changed.
+        facts: by key, of fewstep.exporter.facts.
+        signature: of the bundle.
+    """
     output = signature.output
     meanings = {
         "noise": "unit normal, of a seed",

@@ -55,8 +55,18 @@ class _Decoding(nn.Module):
 
 
 def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Traced:
-    """One evaluation of a denoiser's network with its casts around it. Good for every network of its architecture, and kept for
-    the next ones, for tracing is most of what an export of a small network takes.
+    """One evaluation of a denoiser's network with its casts around it, traced.
+
+    Good for every network of its architecture, and kept for the next ones, for tracing is most of what an export of a small
+    network takes.
+
+    Args:
+        denoiser: whose architecture is traced, without its weights.
+        manifest: that says the state and the inputs.
+        precision: of the graph; layers in eight bits come later.
+
+    Raises:
+        ValueError: for a network that torch.export does not take.
     """
     key = (denoiser.architecture, DTYPES[precision], manifest.state.shape, repr(manifest.signature.tensors(guided=False)))
     if key not in _traces:
@@ -91,13 +101,25 @@ def _compute_in(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def with_weights(traced: Traced, denoiser: Denoiser, manifest: Manifest) -> Network:
-    """A traced architecture with a denoiser's weights."""
+    """A traced architecture with a denoiser's weights.
+
+    Args:
+        traced: by `trace_network`, of this architecture.
+        denoiser: with the weights.
+        manifest: that says the state and the signature.
+    """
     named = weights(_Evaluation(denoiser))
     return Network(traced, named, denoiser.scales, manifest.state.shape, manifest.signature)
 
 
 def trace_decoder(decoder: Decoder, manifest: Manifest, precision: Precision) -> TracedDecoder:
-    """A decoder, traced, with its weights."""
+    """A decoder, traced, with its weights.
+
+    Args:
+        decoder: with its weights.
+        manifest: that says the state.
+        precision: of the graph; a decoder has no layers in eight bits.
+    """
     module = _Decoding(copy.deepcopy(decoder)).to(device="meta", dtype=DTYPES[precision])
     traced = trace("decoder", module, {"latent": torch.zeros(2, *manifest.state.shape)})
     return TracedDecoder(traced, weights(_Decoding(decoder)))

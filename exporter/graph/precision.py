@@ -36,9 +36,12 @@ Inputs: TypeAlias = list[ir.Value | None]
 class LayerPrecision:
     """Writes a network's layers in another precision than the rest of it.
 
-    kind: eight bits for the layers in `ranges`, or None. excluded: layers that are left out of this, and compute in fp32 where
-    the rest has 16 bits. for_cpu: the form that ONNX Runtime's integer kernels take: unsigned activations with a zero point,
-    quantized outputs and int32 biases. Without it: symmetric inputs and weights only, which is what TensorRT takes.
+    Args:
+        excluded: layers that are left out of this, and compute in fp32 where the rest has 16 bits.
+        kind: eight bits for the layers in `ranges`, or None.
+        ranges: of the plan's layers.
+        for_cpu: the form that ONNX Runtime's integer kernels take: unsigned activations with a zero point, quantized outputs
+            and int32 biases. Without it: symmetric inputs and weights only, which is what TensorRT takes.
     """
 
     excluded: frozenset[str]
@@ -56,7 +59,15 @@ class LayerPrecision:
         return self.ranges is not None and layer.name in self.ranges.layers
 
     def write(self, writer: Writer, layer: Layer, inputs: Inputs, prefix: str, row: int | None) -> ir.Value:
-        """Write a layer and return its output. inputs: its own, in the graph; row None: the widest range of all."""
+        """Write a layer and return its output.
+
+        Args:
+            writer: of the graph.
+            layer: one that `takes` says yes of.
+            inputs: its own, in the graph.
+            prefix: of its name.
+            row: of the plan; None for the widest range of all.
+        """
         if layer.name not in self.excluded:
             return self._quantized(writer, layer, inputs, prefix, row)
         if layer.dtype == ir.DataType.FLOAT:

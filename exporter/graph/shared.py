@@ -76,7 +76,12 @@ class SharedWeights:
         return True
 
     def attach(self, model: ir.Model, root: Path) -> bool:
-        """Let a model read from the file what is in it; whether it reads anything."""
+        """Let a model read from the file what is in it; whether it reads anything.
+
+        Args:
+            model: it is changed.
+            root: of the bundle that is written.
+        """
         known, path, found = {str(t.name): t for t in self.tensors}, Path(self.file), False
         for value in (value for graph in model.graphs() for value in graph.initializers.values()):
             own = value.const_value
@@ -97,7 +102,13 @@ class SharedWeights:
 
 
 def every_weight(traced: Traced, weights: Mapping[str, Tensor], layers: LayerPrecision) -> list[ir.TensorProtocol]:
-    """All weights of a trace in the order of their names, those of quantized layers as their codes."""
+    """All weights of a trace in the order of their names, those of quantized layers as their codes.
+
+    Args:
+        traced: a network or a decoder.
+        weights: by the names of the trace.
+        layers: the precision of single layers.
+    """
     quantized = [layer for node in traced.nodes if (layer := Layer.of(node, traced, weights)) and layers.quantizes(layer)]
     codes = {str(layer.node.inputs[1].name): layers.codes(layer)[0] for layer in quantized if layer.node.inputs[1]}
     names = sorted(name for name, value in traced.constants.items() if value.const_value is None)

@@ -33,7 +33,12 @@ HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)  # of which no embedding of
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """Values known at export: `rows` (rows, 1, ...), and `labels` (rows, classes + 1, ...), a line for each and "none"."""
+    """Values known at export, by the value of the trace.
+
+    Args:
+        rows: (rows, 1, ...).
+        labels: (rows, classes + 1, ...), a line for each and "none".
+    """
 
     rows: Mapping[ir.Value, npt.NDArray[np.generic]]
     labels: Mapping[ir.Value, npt.NDArray[np.generic]]
@@ -42,7 +47,11 @@ class Folded:
 def fold(traced: Traced, weights: Mapping[str, Tensor], tabled: Input | None, timesteps: Sequence[float]) -> Folded:
     """The values of a traced network that depend on nothing but the timestep, or on it and a label, for each timestep.
 
-    tabled: the input with so few values that tables by it can be made, see Signature.
+    Args:
+        traced: a network.
+        weights: by the names of the trace.
+        tabled: the input with so few values that tables by it can be made, see Signature.
+        timesteps: of the rows of a plan.
     """
     alone = frozenset((TIMESTEP, BATCH))
     chosen = _frontier(traced, alone)

@@ -30,10 +30,15 @@ View = tuple[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """Nodes in order. `inputs` by name; `constants` are the initializers by name, weights among them without a value.
+    """Nodes in order, with what they read.
 
-    scope: what sets its constants apart from those of another trace in one graph.
-    views: initializers that are another view (name, function) of a weight, such as its transpose.
+    Args:
+        scope: what sets its constants apart from those of another trace in one graph.
+        nodes: of one evaluation.
+        inputs: by name.
+        constants: the initializers by name, weights among them without a value.
+        views: initializers that are another view (name, function) of a weight, such as its transpose.
+        output: of the last node.
     """
 
     scope: str
@@ -58,7 +63,12 @@ class Traced:
         return found
 
     def needed(self, outputs: Sequence[ir.Value], known: Mapping[ir.Value, object]) -> list[ir.Node]:
-        """The nodes that compute the outputs where the values in `known` are there already, in order."""
+        """The nodes that compute the outputs where the values in `known` are there already, in order.
+
+        Args:
+            outputs: values of the trace.
+            known: values of the trace that need no node.
+        """
         wanted = {v for v in outputs if v not in known}
         chosen = []
         for node in reversed(self.nodes):
@@ -68,7 +78,13 @@ class Traced:
         return chosen[::-1]
 
     def tensor(self, name: str, weights: Mapping[str, Tensor], dtype: ir.DataType | None = None) -> ir.TensorProtocol:
-        """The value of a constant: its own, or the weight of that name; in the precision of the trace unless asked."""
+        """The value of a constant: its own, or the weight of that name; in the precision of the trace unless asked.
+
+        Args:
+            name: of a constant.
+            weights: by the names of the trace.
+            dtype: to be converted to.
+        """
         value = self.constants[name]
         if value.const_value is not None:
             return value.const_value
@@ -87,7 +103,14 @@ class Traced:
 
 
 def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor], Tensor]) -> ir.TensorProtocol:
-    """A weight as a tensor of the graph, converted when it is written and not before: memory holds one copy of a network."""
+    """A weight as a tensor of the graph, converted when it is written and not before: memory holds one copy of a network.
+
+    Args:
+        name: what the tensor is called.
+        weight: in torch; it stays where it is.
+        dtype: what it is converted to.
+        view: what rearranges it.
+    """
     shape = ir.Shape(view(weight).shape)
     return ir.LazyTensor(
         lambda: TorchTensor(view(weight.detach()).to(to_torch_dtype(dtype)).contiguous(), name=name), dtype, shape, name=name
@@ -97,7 +120,11 @@ def lazy(name: str, weight: Tensor, dtype: ir.DataType, view: Callable[[Tensor],
 def trace(scope: str, module: nn.Module, inputs: Mapping[str, Tensor], static: Sequence[str] = ()) -> Traced:
     """Trace a module with forward(*inputs) on torch's meta device.
 
-    inputs: example tensors, batch 2 (a batch traced at 1 would stay 1), which is dynamic except in those that are `static`.
+    Args:
+        scope: see Traced.
+        module: with its weights on the meta device.
+        inputs: example tensors by name, batch 2 (a batch traced at 1 would stay 1), which is dynamic.
+        static: names of those without a batch.
     """
     batch = torch.export.Dim.DYNAMIC
     shapes = tuple({} if name in static else {0: batch} for name in inputs)

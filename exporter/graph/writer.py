@@ -32,12 +32,27 @@ class Writer:
         self._scope: str = f"body_{self.number()}/" if outer and not branch else around
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int] | ir.Graph) -> ir.Value:
+        """Write a node with one output.
+
+        Args:
+            kind: of operator, in ONNX's standard.
+            inputs: None for one that is left out.
+            attributes: of the operator.
+        """
         (output,) = self.outputs(kind, 1, *inputs, **attributes)
         return output
 
     def outputs(
         self, kind: str, number: int, *inputs: ir.Value | None, **attributes: int | float | Sequence[int] | ir.Graph
     ) -> Sequence[ir.Value]:
+        """Write a node with several outputs.
+
+        Args:
+            kind: of operator, in ONNX's standard.
+            number: of outputs.
+            inputs: None for one that is left out.
+            attributes: of the operator.
+        """
         node = ir.node(kind, inputs, attributes, num_outputs=number)
         self.append(node, f"{kind.lower()}_{self.number()}")
         return node.outputs
@@ -47,7 +62,13 @@ class Writer:
         return next(self._numbers)
 
     def append(self, node: ir.Node, name: str, label: str = "") -> None:
-        """Add a node; its outputs are called `name`, counted where there are several, and itself `label` or the same."""
+        """Add a node; its outputs are called `name`, counted where there are several, and itself `label` or the same.
+
+        Args:
+            node: that is in no graph yet.
+            name: of its outputs.
+            label: of the node; one that is used already gets a number behind it.
+        """
         label = label or name
         node.name = f"{label}.{self._labels[label]}" if self._labels[label] else label  # a module may use a layer twice
         self._labels[label] += 1
@@ -56,7 +77,12 @@ class Writer:
         self.nodes.append(node)
 
     def constant(self, value: float | Sequence[int] | npt.NDArray[np.generic], name: str = "") -> ir.Value:
-        """A constant: floats as float32, whole numbers as int64, arrays as they are."""
+        """A constant: floats as float32, whole numbers as int64, arrays as they are.
+
+        Args:
+            value: float32, int64 or as it is.
+            name: the numbers themselves unless given, so that equal ones are one.
+        """
         array = (
             value if isinstance(value, np.ndarray) else np.array(value, np.float32 if isinstance(value, float) else np.int64)
         )
@@ -64,27 +90,50 @@ class Writer:
         return self.weight(name, ir.tensor(array, name=name))
 
     def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """The graph's value for a named tensor, one for everything that uses it."""
+        """The graph's value for a named tensor, one for everything that uses it.
+
+        Args:
+            name: within the body that it is written in.
+            tensor: of the first use; later ones of that name are not read.
+        """
         name = self._scope + name  # a body must not reuse a name of the graph around it
         if name not in self.initializers:
             self.initializers[name] = ir.val(name, const_value=tensor)
         return self.initializers[name]
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str, label: str = "") -> Sequence[ir.Value]:
-        """Append a copy of another graph's node with inputs of this one."""
+        """Append a copy of another graph's node with inputs of this one.
+
+        Args:
+            node: of another graph.
+            inputs: in this one; None for one that is left out.
+            name: of its outputs.
+            label: of the node, `name` unless given.
+        """
         new = ir.Node(node.domain, node.op_type, inputs, node.attributes, num_outputs=len(node.outputs))
         self.append(new, name, label)
         return new.outputs
 
     def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
-        """What was written so far, as the body of a Loop or a branch of an If."""
+        """What was written so far, as the body of a Loop or a branch of an If.
+
+        Args:
+            name: of the graph.
+            inputs, outputs: its own.
+        """
         return ir.Graph(inputs, outputs, nodes=self.nodes, initializers=self._used() if self._own else [], name=name)
 
     def _used(self) -> list[ir.Value]:
         return [value for value in self.initializers.values() if value.uses()]
 
     def model(self, name: str, inputs: Sequence[ir.Value], outputs: Mapping[str, ir.Value]) -> ir.Model:
-        """What was written, as a model; outputs by name, their type and shape already set."""
+        """What was written, as a model; outputs by name, their type and shape already set.
+
+        Args:
+            name: of the graph.
+            inputs: of the outermost graph.
+            outputs: they are called by these names.
+        """
         for key, value in outputs.items():
             value.name = key
         graph = ir.Graph(
@@ -117,7 +166,11 @@ class Symbol:
         return self._with("Sub", other)
 
     def clip(self, low: float, high: float) -> Symbol:
-        """Cut to [low, high]."""
+        """Cut to [low, high].
+
+        Args:
+            low, high: numbers.
+        """
         return Symbol(self.writer, self.writer.op("Clip", self.value, self.writer.constant(low), self.writer.constant(high)))
 
     def __mul__(self, factor: Symbol) -> Symbol:

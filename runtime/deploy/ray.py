@@ -95,8 +95,16 @@ def write_config(path: Path, settings: RaySettings, replicas: Replicas) -> None:
     A replica takes as many requests as wait in its queue and answers 503 beyond; more replicas come while more than one batch
     is asked for at each.
 
-    Raises FileNotFoundError or ValueError where there is no bundle to serve or it has no such graph or backend, where the queue
-    is shorter than a batch, or with fewer replicas at most than at least.
+    Args:
+        path: of serve.yaml.
+        settings: of a replica; its bundle is looked at, and of the plans those that are named.
+        replicas: how many, and what each takes.
+
+    Raises:
+        FileNotFoundError: where there is no bundle to serve.
+        ValueError: where a named plan has no such graph, for a backend there is not, where the queue is shorter than a batch,
+            or with fewer replicas at most than at least.
+        OSError: where it cannot be written.
     """
     if replicas.least > replicas.most:
         raise ValueError(f"there are to be {replicas.least} replicas at least and {replicas.most} at most; raise the second")

@@ -53,7 +53,16 @@ def write_repository(bundle: Bundle, out: Path, plans: Sequence[str], settings: 
 
     A model that is there is replaced. Where the bundle has TensorRT engines of the graph and a GPU is wanted, they are taken.
 
-    Raises ValueError where a plan has no whole graph in that precision or an engine takes smaller batches only.
+    Args:
+        bundle: with whole graphs of the plans.
+        out: the repository's directory.
+        plans: by name.
+        settings: of every model.
+
+    Raises:
+        ValueError: where a plan has no whole graph in that precision, an engine takes smaller batches only, or something else
+            is in the way.
+        OSError: where it cannot be written.
     """
     if settings.max_waiting < settings.max_batch:
         raise ValueError(f"a queue holds a batch of {settings.max_batch} at least, got max_waiting {settings.max_waiting}")

@@ -35,7 +35,15 @@ HeaderLength = Annotated[str | None, Header(alias=HEADER_LENGTH, description="by
 
 
 def create_app(repository: Repository, policy: Policy) -> FastAPI:
-    """The application over a repository, which it closes when it ends. Raises ValueError for an API key that is none."""
+    """The application over a repository, which it closes when it ends.
+
+    Args:
+        repository: of the models.
+        policy: who may do what, and how much.
+
+    Raises:
+        ValueError: for an API key that is none.
+    """
     key = policy.api_key
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         what = "is empty, which anyone can guess" if not key else "holds white space or other than ASCII, which a header loses"

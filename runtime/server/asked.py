@@ -82,7 +82,15 @@ class GenerateRequest(BaseModel):
 
 
 def form_of(asked: GenerateRequest, output: Output) -> Form:
-    """In which form samples go out. Raises ValueError for a picture of what is none."""
+    """In which form samples go out.
+
+    Args:
+        asked: the request.
+        output: of the model's signature.
+
+    Raises:
+        ValueError: for a picture of what is none, or numbers that are to be larger.
+    """
     form = asked.format or ("png" if output.pictures else "json")
     if form in ("json", "npy"):
         if asked.scale != 1:
@@ -94,9 +102,15 @@ def form_of(asked: GenerateRequest, output: Output) -> Form:
 
 
 def answer_bytes(asked: GenerateRequest, output: Output, most: int) -> int:
-    """How many bytes are held while an answer is made. most: of JSON.
+    """How many bytes are held while an answer is made.
 
-    Raises ValueError for a picture of what is none, or an answer that is too large: format and scale are the sender's choice.
+    Args:
+        asked: the request.
+        output: of the model's signature.
+        most: bytes of JSON that there may be.
+
+    Raises:
+        ValueError: for a picture of what is none, or an answer that is too large: format and scale are the sender's choice.
     """
     tensor, form = output.tensor, form_of(asked, output)
     if form == "npy":
@@ -110,7 +124,13 @@ def answer_bytes(asked: GenerateRequest, output: Output, most: int) -> int:
 
 
 def written(made: npt.NDArray[Any], asked: GenerateRequest, output: Output) -> tuple[bytes, str]:
-    """Samples (B, ...) as the body of an answer, and its media type."""
+    """Samples (B, ...) as the body of an answer, and its media type.
+
+    Args:
+        made: the output, (B, ...).
+        asked: the request.
+        output: of the model's signature.
+    """
     form = form_of(asked, output)
     if form == "json":
         return f'{{"{output.tensor.name}":{nested(made)}}}'.encode(), "application/json"

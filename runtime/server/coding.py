@@ -39,7 +39,12 @@ def accepted(header: str) -> Coding | None:
 
 
 def deflated(parts: Sequence[bytes | memoryview], coding: Coding) -> bytes:
-    """Parts as one body."""
+    """Parts as one body.
+
+    Args:
+        parts: in their order.
+        coding: of the body.
+    """
     stream = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW[coding])
     return b"".join([*map(stream.compress, parts), stream.flush()])
 

@@ -34,7 +34,12 @@ class Places:
         self.reading: dict[Connection, None] = {}
 
     def move(self, connection: Connection, to: dict[Connection, None] | None) -> None:
-        """A connection is now one of these, and the youngest."""
+        """A connection is now one of these, and the youngest.
+
+        Args:
+            connection: of the server.
+            to: idle, unread or reading; None where its request is being made, or it has ended.
+        """
         for group in (self.idle, self.unread, self.reading):
             group.pop(connection, None)
         if to is not None:
@@ -102,6 +107,11 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of a head, or of a trailer, which is no header.
+
+        Args:
+            name, value: as they were sent.
+        """
         self._lines += 1
         if self._lines > self._limits.head_lines:
             self._refuse(*self._long_head())

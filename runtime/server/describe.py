@@ -95,7 +95,12 @@ class Description(BaseModel):
 
 
 def metadata(model: Model, version: Version) -> Metadata:
-    """The protocol's model metadata of a version."""
+    """The protocol's model metadata of a version.
+
+    Args:
+        model: of the repository.
+        version: one of it.
+    """
     inputs = [_tensor(each) for each in _inputs(version)]
     output = _tensor(described_output(version.bundle.manifest.signature))
     return Metadata(name=model.name, versions=[str(n) for n in model.versions], inputs=inputs, outputs=[output])
@@ -114,7 +119,15 @@ def _tensor(of: Described) -> TensorMetadata:
 
 
 def states(repository: Repository, body: bytes) -> list[VersionState]:
-    """Triton's repository index, of what is ready where the body says so. Raises ValueError for another body."""
+    """Triton's repository index, of what is ready where the body says so.
+
+    Args:
+        repository: of the models.
+        body: JSON, or nothing.
+
+    Raises:
+        ValueError: for another body.
+    """
     try:
         asked = IndexRequest.model_validate_json(body or b"{}")
     except ValidationError:

@@ -38,7 +38,11 @@ class Metrics:
 
     @contextmanager
     def request(self, model: str, plan: str) -> Iterator[None]:
-        """Count a request that is answered, or fails, in a with statement."""
+        """Count a request that is answered, or fails, in a with statement.
+
+        Args:
+            model, plan: by name, which there are.
+        """
         begin, outcome = time.perf_counter(), "ok"
         try:
             yield

@@ -19,7 +19,12 @@ BRACKETS = len("[],")
 
 
 def json_bytes(tensor: TensorSpec, count: int) -> int:
-    """About how many bytes of JSON so many samples are, at most."""
+    """About how many bytes of JSON so many samples are, at most.
+
+    Args:
+        tensor: of a sample, with one axis at least.
+        count: of samples.
+    """
     columns = tensor.shape[-1]
     return count * (prod(tensor.shape) * BYTES[tensor.dtype] + prod(tensor.shape) // columns * BRACKETS)
 

@@ -16,9 +16,11 @@ AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+?)\.?(:\d{1,5})?")
 
 
 def check_origin(headers: Sequence[tuple[bytes, bytes]], names: Collection[str] | None) -> tuple[int, str] | None:
-    """Status and sentence where a request comes by a foreign name or from a foreign page. headers: names in lower case.
+    """Status and sentence where a request comes by a foreign name or from a foreign page; None where it does not.
 
-    names: of this server beside localhost and addresses, in lower case; None where it may have any.
+    Args:
+        headers: names in lower case.
+        names: of this server beside localhost and addresses, in lower case; None where it may have any.
     """
     hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
     if len(hosts) > 1:

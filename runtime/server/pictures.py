@@ -16,7 +16,16 @@ MAX_PIXELS, MAX_SIDE = 1 << 25, 16383  # what takes seconds to compress, and wha
 
 
 def check_size(count: int, shape: tuple[int, ...], scale: int) -> int:
-    """Bytes of the pixels of so many images (H, W, C). Raises ValueError where the picture would be too large."""
+    """Bytes of the pixels of so many images in one picture.
+
+    Args:
+        count: of images.
+        shape: of one, (H, W, C).
+        scale: pixels of the picture for one of an image, in either direction.
+
+    Raises:
+        ValueError: where the picture would be too large.
+    """
     image_height, image_width, channels = shape
     width = min(count, COLUMNS) * image_width * scale
     height = -(-count // COLUMNS) * image_height * scale
@@ -29,7 +38,13 @@ def check_size(count: int, shape: tuple[int, ...], scale: int) -> int:
 
 
 def encoded(images: npt.NDArray[np.uint8], form: str, scale: int) -> bytes:
-    """Images (B, H, W, C) as one file."""
+    """Images (B, H, W, C) as one file.
+
+    Args:
+        images: (B, H, W, C).
+        form: png or webp.
+        scale: pixels of the picture for one of an image, in either direction.
+    """
     file = io.BytesIO()
     grid(images, columns=min(len(images), COLUMNS), scale=scale).save(file, form.upper(), lossless=True)
     return file.getvalue()

@@ -97,9 +97,15 @@ class InferRequest(_Message):
 
 
 def parse(body: bytes, header_length: str | None, limits: ServerLimits) -> tuple[InferRequest, dict[str, npt.NDArray[Any]]]:
-    """A request and its tensors by name. header_length: the header of that name, the bytes of JSON where more follows.
+    """A request and its tensors by name.
 
-    Raises ValueError for what is not a request, in one sentence.
+    Args:
+        body: as it was sent, inflated.
+        header_length: the header of that name, the bytes of JSON where more follows.
+        limits: of the JSON.
+
+    Raises:
+        ValueError: for what is not a request, in one sentence.
     """
     end = len(body)
     if header_length is not None:
@@ -176,7 +182,17 @@ def answer(
     outputs: Outputs,
     coding: Coding | None = None,
 ) -> tuple[bytes, dict[str, str]]:
-    """A response's body and headers. coding: what the body is compressed in. Raises ValueError as `wanted` does."""
+    """A response's body and headers.
+
+    Args:
+        request: that says what goes behind the JSON.
+        model, version: that answered.
+        outputs: datatype and array (B, ...), by name.
+        coding: what the body is compressed in.
+
+    Raises:
+        ValueError: as `wanted` does.
+    """
     message: dict[str, Any] = {"model_name": model, "model_version": version} | ({"id": request.id} if request.id else {})
     head: list[bytes | memoryview] = [_json(message)[:-1] + b',"outputs":[']
     behind: list[bytes | memoryview] = []

@@ -50,7 +50,14 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """A bundle as it was when it was loaded: a batcher for every plan, warmed up."""
+    """A bundle as it was when it was loaded: a batcher for every plan, warmed up.
+
+    Args:
+        number: from 1 on.
+        bundle: as it was on disk.
+        batchers: by plan.
+        first_call_ms: of the slowest bucket, by plan.
+    """
 
     number: int
     bundle: Bundle
@@ -79,7 +86,14 @@ class Version:
 
 @dataclass(eq=False)
 class Model:
-    """Versions of one bundle; the current one answers where none is named."""
+    """Versions of one bundle; the current one answers where none is named.
+
+    Args:
+        name: in URLs.
+        path: of the bundle.
+        versions: those that are loaded, by number.
+        current: number of the one that answers; 0 before the first is ready.
+    """
 
     name: str
     path: Path

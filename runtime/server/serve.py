@@ -39,13 +39,20 @@ def serve(
     names: Collection[str] = (),
     report: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted by then is answered. report takes a sentence for every step.
+    """Serve until SIGTERM or SIGINT; what was accepted by then is answered.
 
-    names: by which this server is known beside localhost and addresses. Where none is given it may be known by any, unless
-    only this machine can reach it.
+    Args:
+        repository: of the models, which are loaded here.
+        policy: who may do what, and how much.
+        host: name or address to listen on.
+        port: of every address that the host has.
+        names: by which this server is known beside localhost and addresses. Where none is given it may be known by any, unless
+            only this machine can reach it.
+        report: takes a sentence for every step.
 
-    Raises ValueError or OSError where a bundle cannot be served or the address is taken, or where anyone on the network could
-    load models.
+    Raises:
+        ValueError: where a bundle cannot be served, the address is taken, or anyone on the network could load models.
+        OSError: where a bundle cannot be read.
     """
     with ExitStack() as open_here:
         for kind in ENDS:  # before there is anything that a signal would have to end

@@ -63,7 +63,24 @@ class Service:
     async def infer(
         self, name: str, number: str | None, body: bytes, header_length: str | None, coding: Coding | None, held: Held
     ) -> Response:
-        """The answer to a request of the protocol. held: for the bytes of the answer."""
+        """The answer to a request of the protocol.
+
+        Args:
+            name: of the model.
+            number: of its version; the current one for None.
+            body: as it was sent, inflated.
+            header_length: the header of that name.
+            coding: what the answer is compressed in.
+            held: for the bytes of the answer.
+
+        Raises:
+            ValueError: for what cannot be answered.
+            UnknownError: for a model, version or plan there is not.
+            LoadingError: before the model's first version is ready.
+            FullError: where there is no room in a queue or for the answer.
+            DeadlineError: when the request's time is over.
+            NotFiniteError, RunError: where no sample can be made.
+        """
         begin, version = time.monotonic(), self.repository.model(name).version(number)
         small = len(body) <= self.limits.body_bytes
         asked, tensors = await self._read(lambda: parse(body, header_length, self.limits), small)
@@ -86,7 +103,15 @@ class Service:
         return Response(content, headers=headers)
 
     async def generate(self, asked: GenerateRequest, held: Held) -> Response:
-        """The answer to POST /generate. held: for the bytes of the answer."""
+        """The answer to POST /generate.
+
+        Args:
+            asked: the request.
+            held: for the bytes of the answer.
+
+        Raises:
+            ValueError, UnknownError, LoadingError, FullError, DeadlineError, NotFiniteError, RunError: as `infer` does.
+        """
         begin = time.monotonic()
         model = self.repository.model(asked.model or next(iter(self.repository.models)))
         version = model.version()

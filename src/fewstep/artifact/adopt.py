@@ -27,10 +27,22 @@ def adopt(
 ) -> Bundle:
     """Take over a plan of another bundle (or of the same one) for a denoiser of this one, under the name `name`.
 
-    guidance: instead of the plan's own. A plan says nothing of the size of states, so any network of the same coordinates will
-    do; how well is another matter, see `mismatch`.
+    A plan says nothing of the size of states, so any network of the same coordinates will do; how well is another matter, see
+    `mismatch`.
 
-    Raises ValueError for a plan or network there is not, or one in other coordinates.
+    Args:
+        bundle: it gets the plan.
+        source: the bundle that has it.
+        plan: its name there.
+        name: what it is called here; a plan of that name is replaced.
+        denoiser: a network of `bundle`, which the plan is to walk.
+        guidance: instead of the plan's own.
+
+    Returns:
+        The bundle as it is then.
+
+    Raises:
+        ValueError: for a plan or network there is not, one in other coordinates, or guidance that no step takes.
     """
     entry: PlanEntry = source.pick("plan", plan, source.manifest.plans)
     wanted: DenoiserEntry = bundle.pick("network", denoiser, bundle.manifest.denoisers)
@@ -70,7 +82,15 @@ def _with(record: PlanRecord | None, adopted: Adopted) -> PlanRecord:
 
 
 def mismatch(bundle: Bundle, plan: str) -> str | None:
-    """What a fitted plan is used with and was not fitted for, as a sentence; None where all is as it was fitted."""
+    """What a fitted plan is used with and was not fitted for, as a sentence; None where all is as it was fitted.
+
+    Args:
+        bundle: that holds the plan and its network.
+        plan: by name.
+
+    Raises:
+        ValueError: for a plan there is not.
+    """
     entry: PlanEntry = bundle.pick("plan", plan, bundle.manifest.plans)
     record = bundle.manifest.records.plans.get(plan)
     if record is None or isinstance(record, Adopted):

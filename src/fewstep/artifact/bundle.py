@@ -163,6 +163,7 @@ class Bundle:
         return path
 
     def plan(self, name: str) -> Plan:
+        """The numbers of a plan. Raises ValueError for a name there is not."""
         entry: PlanEntry = self.pick("plan", name, self.manifest.plans)
         return entry.plan()
 
@@ -183,7 +184,17 @@ class Bundle:
             return read_golden(path, self.manifest, plans)
 
     def parsed(self, name: str, kind: type[Data], what: str, way_out: str) -> Data:
-        """A JSON file of the bundle as data. Raises ValueError for a file that does not hold `what`, with the way out."""
+        """A JSON file of the bundle as data.
+
+        Args:
+            name: of the file in the manifest.
+            kind: what it is read as.
+            what: the same in words, for the sentence.
+            way_out: how to get the file again, as the end of that sentence.
+
+        Raises:
+            ValueError: for a file that is not what was saved, is too large, or does not hold `what`.
+        """
         path = self.file(name)
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{self.root.name}/{name} is over {MAX_JSON_BYTES >> 20} MiB, too much for {what}; {way_out}")
@@ -193,7 +204,13 @@ class Bundle:
             raise ValueError(f"{self.root.name}/{name} does not hold {what}: {reason(error)}; {way_out}") from None
 
     def pick(self, kind: str, name: str, known: dict[str, Any]) -> Any:
-        """known[name], or a ValueError that lists what there is."""
+        """known[name], or a ValueError that lists what there is.
+
+        Args:
+            kind: what is asked for, in words.
+            name: of what is asked for.
+            known: a part of the manifest.
+        """
         if name not in known:
             raise ValueError(f"{self.root.name} has no {kind} {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
         return known[name]

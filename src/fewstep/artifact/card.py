@@ -23,7 +23,15 @@ def write_card(draft: Draft) -> None:
 
 
 def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
-    """The licenses that a network made from these is under besides its own, by the network that each is of."""
+    """The licenses that a network made from these is under besides its own, by the network that each is of.
+
+    Args:
+        manifest: whose records say it.
+        networks: by name; those without a record add nothing.
+
+    Returns:
+        Words of licenses, by network.
+    """
     found: dict[str, str] = {}
     for name in networks:
         record = manifest.records.components.get(name)
@@ -35,7 +43,12 @@ def inherited(manifest: Manifest, *networks: str) -> dict[str, str]:
 
 
 def license(manifest: Manifest, network: str) -> str:
-    """What a network is licensed under, and the ones it was made from, in words."""
+    """What a network is licensed under, and the ones it was made from, in words.
+
+    Args:
+        manifest: whose records say it.
+        network: by name.
+    """
     record = manifest.records.components.get(network)
     own = [record.license] if record and record.license else []
     inherits = record.inherited_licenses if isinstance(record, Trained | Distilled) else {}

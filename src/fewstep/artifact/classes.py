@@ -58,7 +58,17 @@ class Classes:
         """The numbers of classes that a source of images numbers by itself, (N,), and calls by names where it has some.
 
         By name where both have names, or the source's are numbers: folders are numbered as they sort, so equal numbers may mean
-        different classes. Raises ValueError for classes there are not, and for numbers alone where the classes have names.
+        different classes.
+
+        Args:
+            labels: the source's numbers, (N,).
+            names: by those numbers; empty where the source has none.
+
+        Returns:
+            Numbers of these classes, (N,).
+
+        Raises:
+            ValueError: for classes there are not, and for numbers alone where the classes have names.
         """
         known = self.numbers or {str(i): i for i in range(self.count)}
         used: list[int] = np.unique(labels).tolist()
@@ -88,7 +98,12 @@ class Classes:
 
 
 def check_class_names(names: Sequence[str], classes: int) -> None:
-    """Raises ValueError unless there are no names, or one for each class that a terminal can show, no two alike."""
+    """Raises ValueError unless there are no names, or one for each class that a terminal can show, no two alike.
+
+    Args:
+        names: in the order of their numbers.
+        classes: how many there are.
+    """
     if names and len(names) != classes:
         raise ValueError(f"each of the {classes} classes has a name, or none has, got {len(names)} names")
     for name in names:
@@ -102,8 +117,12 @@ def check_class_names(names: Sequence[str], classes: int) -> None:
 def class_names_of(count: int, id2label: object) -> tuple[str, ...]:
     """The names that a pipeline gives its classes; a name of two (crane) has the number behind it.
 
-    id2label: of model_index.json as a DiT pipeline has it, names by numbers as text. Raises ValueError for one that does not
-    name each class.
+    Args:
+        count: classes of the network.
+        id2label: of model_index.json as a DiT pipeline has it, names by numbers as text.
+
+    Raises:
+        ValueError: for one that does not name each class.
     """
     wanted = [str(i) for i in range(count)]
     if not isinstance(id2label, dict) or sorted(id2label) != sorted(wanted):

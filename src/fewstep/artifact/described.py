@@ -49,7 +49,13 @@ SEEDS = Described("seeds", "UINT64", (), "a whole number for each sample; the sa
 def described_inputs(signature: Signature, *, guided: bool, by_graph: bool = False) -> list[Described]:
     """Seeds, and what is taken besides; guided, also what means "none", where that comes with every call.
 
-    by_graph: as graphs take it. They know a class too many, for none; a request leaves its classes out for that.
+    Args:
+        signature: of the bundle.
+        guided: whether any row of the plan is.
+        by_graph: as graphs take it. They know a class too many, for none; a request leaves its classes out for that.
+
+    Returns:
+        Seeds first, then inputs in their order, then what means "none".
     """
     found = [SEEDS]
     for each in signature.inputs:

@@ -13,7 +13,12 @@ __all__ = ["component_digest", "made_of", "model_digest"]
 
 
 def component_digest(manifest: Manifest, name: str) -> str:
-    """Of a component's files and of how it is used: equal for equal ones, with their files or shipped without them."""
+    """Of a component's files and of how it is used: equal for equal ones, with their files or shipped without them.
+
+    Args:
+        manifest: with the hashes of its files.
+        name: of a component.
+    """
     entry = manifest.components[name]
     if entry.directory is None and entry.digest:
         return entry.digest
@@ -24,13 +29,24 @@ def component_digest(manifest: Manifest, name: str) -> str:
 
 
 def model_digest(manifest: Manifest, denoiser: str) -> str:
-    """Of all that makes a denoiser's samples: itself, and every component that is no denoiser."""
+    """Of all that makes a denoiser's samples: itself, and every component that is no denoiser.
+
+    Args:
+        manifest: with the hashes of its files.
+        denoiser: by name.
+    """
     others = sorted(name for name in manifest.components if name not in manifest.denoisers)
     return _digest([component_digest(manifest, name) for name in (denoiser, *others)])
 
 
 def made_of(manifest: Manifest, denoiser: str, plan: str | None) -> str:
-    """Of everything that a graph's numbers come from: components, plan, signature and state; names of parts do not count."""
+    """Of everything that a graph's numbers come from: components, plan, signature and state; names of parts do not count.
+
+    Args:
+        manifest: with the hashes of its files.
+        denoiser: by name.
+        plan: by name; None for a graph that takes any plan.
+    """
     words = {"denoiser", "solver"}
     table = manifest.plans[plan].model_dump(mode="json", exclude=words, exclude_defaults=True) if plan else None
     signature = manifest.signature.model_dump(mode="json", exclude={"inputs": {"__all__": {"names"}}})

@@ -40,7 +40,15 @@ def blobs(root: Path) -> Path | None:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of a file of the bundle; refuses names that leave the directory, and links other than a cache's to its blobs."""
+    """The path of a file of the bundle.
+
+    Args:
+        root: the bundle's directory.
+        name: with / between its parts, as a manifest has it.
+
+    Raises:
+        ValueError: for a name that leaves the directory, and for links other than a cache's to its blobs.
+    """
     parts = name.split("/")  # the first one of an absolute path is empty
     plain = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES and not {"", ".", ".."} & {*parts}
     if not plain or "\\" in name or ":" in name:
@@ -85,9 +93,20 @@ class Draft:
     @classmethod
     @contextmanager
     def create(cls, path: str | os.PathLike[str], signature: Signature, *, state: State | None = None) -> Iterator[Draft]:
-        """A new bundle at path. state: what its samplers walk on, where that is not the output itself.
+        """A new bundle at path, which is there when the block ends well.
 
-        Raises FileExistsError or ValueError as `check_new` does.
+        Args:
+            path: where nothing is yet.
+            signature: what the model is told and what it gives.
+            state: what its samplers walk on, where that is not the output itself.
+
+        Yields:
+            The draft, to be filled.
+
+        Raises:
+            FileExistsError: where something is there.
+            ValueError: for a name or place that no bundle can have, or a draft that is no valid bundle at the end.
+            OSError: where it cannot be written.
         """
         root = Path(os.path.realpath(path))
         recover(root)

@@ -28,7 +28,16 @@ def load_tensorrt(flavour: str) -> object | None:
 
 
 def unfit(bundle: Bundle, engine: EngineEntry, machine: Machine) -> str:
-    """Why an engine cannot run on a machine, or ""."""
+    """Why an engine cannot run on a machine, or "".
+
+    Args:
+        bundle: with the engine's graph.
+        engine: of its manifest.
+        machine: to run it on.
+
+    Raises:
+        ValueError: where TensorRT is installed and does not load.
+    """
     key, rebuild = engine.key, f"rebuild it with: fewstep build {bundle.root.name}"
     graph, files = bundle.manifest.graphs[engine.graph], bundle.manifest.files
     parts = [files[path].sha256 if path else None for path in (graph.file, graph.postprocess)]

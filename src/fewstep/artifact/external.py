@@ -14,7 +14,12 @@ __all__ = ["check_files", "locations"]
 def check_files(bundle: Bundle, graph: GraphEntry) -> None:
     """Check every file of a graph, and that it reads weights from no other.
 
-    Raises ValueError for a file that is not what was saved, weights the manifest has no hash for, or what is no ONNX file.
+    Args:
+        bundle: with the files.
+        graph: of its manifest.
+
+    Raises:
+        ValueError: for a file that is not what was saved, weights the manifest has no hash for, or what is no ONNX file.
     """
     for path in graph.paths:
         bundle.file(path)

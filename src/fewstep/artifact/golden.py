@@ -27,8 +27,17 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 def read_golden(path: Path, manifest: Manifest, plans: Iterable[str] = ()) -> dict[str, Arrays]:
     """The references of some of the manifest's plans, all unless named, by plan; those that are not there are left out.
 
-    Raises ValueError for an array that is not what the manifest calls for, and whatever numpy and zipfile raise for one that
-    cannot be read.
+    Args:
+        path: of golden.npz.
+        manifest: that says the shape and type of each array.
+        plans: by name.
+
+    Returns:
+        Arrays by name, by plan.
+
+    Raises:
+        ValueError: for an array that is not what the manifest calls for; numpy and zipfile raise more for a file that cannot be
+            read.
     """
     with zipfile.ZipFile(path) as archive:
         there = [plan for plan in sorted(plans or manifest.plans) if f"{plan}/sample.npy" in archive.NameToInfo]
@@ -36,7 +45,12 @@ def read_golden(path: Path, manifest: Manifest, plans: Iterable[str] = ()) -> di
 
 
 def write_golden(path: Path, references: Mapping[str, Arrays]) -> None:
-    """Write references by plan."""
+    """Write references by plan.
+
+    Args:
+        path: of golden.npz.
+        references: arrays by name, by plan; see the top of this module for their shapes.
+    """
     arrays = {f"{plan}/{name}": array for plan, found in references.items() for name, array in found.items()}
     np.savez_compressed(path, allow_pickle=False, **arrays)
 

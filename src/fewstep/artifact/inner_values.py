@@ -16,6 +16,10 @@ def with_outputs(model: bytes, names: list[str]) -> bytes:
     """An ONNX file's bytes with the named float32 values as outputs after its own.
 
     Protocol buffers merge: a second `graph` behind the file adds its outputs to the first one's.
+
+    Args:
+        model: of an ONNX file; weights beside it stay where they are.
+        names: of values in its graph.
     """
     outputs = b"".join(length_delimited(OUTPUT, _value(name)) for name in names)
     return model + length_delimited(GRAPH, outputs)

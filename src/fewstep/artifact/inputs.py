@@ -84,6 +84,10 @@ class LabelInput(Strict):
     def checked(self, given: Any, batch: int) -> Array:
         """Classes, by name or number, as their numbers (B,). None draws without a class.
 
+        Args:
+            given: one for each sample, (B,).
+            batch: B.
+
         Raises:
             ValueError: for a class there is not, another count, or None where no number means it.
         """
@@ -177,6 +181,10 @@ class ArrayInput(Strict):
     def checked(self, given: Any, batch: int) -> Array:
         """Numbers (B, *shape) float32. None is what means "none", where that is fixed.
 
+        Args:
+            given: whatever numpy makes an array of, (B, *shape).
+            batch: B.
+
         Raises:
             ValueError: for another shape or type, numbers that are not finite, or None where it is not fixed.
         """
@@ -192,7 +200,16 @@ class ArrayInput(Strict):
 
 
 def checked_numbers(name: str, given: Any, shape: tuple[int, ...]) -> Array:
-    """An array of finite float32. Raises ValueError for another shape or type."""
+    """An array of finite float32.
+
+    Args:
+        name: for the sentences.
+        given: whatever numpy makes an array of.
+        shape: with the batch first.
+
+    Raises:
+        ValueError: for another shape or type, or numbers that are not finite.
+    """
     try:
         values = np.asarray(given, np.float32)
     except (TypeError, ValueError, OverflowError) as error:

@@ -71,6 +71,13 @@ class PlanEntry(Strict):
 
     @classmethod
     def of(cls, plan: Plan, *, denoiser: str, solver: str) -> PlanEntry:
+        """The entry of a plan.
+
+        Args:
+            plan: in the coordinates of that network.
+            denoiser: the name of its network in the bundle.
+            solver: how its numbers came about, in words.
+        """
         tables = {field.name: getattr(plan, field.name) for field in fields(Plan)}
         lists = {name: table.tolist() if isinstance(table, np.ndarray) else table for name, table in tables.items()}
         return cls(denoiser=denoiser, solver=solver, **lists)

@@ -80,6 +80,12 @@ class Signature(Strict):
     def checked(self, given: Mapping[str, Any], batch: int, *, guided: bool) -> dict[str, Array]:
         """Values by the names of inputs as tensors (batch, ...) by the names of graphs.
 
+        Args:
+            given: classes by name or number (B,), arrays (B, ...); what is left out, or None, means "none" where something
+                fixed does.
+            batch: B, how many samples.
+            guided: whether negative_NAME is needed, too, where that comes with every call.
+
         Raises:
             ValueError: for an input there is not, one that is missing, or values of another kind.
         """
@@ -99,7 +105,15 @@ class Signature(Strict):
         return found
 
     def example(self, batch: int, *, guided: bool) -> dict[str, Array]:
-        """Values of every tensor of a graph, the same always."""
+        """Values of every tensor of a graph, the same always.
+
+        Args:
+            batch: how many samples.
+            guided: whether what means "none" is among them, where that comes with every call.
+
+        Returns:
+            By name, (batch, ...).
+        """
         found = {each.name: each.example(batch) for each in self.inputs}
         nulls = [spec.name for spec in self.tensors(guided=guided) if spec.name not in found]
         return found | {name: found[name.removeprefix(NEGATIVE)][::-1].copy() for name in nulls}

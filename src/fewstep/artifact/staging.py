@@ -95,8 +95,17 @@ class _BusyError(ValueError):
 def locked(lock: Path, *, busy: str | None = None) -> Iterator[bool]:
     """Hold a directory that is there for nothing else against other processes; the operating system ends a killed one's hold.
 
-    Waits for a process that holds it or, with busy, raises ValueError with that sentence. Gives whether it is held: where
-    directories cannot be locked, as on Windows, it is not.
+    Waits for a process that holds it, unless `busy` is given.
+
+    Args:
+        lock: the directory; made where it is not there, and removed at the end.
+        busy: a sentence to refuse with in place of waiting.
+
+    Yields:
+        Whether it is held: where directories cannot be locked, as on Windows, it is not.
+
+    Raises:
+        ValueError: with `busy`, where another process holds it.
     """
     descriptor, held = _locked(lock, busy)
     try:

@@ -36,12 +36,22 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
 
 
 def length_delimited(number: int, content: bytes) -> bytes:
-    """A field that holds bytes, text or a message."""
+    """A field that holds bytes, text or a message.
+
+    Args:
+        number: of the field.
+        content: the bytes it holds.
+    """
     return _written(number << 3 | BYTES) + _written(len(content)) + content
 
 
 def varint_field(number: int, value: int) -> bytes:
-    """A field that holds a whole number."""
+    """A field that holds a whole number.
+
+    Args:
+        number: of the field.
+        value: 0 or more.
+    """
     return _written(number << 3 | VARINT) + _written(value)
 
 

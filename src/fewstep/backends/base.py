@@ -20,7 +20,12 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a program. shape has None for the batch, which only comes first."""
+    """An input or output of a program.
+
+    Args:
+        dtype: of its numbers.
+        shape: with None for the batch, which only comes first.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
@@ -88,12 +93,26 @@ class Program(Protocol):
 
 
 def first_rows(tensors: Mapping[str, Tensor], arrays: Mapping[str, Array], batch: int) -> dict[str, Array]:
-    """Views of the first rows of buffers; what has no batch as it is."""
+    """Views of the first rows of buffers; what has no batch as it is.
+
+    Args:
+        tensors: what a program takes or gives, by name.
+        arrays: its buffers, by the same names.
+        batch: how many rows.
+    """
     return {name: array[:batch] if tensors[name].shape[:1] == (None,) else array for name, array in arrays.items()}
 
 
 def buffers(tensors: Mapping[str, Tensor], batch: int) -> dict[str, Array]:
-    """Zeroed arrays of a batch size in ordinary memory. Raises RunError where there is not as much."""
+    """Zeroed arrays of a batch size in ordinary memory.
+
+    Args:
+        tensors: what a program takes or gives, by name.
+        batch: how many rows.
+
+    Raises:
+        RunError: where there is not as much memory.
+    """
     try:
         return {name: np.zeros(tensor.at(batch), tensor.dtype) for name, tensor in tensors.items()}
     except MemoryError as error:

@@ -45,13 +45,22 @@ def open_session(
     optimise: bool = True,
     threads: int | None = None,
 ) -> ort.InferenceSession:
-    """A session for a graph, called `name` in errors. folder: where the weights beside a graph given as bytes are.
+    """A session for a graph.
 
-    provider: what to run on, everything it cannot do on the CPU. threads: of the CPU, one for each core that may be used unless
-    said; they sleep while they have nothing to do, for spinning takes the time of whoever else runs there.
+    Args:
+        model: a file, or its bytes.
+        name: of the graph, for errors.
+        provider: what to run on, everything it cannot do on the CPU.
+        provider_options: of that provider; on the CPU they are not read.
+        folder: where the weights beside a graph given as bytes are.
+        optimise: False runs the graph as it is written.
+        threads: of the CPU, one for each core that may be used unless said; they sleep while they have nothing to do, for
+            spinning takes the time of whoever else runs there.
 
-    Raises NoKernelError where a kernel is missing, ValueError for a provider that does not start, a file that is no graph ONNX
-    Runtime takes, or one that it has not opened in time (see load_limit_s).
+    Raises:
+        NoKernelError: where a kernel is missing.
+        ValueError: for a provider that does not start, a file that is no graph ONNX Runtime takes, or one that it has not
+            opened in time (see load_limit_s).
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; printed, they would bring names of the graph to a terminal

@@ -52,8 +52,11 @@ class Sessions(Generic[Session]):
     def choose(self, first_s: Mapping[int, float], run_in: Callable[[Session, int], Run]) -> bool:
         """Measure which number of threads is best for each batch size; whether that changes anything.
 
-        Nothing is measured where threads were asked for. first_s: seconds of the first call, by batch size. run_in: what runs
-        the graph in a session on a batch.
+        Nothing is measured where threads were asked for, or there is one core.
+
+        Args:
+            first_s: seconds of the first call, by batch size.
+            run_in: what runs the graph in a session on a batch.
         """
         if self._asked or self._cores == 1:
             return False
@@ -81,7 +84,10 @@ class Sessions(Generic[Session]):
 def fewest(cores: int, run_with: Callable[[int], Run], until: float) -> int:
     """The smallest number of threads that is as fast as any, of all cores, half of them, and so on to one.
 
-    run_with: what runs the graph with a number of threads. until: time.perf_counter() after which no other number is tried.
+    Args:
+        cores: that may be used.
+        run_with: what runs the graph with a number of threads.
+        until: time.perf_counter() after which no other number is tried.
     """
     fastest = chosen = cores
     while (threads := chosen // 2) and time.perf_counter() < until:

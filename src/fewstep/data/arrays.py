@@ -75,7 +75,13 @@ def is_arrays(path: Path) -> bool:
 def open_arrays(path: Path, split: Split = "train") -> ArraySamples:
     """Open a file or directory of arrays. Columns are freed of mean and deviation of the training split.
 
-    Raises FileNotFoundError, or ValueError where arrays do not go together or hold numbers that are not finite.
+    Args:
+        path: of the file or directory.
+        split: train, held-out or all.
+
+    Raises:
+        FileNotFoundError: where a file is not there, or a directory has none of arrays.
+        ValueError: where arrays do not go together or hold numbers that are not finite, or nothing is left for the split.
     """
     files, notes = _files(path)
     source, arrays, about = str(path), _joined(files), _about(path)
@@ -116,7 +122,17 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def arrays_like(bundle: Bundle, source: str, split: Split = "train") -> ArraySamples:
-    """Open a source as `open_arrays` does. Raises ValueError where its samples are not of the kind that a bundle makes."""
+    """Open a source as `open_arrays` does, where a bundle makes samples of its kind.
+
+    Args:
+        bundle: whose signature they have, but for mean and deviation.
+        source: path of a file or directory.
+        split: train, held-out or all.
+
+    Raises:
+        FileNotFoundError: as `open_arrays` does.
+        ValueError: where samples are of another kind, and as `open_arrays` does.
+    """
     found, made = open_arrays(Path(source), split), bundle.manifest.signature
     if (found.signature.inputs, found.signature.output.unscaled) != (made.inputs, made.output.unscaled):
         raise ValueError(f"{bundle.root.name} makes other samples than {source} holds; give some like those it learnt from")

@@ -77,7 +77,13 @@ class Conditions:
         return tuple(self._none(each, value) for each, value in zip(self.inputs, given, strict=True))
 
     def dropped(self, given: Given, share: float, uniform: Callable[[], Tensor]) -> Given:
-        """Given ones, of which about that share means "none". uniform: draws (B,) numbers in 0 .. 1."""
+        """Given ones, of which about that share means "none"; as they are where nothing does.
+
+        Args:
+            given: tensors of the inputs, (B, ...) each.
+            share: 0 to 1.
+            uniform: draws (B,) numbers in 0 .. 1.
+        """
         null = self.null(given)
         if not null:
             return given

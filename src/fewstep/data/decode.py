@@ -45,14 +45,24 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Square:
-    """What all images of a source become: squares of one side, in one mode, L or RGB."""
+    """What all images of a source become: squares of one side, in one mode, L or RGB.
+
+    Args:
+        mode: L or RGB.
+        side: in pixels.
+    """
 
     mode: str
     side: int
 
     @classmethod
     def of(cls, picture: Facts, side: int | None) -> Square:
-        """As a picture is, in another size where one is asked for."""
+        """As a picture is, in another size where one is asked for.
+
+        Args:
+            picture: or what stands for all of them.
+            side: in pixels; the shorter one of the picture unless given.
+        """
         return cls("RGB" if picture.traits & Traits.COLOR else "L", side or min(picture.width, picture.height))
 
     def pixels(self, picture: Any) -> npt.NDArray[np.uint8]:

@@ -25,9 +25,16 @@ class Images(Samples):
 
     @classmethod
     def of(cls, pixels: Bytes, labels: Labels | None = None, *, source: str = "arrays", split: Split = "train") -> Images:
-        """A split of pixels (N, H, W, C) uint8 in memory, with labels (N,), whole numbers from 0, or none.
+        """A split of pixels in memory.
 
-        source: what the bundle and its card are to call them. Raises ValueError for arrays of other shapes or types.
+        Args:
+            pixels: (N, H, W, C) uint8.
+            labels: (N,), whole numbers from 0; none unless given.
+            source: what the bundle and its card are to call them.
+            split: train, held-out or all.
+
+        Raises:
+            ValueError: for arrays of other shapes or types, or where nothing is left for the split.
         """
         if pixels.ndim != 4 or pixels.dtype != np.uint8:
             raise ValueError(f"pixels are (N, H, W, C) uint8, got {pixels.shape} {pixels.dtype}")
@@ -50,7 +57,12 @@ class Images(Samples):
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), self.labels[i]
 
     def states(self, values: Any, normal: Callable[..., Any]) -> Any:
-        """Bytes as numbers in low .. high."""
+        """Bytes as numbers in low .. high.
+
+        Args:
+            values: a tensor of bytes, (B, C, H, W).
+            normal: not called.
+        """
         del normal
         return self.image.low + values.float() * ((self.image.high - self.image.low) / 255)
 
@@ -58,7 +70,17 @@ class Images(Samples):
 def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = ()) -> tuple[Labels, tuple[str, ...]]:
     """A column of labels as numbers, and names that go with them: those given, or the words that a column is of, as they sort.
 
-    None is a column of 0. Raises ValueError where an image has no label, or one beyond the names.
+    Args:
+        source: for the sentences.
+        count: how many images there are.
+        column: (count,) whole numbers from 0 or words; None is a column of 0.
+        names: of the classes, by number; those of words take their place.
+
+    Returns:
+        Labels (count,), and names.
+
+    Raises:
+        ValueError: where an image has no label, or one beyond the names, or a name cannot be printed.
     """
     labels = np.zeros(count, np.int64) if column is None else np.asarray(column)
     if labels.dtype.kind in "OUT" and labels.size and all(isinstance(word, str) for word in labels.tolist()):
@@ -81,13 +103,24 @@ def checked_labels(source: str, count: int, column: Any, names: Sequence[str] = 
 
 
 def names_of(labels: Labels, names: Sequence[str]) -> tuple[str, ...]:
-    """The names of classes up to the last one that has images; none where there are no two."""
+    """The names of classes up to the last one that has images; none where there are no two.
+
+    Args:
+        labels: of all images, (N,).
+        names: by number, also of classes without images.
+    """
     last = int(labels.max())
     return tuple(names[: last + 1]) if last else ()
 
 
 def described(source: str, labels: Labels, names: Sequence[str]) -> str:
-    """How many images there are, of which classes, and which classes have none."""
+    """How many images there are, of which classes, and which classes have none.
+
+    Args:
+        source: what images are called.
+        labels: of all images, (N,).
+        names: by number; empty where classes have none.
+    """
     counts = dict(zip(*(found.tolist() for found in np.unique(labels, return_counts=True)), strict=True))
     last = max(counts)
     missing = [n for n in range(max(len(names), last + 1)) if n not in counts]

@@ -37,7 +37,16 @@ def in_rows(inputs: Sequence[Input]) -> list[Input]:
 def checked_arrays(inputs: Sequence[Input], arrays: Arrays | None) -> dict[str, npt.NDArray[Any]]:
     """Arrays by the names of inputs, (N, ...), and those that mean "none", negative_NAME, (1, ...), in a graph's types.
 
-    Raises ValueError where there are none and some are needed, or they have other names, shapes or kinds, or hold no numbers.
+    Args:
+        inputs: of the signature.
+        arrays: by name, (N, ...) and (1, ...).
+
+    Returns:
+        The same, converted; empty where no input needs any.
+
+    Raises:
+        ValueError: where there are none and some are needed, or they have other names, shapes or kinds, or hold numbers that
+            are not finite.
     """
     tensors = [tensor for each in in_rows(inputs) for tensor in (each.tensor, each.null_tensor) if tensor]
     given = dict(arrays or {})

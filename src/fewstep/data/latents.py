@@ -46,7 +46,13 @@ class AboutLatents(Strict):
 
 @dataclass(frozen=True)
 class Latents(Samples):
-    """A split of latents; rows are means and deviations (N, C or 2 C, h, w) float16, in the scale that the sampler works in."""
+    """A split of latents; rows are means and deviations (N, C or 2 C, h, w) float16, in the scale that the sampler works in.
+
+    Args:
+        walked: what a sampler walks on, (C, h, w).
+        entry: of the decoder, which has the scale.
+        autoencoder: directory of what made them.
+    """
 
     walked: State
     entry: DecoderEntry
@@ -58,7 +64,15 @@ class Latents(Samples):
         return self.walked
 
     def states(self, values: Any, normal: Callable[..., Any]) -> Any:
-        """Drawn from the mean and deviation that the encoder made of an image."""
+        """Drawn from the mean and deviation that the encoder made of an image.
+
+        Args:
+            values: a tensor of rows, (B, C or 2 C, h, w).
+            normal: draws unit noise, (B, *shape) for the shape it is called with.
+
+        Returns:
+            (B, C, h, w) in fp32.
+        """
         channels, *sides = self.walked.shape
         mean, deviation = values[:, :channels].float(), values[:, channels:].float()
         return mean + deviation * normal(channels, *sides) if deviation.numel() else mean
@@ -84,9 +98,24 @@ def encode_images(
 ) -> Path:
     """Encode all images of a source that `open_images` knows and write the directory `out`, beside it first.
 
-    autoencoder: a directory that diffusers saved. note: called with lines about the images. Every process encodes its share.
-    Latents are kept in float16, the arithmetic is fp32. Raises FileExistsError when `out` exists, ValueError for an autoencoder
-    that fewstep does not drive or images it does not take.
+    Every process encodes its share. Latents are kept in float16, the arithmetic is fp32.
+
+    Args:
+        source: of images, as for `open_images`.
+        autoencoder: a directory that diffusers saved.
+        out: the directory to write.
+        resolution: side in pixels, as for `open_images`.
+        batch: images that a process encodes at once.
+        note: called with lines about the images.
+        track: shows progress.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileExistsError: when `out` exists.
+        ValueError: for an autoencoder that fewstep does not drive, images it does not take, or latents beyond float16.
+        FileNotFoundError: for a source there is not.
     """
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name or remove it")
@@ -161,8 +190,12 @@ def is_latents(path: Path) -> bool:
 def open_latents(path: Path, *, inputs: Sequence[Input] | None = None) -> Latents:
     """The training split of a directory, the same as of the images it was made of. The latents stay on disk, memory-mapped.
 
-    inputs: what they are made from, where that is not their classes; labels number it then. Raises ValueError for one that is
-    damaged.
+    Args:
+        path: a directory that `encode_images` wrote.
+        inputs: what they are made from, where that is not their classes; labels number it then.
+
+    Raises:
+        ValueError: for one that is damaged, or where nothing is left for the split.
     """
     try:
         about = AboutLatents.model_validate_json((path / ABOUT).read_bytes())

@@ -26,7 +26,13 @@ Waiting: TypeAlias = tuple[Parts, frozenset[Node]]  # a folder to look into, and
 
 @dataclass
 class Found:
-    """Files below a directory by the parts of their paths, its own folders, and what was not looked into."""
+    """What lies below a directory.
+
+    Args:
+        files: by the parts of their paths.
+        folders: names of the directory's own.
+        skipped: what was not looked into, with the reason.
+    """
 
     files: list[Parts] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -39,7 +45,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Photos:
-    """Image files of a folder in order, with labels (N,), the classes' names, and lines for people."""
+    """Image files of a folder.
+
+    Args:
+        paths: in the order of the images.
+        labels: (N,); None where there are no classes.
+        names: of the classes, by number.
+        notes: lines for people.
+    """
 
     paths: list[Path]
     labels: npt.NDArray[np.int64] | None
@@ -87,7 +100,13 @@ def _sort_in(entry: os.DirEntry[str], parts: Parts, above: frozenset[Node], foun
 def in_folders(root: Path, found: Found) -> Photos:
     """The images of a folder: each of its own folders is a class, with all that lies below it; or there are no classes.
 
-    Raises ValueError where a class has no image, or it is unclear which folders are the classes.
+    Args:
+        root: the folder.
+        found: what `listed` found in it.
+
+    Raises:
+        ValueError: where there is no image, a class has none, a class has a name that cannot be printed, or it is unclear which
+            folders are the classes.
     """
     images = found.of(SUFFIXES)
     nested = [parts for parts in images if len(parts) > 1]
@@ -141,7 +160,12 @@ def _refuse_unclear(root: Path, found: Found, images: Sequence[Parts]) -> None:
 
 
 def unread(found: Found, used: Sequence[Parts]) -> tuple[str, ...]:
-    """Lines that name what lies there and is not read."""
+    """Lines that name what lies there and is not read.
+
+    Args:
+        found: what lies there.
+        used: files that are read, by the parts of their paths.
+    """
     read = set(used)
     others = _by_suffix([parts for parts in found.files if parts not in read])
     lines = [f"not read: {others}"] if others else []

@@ -62,7 +62,13 @@ class Samples:
         return self.signature.output.state
 
     def order(self, step: int, batch: int, seed: Sequence[int]) -> Labels:
-        """Positions of the samples of a training step, (batch,): drawn at random, by (seed, step) alone."""
+        """Positions of the samples of a training step, (batch,): drawn at random, by (seed, step) alone.
+
+        Args:
+            step: of the run, from 0.
+            batch: of all processes together.
+            seed: whole numbers from 0.
+        """
         return np.random.default_rng([*seed, step]).integers(len(self), size=batch)
 
     def announce(self, at: Labels) -> None:
@@ -93,13 +99,26 @@ class Samples:
         return self.rows[self.index[i]], self.labels[i]
 
     def states(self, values: Any, normal: Callable[..., Any]) -> Any:
-        """Samples, as a tensor on its device, in what a sampler walks on, (B, *state). normal: draws unit noise (B, ...)."""
+        """Samples in what a sampler walks on, (B, *state).
+
+        Args:
+            values: a tensor on its device, of what the source gave, (B, ...).
+            normal: draws unit noise, (B, *shape) for the shape it is called with.
+        """
         del normal
         return values
 
 
 def batches(samples: Samples, size: int) -> Iterator[tuple[Array, Labels]]:
-    """All samples in order, `size` at a time."""
+    """All samples in order, `size` at a time.
+
+    Args:
+        samples: a split.
+        size: the last batch may have fewer.
+
+    Yields:
+        Samples (B, ...) as the source has them, and labels (B,).
+    """
     for start in range(0, len(samples), size):
         yield samples[np.arange(start, min(start + size, len(samples)))]
 
@@ -115,7 +134,16 @@ def digest(*parts: object) -> str:
 def classes(source: str, labels: Labels, names: Sequence[str] = ()) -> tuple[Input, ...]:
     """What labels, and the names of classes where there are some, say that samples are made from: two classes or nothing.
 
-    Raises ValueError for names that no bundle can have.
+    Args:
+        source: for the sentence.
+        labels: of all samples, (N,).
+        names: by number; where there are some, they count the classes.
+
+    Returns:
+        One input of labels; () for fewer than two classes.
+
+    Raises:
+        ValueError: for names that no bundle can have.
     """
     count = max(int(labels.max()) + 1, len(names))
     if count < 2:
@@ -130,7 +158,16 @@ def classes(source: str, labels: Labels, names: Sequence[str] = ()) -> tuple[Inp
 def positions(source: str, labels: Labels, split: Split) -> Labels:
     """Positions of a split: the last of every HELD_OUT samples of a class is held out, so both splits keep the balance.
 
-    Raises ValueError where that leaves none.
+    Args:
+        source: for the sentence.
+        labels: of all samples, (N,).
+        split: train, held-out or all.
+
+    Returns:
+        In order, as many as the split has.
+
+    Raises:
+        ValueError: where that leaves none.
     """
     _, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     begins = np.cumsum(counts) - counts

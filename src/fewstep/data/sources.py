@@ -36,10 +36,19 @@ def open_images(
 ) -> Images:
     """Open `mnist5k`, an image folder (one subfolder per class, or flat), or a data set directory (save_to_disk, parquet).
 
-    resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; by
-    default that of the smallest. Every image is decoded once, so that a broken one is refused here; those whose bytes were seen
-    before are not decoded again. inputs: what images are made from, where that is not their classes; labels number it then.
-    Raises ValueError or FileNotFoundError with what to do.
+    Every image is decoded once, so that a broken one is refused here; those whose bytes were seen before are not decoded again.
+
+    Args:
+        source: mnist5k, or a directory.
+        split: train, held-out or all.
+        resolution: side in pixels that images of a folder or data set are cropped (centre, square) and resized to; that of the
+            smallest unless given.
+        inputs: what images are made from, where that is not their classes; labels number it then.
+        track: shows progress.
+
+    Raises:
+        FileNotFoundError: for a source there is not.
+        ValueError: for images that cannot be read or do not go together, or a size that is none.
     """
     if resolution is not None and resolution < 1:
         raise ValueError(f"images are resized to a side of 1 pixel or more, got {resolution}")
@@ -59,7 +68,13 @@ def open_images(
 def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: Track = silent) -> Images:
     """Open a source as `open_images` does, at the size of the images that a bundle makes.
 
-    Raises ValueError where it makes others all the same, or knows other classes.
+    Args:
+        bundle: of images.
+        source, split, track: as for `open_images`.
+
+    Raises:
+        FileNotFoundError: for a source there is not.
+        ValueError: where it makes others all the same, or knows other classes.
     """
     made = bundle.manifest.output.shape
     found = open_images(source, split, resolution=made[1], track=track)
@@ -73,8 +88,14 @@ def images_like(bundle: Bundle, source: str, split: Split = "train", *, track: T
 def numbered_like(bundle: Bundle, samples: S) -> S:
     """Samples whose labels are the numbers that a bundle gives its classes: by name, where either side names them.
 
-    Folders sort their classes each for itself, so that equal numbers may mean different things. Raises ValueError for samples
-    of a class that the bundle does not know.
+    Folders sort their classes each for itself, so that equal numbers may mean different things.
+
+    Args:
+        bundle: that knows the classes.
+        samples: of a source that numbers them by itself; those with arrays stay as they are.
+
+    Raises:
+        ValueError: for samples of a class that the bundle does not know.
     """
     known = bundle.manifest.signature.labels
     if known is None or samples.arrays:  # labels are rows of these

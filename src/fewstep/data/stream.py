@@ -113,12 +113,21 @@ class Stream(Images):
 
     A batch has lanes, as many as divide it and as there are groups for. A lane owns every so many-th of the shuffled groups and
     takes one after the other, in another order every time round, with their rows shuffled.
+
+    Args:
+        rows: what reads the row groups.
     """
 
     rows: RowGroups
 
     def order(self, step: int, batch: int, seed: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Positions of the images of a training step, (batch,), by (seed, step) alone."""
+        """Positions of the images of a training step, (batch,), by (seed, step) alone.
+
+        Args:
+            step: of the run, from 0.
+            batch: of all processes together.
+            seed: whole numbers from 0.
+        """
         lanes = self._lanes(tuple(seed), batch)
         each = batch // len(lanes)
         return np.array([lanes[i % len(lanes)].position(step * each + i // len(lanes)) for i in range(batch)])
@@ -176,7 +185,16 @@ def open_stream(source: str, *, resolution: int | None = None, inputs: Sequence[
     """The training images of all parquet files below a URL, split as `open_images` splits a directory of them.
 
     Reads the files' footers, their labels and one image, whose size and mode all get; others that are broken are found when it
-    is their turn. resolution, inputs: as for `open_images`. Raises ValueError or OSError for what cannot be read.
+    is their turn.
+
+    Args:
+        source: a URL that fsspec knows.
+        resolution: side in pixels; that of the first image unless given.
+        inputs: as for `open_images`.
+
+    Raises:
+        ValueError: for files that cannot be read as images.
+        OSError: where the URL cannot be reached.
     """
     import pyarrow
     from fsspec.core import url_to_fs

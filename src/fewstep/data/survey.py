@@ -88,7 +88,13 @@ class _Broken(NamedTuple):
 def survey(source: str, encoded: Encoded, *, track: Track = silent) -> npt.NDArray[np.void]:
     """Hash and facts of every image, (N,) of ROW. Only those are decoded whose bytes no run has seen before.
 
-    Raises ValueError with the names of those that cannot be read.
+    Args:
+        source: whose cache is read and kept.
+        encoded: its images.
+        track: shows progress, of more than QUICK images.
+
+    Raises:
+        ValueError: with the names of those that cannot be read.
     """
     seen = Seen(source)
     parts, follow = range(-(-len(encoded) // PART)), track if len(encoded) > QUICK else silent
@@ -118,7 +124,12 @@ def _look(encoded: Encoded, i: int, seen: Seen) -> tuple[bytes, int, int, int] |
 
 
 def square_of(rows: npt.NDArray[np.void], resolution: int | None) -> Square:
-    """What all images become: grey where all are, with the side of the smallest unless another is asked for."""
+    """What all images become: grey where all are, with the side of the smallest unless another is asked for.
+
+    Args:
+        rows: of `survey`, (N,).
+        resolution: side in pixels.
+    """
     side = int(np.minimum(rows["width"], rows["height"]).min())
     return Square.of(Facts(side, side, int(np.bitwise_or.reduce(rows["traits"]))), resolution)
 
@@ -144,7 +155,13 @@ def _lost(facts: Facts, square: Square) -> list[str]:
 
 
 def losses(rows: npt.NDArray[np.void], square: Square, resolution: int | None) -> tuple[str, ...]:
-    """Lines that say what becomes of the images, with counts."""
+    """Lines that say what becomes of the images, with counts.
+
+    Args:
+        rows: of `survey`, (N,).
+        square: what images become.
+        resolution: the side that was asked for, if any.
+    """
     alike = Counter(rows[list(Facts._fields)].tolist())
     counts: Counter[str] = Counter()
     for facts, count in alike.items():
@@ -158,5 +175,10 @@ def losses(rows: npt.NDArray[np.void], square: Square, resolution: int | None) -
 
 
 def loss_of(facts: Facts, square: Square) -> str:
-    """The same of one image."""
+    """What becomes of one image, in words; "" where it stays as it is.
+
+    Args:
+        facts: of the image.
+        square: what it becomes.
+    """
     return ", ".join(_lost(facts, square))

@@ -31,7 +31,15 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, where: str, schema: Any) -> Columns:
-        """Those of an arrow schema. Raises ValueError where there is no image column, or several of which none is `image`."""
+        """Those of an arrow schema.
+
+        Args:
+            where: for the sentence.
+            schema: with what `datasets` wrote of its columns, if it did.
+
+        Raises:
+            ValueError: where there is no image column, or several of which none is `image`.
+        """
         features = _features(schema)
         images = [field.name for field in schema if _is_image(field, features.get(field.name))]
         if not images:
@@ -127,7 +135,12 @@ def _within(root: Path, path: str) -> Path:
 def open_table(path: Path, found: Found) -> tuple[ImageTable, Columns, Any, tuple[str, ...]]:
     """The rows of a data set directory, its columns, its labels as an array or None, and lines for people.
 
-    Raises ValueError for one that cannot be read.
+    Args:
+        path: the directory.
+        found: what `listed` found in it.
+
+    Raises:
+        ValueError: for one that cannot be read, has no images, or of whose parts none is for training.
     """
     try:
         import datasets

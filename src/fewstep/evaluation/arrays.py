@@ -91,7 +91,15 @@ class ArrayEvaluator(Evaluator):
         return energy(self.real, self._vectors(made))
 
     def scores(self, outputs: Array, labels: Labels | None) -> dict[str, float]:
-        """The numbers of `score`; what samples were made from counts in all of them."""
+        """The numbers of `score`; what samples were made from counts in all of them.
+
+        Args:
+            outputs: values (n, columns, *axes) in their units, the i-th made from what the i-th held-out sample was made from.
+            labels: not read.
+
+        Raises:
+            ValueError: when n is not the number of held-out samples.
+        """
         del labels
         return self.score(outputs).numbers()
 
@@ -103,7 +111,11 @@ class ArrayEvaluator(Evaluator):
     def pair(self, outputs: Array, reference: Array) -> dict[str, float]:
         """PSNR in dB of values in units of their deviations, of a span of SPAN, and mean distance over that of unrelated ones.
 
-        Raises ValueError for unequal shapes.
+        Args:
+            outputs, reference: values (n, columns, *axes) in their units, from equal noise and inputs.
+
+        Raises:
+            ValueError: for unequal shapes, or another n than that of held-out samples.
         """
         refuse_unlike(outputs, reference)
         made, wanted = self._vectors(outputs), self._vectors(reference)
@@ -146,7 +158,14 @@ def _beside(samples: ArraySamples) -> Array:
 
 
 def moments(real: Tensor, made: Tensor) -> tuple[float, float, float]:
-    """How far means, deviations and correlations of two sets (n, d) are apart, root mean square over the numbers."""
+    """How far means, deviations and correlations of two sets (n, d) are apart, root mean square over the numbers.
+
+    Args:
+        real, made: (n, d) and (m, d).
+
+    Returns:
+        Of means, deviations, correlations.
+    """
     return (
         _apart(real.mean(0), made.mean(0)),
         _apart(real.std(0), made.std(0)),
@@ -166,7 +185,14 @@ def _correlations(vectors: Tensor) -> Tensor:
 
 
 def energy(real: Tensor, made: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| of two sets (n, d), without pairs of one with itself."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| of two sets (n, d), without pairs of one with itself.
+
+    Args:
+        real, made: (n, d) and (m, d), two vectors or more in each.
+
+    Returns:
+        Near 0 for equal distributions, and by chance below.
+    """
     n, m = len(real), len(made)
     across = torch.cdist(real, made).double().mean()
     inside = torch.cdist(real, real).double().sum() / (n * (n - 1)) + torch.cdist(made, made).double().sum() / (m * (m - 1))
@@ -174,7 +200,16 @@ def energy(real: Tensor, made: Tensor) -> float:
 
 
 def sliced_wasserstein(real: Tensor, made: Tensor, *, projections: int = PROJECTIONS, seed: int = 0) -> float:
-    """The mean 1-Wasserstein distance of two sets (n, d) of equal size along random directions, the same for equal seeds."""
+    """The mean 1-Wasserstein distance of two sets (n, d) of equal size along random directions, the same for equal seeds.
+
+    Args:
+        real, made: (n, d) each.
+        projections: how many directions.
+        seed: of the directions.
+
+    Raises:
+        ValueError: for sets of unequal size.
+    """
     if len(real) != len(made):
         raise ValueError(f"distances of unequal numbers of samples do not compare, got {len(real)}, {len(made)}")
     generator = torch.Generator().manual_seed(seed)

@@ -55,7 +55,16 @@ STYLE = {
 
 
 def quality(comparison: Comparison, key: str, title: str) -> str:
-    """Distance against `nfe` or `p50_ms`, with the spread over sets of seeds and the line that nothing beats."""
+    """Distance against `nfe` or `p50_ms`, with the spread over sets of seeds and the line that nothing beats.
+
+    Args:
+        comparison: its plans are the points.
+        key: nfe or p50_ms, what stands across.
+        title: of that axis.
+
+    Returns:
+        An SVG element.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.4), layout="constrained")
         axes = figure.subplots()
@@ -111,7 +120,12 @@ def _color(evaluated: Evaluated, comparison: Comparison) -> str:
 def interval_map(grid: Floats, trials: Sequence[Mapping[str, Any]]) -> str:
     """The best value found for each interval of guided steps: from the first one, down, to the last one, across.
 
-    grid (n + 1,): noise levels. trials: first, last, value, nfe, scale.
+    Args:
+        grid: noise levels, (n + 1,).
+        trials: of a search, each with first, last, value, nfe, scale; values above 0.
+
+    Returns:
+        An SVG element.
     """
     count = len(grid) - 1
     best = np.full((count, count), np.nan)

@@ -29,7 +29,15 @@ __all__ = ["Classifier", "ClassifierConfig", "classifier"]
 class ClassifierConfig:
     """Settings of the classifier. Changing one changes the metric: distances of two settings do not compare.
 
-    precision: bf16, no (fp32) or, with auto, what is faster on the machine that trains it.
+    Args:
+        epochs: passes over the images.
+        batch: images of a step.
+        lr: the highest learning rate.
+        seed: of weights and batches; another seed is another network.
+        precision: bf16, no (fp32) or, with auto, what is faster on the machine that trains it.
+
+    Raises:
+        ValueError: for another word of precision.
     """
 
     epochs: int = 12
@@ -70,7 +78,14 @@ def classifier(
 ) -> Classifier:
     """The classifier for a training split, in eval mode; read from the cache directory when these settings were trained.
 
-    Raises ValueError for images without classes.
+    Args:
+        images: the training split, with classes.
+        cache: directory of trained ones.
+        config: of the training.
+        track: shows progress.
+
+    Raises:
+        ValueError: for images without classes, or a file of the cache that cannot be read.
     """
     known = images.signature.labels
     if known is None:

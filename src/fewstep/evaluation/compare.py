@@ -37,7 +37,7 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """How to evaluator.
+    """How to evaluate.
 
     Args:
         data: as for fewstep train; its held-out samples are what samplers are evaluated against.
@@ -91,7 +91,15 @@ class Evaluation:
 def evaluation_of(bundle: Bundle, config: CompareConfig, arrays: Arrays | None, *, track: Track = silent) -> Evaluation:
     """What evaluates the samplers of a bundle: held-out images in features, or arrays by themselves.
 
-    Raises ValueError for data of another kind than the bundle makes.
+    Args:
+        bundle: whose samplers are evaluated.
+        config: with the data and the features.
+        arrays: what samples are made from, by the names of inputs, (N, ...); None where the data or labels say it.
+        track: shows progress.
+
+    Raises:
+        ValueError: for data of another kind than the bundle makes, arrays that do not fit, or settings that are of the other
+            kind.
     """
     if is_arrays(Path(config.data)):
         return _by_arrays(bundle, config, arrays)
@@ -140,10 +148,18 @@ def compare(
 
     What a graph came to on this machine is cached, so a stopped comparison goes on, and one more plan costs one plan: where
     some are named, those that were evaluated alike before stay. The reference of pairs is the plan with the most network calls,
-    or that of the comparison which is added to. arrays: what samples are made from, by the names of inputs, row by row in turn.
-    note: called with lines about the samples.
+    or that of the comparison which is added to.
 
-    Raises ValueError where no plan has a graph, arrays are missing, or the samples are not of the bundle's kind.
+    Args:
+        bundle: with graphs; it keeps the comparison.
+        config: of the evaluation.
+        plans: by name.
+        arrays: what samples are made from, by the names of inputs, row by row in turn.
+        note: called with lines about the samples.
+        track: shows progress.
+
+    Raises:
+        ValueError: where no plan has a graph, arrays are missing, or the samples are not of the bundle's kind.
     """
     names = list(plans) or [name for name in bundle.manifest.plans if graphs_of(bundle, name)]
     if not names:
@@ -239,7 +255,15 @@ def make(
     *,
     track: Track = silent,
 ) -> npt.NDArray[Any]:
-    """Outputs with channels first, (n, C, ...), of the seeds first .. first + n - 1, from classes or rows of arrays, (n,)."""
+    """Outputs with channels first, (n, C, ...), of the seeds first .. first + n - 1.
+
+    Args:
+        generator: of a plan.
+        numbers: what each is made from, (n,): a class, or a row of arrays.
+        first: the first seed.
+        arrays: by the names of inputs, (N, ...).
+        track: shows progress.
+    """
     conditions = Conditions(generator.signature.inputs, arrays)
     starts, chunks = range(0, len(numbers), BATCH), []
     for i in track(range(len(starts)), f"make {generator.graph}"):

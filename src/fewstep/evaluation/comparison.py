@@ -150,10 +150,19 @@ class Comparison(Strict):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a sampler must hold; None is no limit. distance and ms: at most, calls: at most, accuracy: at least.
+    """What a sampler must hold; None is no limit.
 
-    pixels: how far its farthest statistic of pixels may be from real images', in deviations of those. A good distance must not
-    have been bought with brightness, so there always is such a limit.
+    A good distance must not have been bought with brightness, so there always is a limit on pixels, and it is not enough alone.
+
+    Args:
+        distance: at most.
+        accuracy: at least, a share of 1.
+        ms: p50 of one sample, at most.
+        calls: of the network for one sample, at most.
+        pixels: how far its farthest statistic of pixels may be from real images', in deviations of those.
+
+    Raises:
+        ValueError: for no limit beside that on pixels, one that is not above 0, or an accuracy above 1.
     """
 
     distance: float | None = None
@@ -199,7 +208,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan of a bundle and what was measured of it."""
+    """A plan of a bundle and what was measured of it.
+
+    Args:
+        bundle: that has the plan.
+        plan: by name.
+        evaluated: of the plan's graph.
+    """
 
     bundle: Bundle
     plan: str
@@ -210,7 +225,13 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
     """The candidate to ship: of those that hold all limits, the fastest where quality was limited, else the best.
 
     Where quality was not limited, a candidate within the spread of the best counts as good, and the fastest of those is taken.
-    Raises ValueError where none holds, with how far the nearest one is.
+
+    Args:
+        candidates: one or more, evaluated alike.
+        limits: to hold.
+
+    Raises:
+        ValueError: where none holds, with how far the nearest one is; or for a limit on accuracy where none was measured.
     """
     held = [c for c in candidates if not limits.broken(c.evaluated)]
     if not held:
@@ -226,7 +247,13 @@ def pick(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
 
 
 def digest(manifest: Manifest, plan: str, graph: str) -> str:
-    """One hash for a plan's numbers and the graph that makes it."""
+    """One hash for a plan's numbers and the graph that makes it.
+
+    Args:
+        manifest: with the hashes of its files.
+        plan: by name.
+        graph: by name.
+    """
     files = [manifest.files[path].sha256 for path in manifest.graphs[graph].paths]
     return hashlib.sha256(json.dumps([manifest.plans[plan].model_dump(exclude={"solver"}), files]).encode()).hexdigest()
 

@@ -31,14 +31,26 @@ class Evaluator(ABC):
 
     @abstractmethod
     def scores(self, outputs: Array, labels: Labels | None) -> dict[str, float]:
-        """What outputs come to, by name. labels: classes that were asked for, (n,); None for none, or where they do not count.
+        """What outputs come to, by name.
 
-        Raises ValueError for another number than n.
+        Args:
+            outputs: as many as there are real samples, (n, ...).
+            labels: classes that were asked for, (n,); None for none, or where they do not count.
+
+        Raises:
+            ValueError: for another number than n.
         """
 
     @abstractmethod
     def pair(self, outputs: Array, reference: Array) -> dict[str, float]:
-        """psnr_db and distance of two samplers' outputs from equal noise and inputs. Raises ValueError for unequal shapes."""
+        """psnr_db and distance of two samplers' outputs from equal noise and inputs.
+
+        Args:
+            outputs, reference: (n, ...) each; the distance is counted in those of unrelated outputs of the reference.
+
+        Raises:
+            ValueError: for unequal shapes.
+        """
 
     @abstractmethod
     def distance(self, outputs: Array) -> float:
@@ -50,12 +62,21 @@ class Evaluator(ABC):
 
 
 def psnr(outputs: Array, reference: Array, span: float) -> float:
-    """Peak signal to noise ratio in dB; span: from the least value to the largest."""
+    """Peak signal to noise ratio in dB, at most MAX_PSNR_DB.
+
+    Args:
+        outputs, reference: of one shape.
+        span: from the least value to the largest.
+    """
     error = float(((outputs.astype(np.float64) - reference) ** 2).mean())
     return min(10 * log10(span**2 / error), MAX_PSNR_DB) if error else MAX_PSNR_DB
 
 
 def refuse_unlike(outputs: Array, reference: Array) -> None:
-    """Raises ValueError for outputs that are no pairs."""
+    """Raises ValueError for outputs that are no pairs.
+
+    Args:
+        outputs, reference: (n, ...) each.
+    """
     if outputs.shape != reference.shape:
         raise ValueError(f"pairs are outputs of equal noise, got {outputs.shape} and {reference.shape}")

@@ -112,7 +112,18 @@ def feature_network(name: str, images: Images, *, seed: int = 0, precision: str 
     """classifier, trained on the images and kept in the cache; efficientnet; or the path of Inception's weights.
 
     Seeds 0 and FITTING give two networks, so that what was fitted in one is evaluated in another; of Inception there is one.
-    precision: what the classifier is trained in, see mixed_precision.py. Raises ValueError for one where none is trained.
+
+    Args:
+        name: one of these two words, or the path.
+        images: training ones; read for a classifier alone.
+        seed: 0 or FITTING.
+        precision: what the classifier is trained in, see mixed_precision.py.
+        track: shows progress.
+
+    Raises:
+        ValueError: for a precision where no network is trained, or files that cannot be read.
+        FileNotFoundError: where Inception's weights are not there.
+        ImportError: where the packages of a network are missing.
     """
     if name == "classifier":
         return classifier(images, default_folder(), ClassifierConfig(seed=seed, precision=precision), track=track)
@@ -124,7 +135,13 @@ def feature_network(name: str, images: Images, *, seed: int = 0, precision: str 
 def trial_evaluator(
     images: Images, samples: int, *, features: str = "classifier", precision: str = "auto", track: Track = silent
 ) -> ImageEvaluator:
-    """What evaluates choices before they are reported: about `samples` training images, in another network than `compare`."""
+    """What evaluates choices before they are reported: about `samples` training images, in another network than `compare`.
+
+    Args:
+        images: training ones.
+        samples: about how many are compared with.
+        features, precision, track: as for `feature_network`; of Inception there is one network, so it is that of `compare`.
+    """
     return ImageEvaluator(
         feature_network(features, images, seed=FITTING, precision=precision, track=track), images.about(samples)
     )

@@ -43,10 +43,14 @@ class Features(nn.Module):
 class Score:
     """Of n images against n held-out ones.
 
-    frechet, kernel: distances, lower is better (Heusel et al. 2017; Binkowski et al. 2018, times 1000). precision, recall:
-    share of images near a real one and the reverse (Kynkaanniemi et al. 2019). density, coverage: the same with less weight on
-    outliers (Naeem et al. 2020). accuracy: share of images of the class asked for; None where none was, or none is known.
-    pixels: how far brightness, contrast and so on are off, by name, see fewstep.evaluation.pixels.departures.
+    Args:
+        frechet: distance, lower is better; Heusel et al. 2017.
+        kernel: distance, times 1000, lower is better; Binkowski et al. 2018.
+        precision, recall: share of images near a real one and the reverse; Kynkaanniemi et al. 2019.
+        density, coverage: the same with less weight on outliers; Naeem et al. 2020.
+        accuracy: share of images of the class asked for; None where none was, or none is known.
+        pixels: how far brightness, contrast and so on are off, by name, see fewstep.evaluation.pixels.departures.
+        n: how many there were.
     """
 
     frechet: float
@@ -90,9 +94,14 @@ class ImageEvaluator(Evaluator):
             return torch.cat([self.model(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)])
 
     def score(self, images: Bytes, labels: Labels | None) -> Score:
-        """Score images (n, C, H, W) uint8 that were asked for as labels (n,), None where no classes were asked for.
+        """Score images against the held-out ones.
 
-        Raises ValueError when n is not the number of held-out images.
+        Args:
+            images: (n, C, H, W) uint8.
+            labels: the classes that were asked for, (n,); None where there were none.
+
+        Raises:
+            ValueError: when n is not the number of held-out images.
         """
         if len(images) != self.n or (labels is not None and len(labels) != self.n):
             raise ValueError(f"the distance compares equal numbers of images, {self.n} held-out ones, got {len(images)}")
@@ -116,13 +125,24 @@ class ImageEvaluator(Evaluator):
         return hashlib.sha256(self.real.numpy().tobytes()).hexdigest()
 
     def scores(self, outputs: npt.NDArray[Any], labels: Labels | None) -> dict[str, float]:
-        """The numbers of `score`."""
+        """The numbers of `score`.
+
+        Args:
+            outputs, labels: images and classes, as for `score`.
+
+        Raises:
+            ValueError: when n is not the number of held-out images.
+        """
         return self.score(outputs, labels).numbers()
 
     def pair(self, outputs: npt.NDArray[Any], reference: npt.NDArray[Any]) -> dict[str, float]:
         """PSNR in dB of images (n, C, H, W) uint8, and the mean distance of features over that of unrelated images.
 
-        Raises ValueError for unequal shapes.
+        Args:
+            outputs, reference: (n, C, H, W) uint8, from equal noise and inputs.
+
+        Raises:
+            ValueError: for unequal shapes.
         """
         refuse_unlike(outputs, reference)
         made, wanted = self.features(outputs), self.features(reference)
@@ -130,7 +150,15 @@ class ImageEvaluator(Evaluator):
         return {"psnr_db": psnr(outputs, reference, 255), "distance": float((made - wanted).norm(dim=1).mean()) / apart}
 
     def floor(self, train: Images, seed: int) -> Score:
-        """The score of real training images, with the held-out split's classes: what a perfect generator would get."""
+        """The score of real training images, with the held-out split's classes: what a perfect generator would get.
+
+        Args:
+            train: with as many images of each class as the held-out split has, or more.
+            seed: of which are taken.
+
+        Raises:
+            ValueError: where there are fewer of a class.
+        """
         rng = np.random.default_rng(seed)
         members = {label: rng.permutation(np.flatnonzero(train.labels == label)) for label in np.unique(self.labels)}
         index = np.concatenate([members[label][: np.count_nonzero(self.labels == label)] for label in members])
@@ -155,7 +183,14 @@ class _Given(nn.Module):
 
 
 def frechet(real: Tensor, made: Tensor) -> float:
-    """Frechet distance of two sets of features (n, d), as of two Gaussians. Raises ValueError for unequal n."""
+    """Frechet distance of two sets of features, as of two Gaussians. Heusel et al. 2017.
+
+    Args:
+        real, made: (n, d) each.
+
+    Raises:
+        ValueError: for unequal n.
+    """
     _refuse_unequal(real, made)
     metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
     metric.update(real, real=True)
@@ -164,13 +199,31 @@ def frechet(real: Tensor, made: Tensor) -> float:
 
 
 def kernel(real: Tensor, made: Tensor) -> float:
-    """Squared MMD of two sets of features (n, d), unbiased, cubic kernel, times 1000. Raises ValueError for unequal n."""
+    """Squared MMD of two sets of features, unbiased, cubic kernel, times 1000. Binkowski et al. 2018.
+
+    Args:
+        real, made: (n, d) each.
+
+    Raises:
+        ValueError: for unequal n.
+    """
     _refuse_unequal(real, made)
     return float(poly_mmd(real, made)) * 1e3
 
 
 def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> tuple[float, float, float, float]:
-    """Precision, recall, density and coverage of two sets of features (n, d). Raises ValueError for unequal n, or n <= k."""
+    """Precision, recall, density and coverage of two sets of features. Kynkaanniemi et al. 2019; Naeem et al. 2020.
+
+    Args:
+        real, made: (n, d) each.
+        k: neighbours that a neighbourhood reaches to.
+
+    Returns:
+        Four shares, of which density alone may be above 1.
+
+    Raises:
+        ValueError: for unequal n, or n <= k.
+    """
     _refuse_unequal(real, made)
     if len(real) <= k:
         raise ValueError(f"neighbourhoods of {k} need more than {k} images, got {len(real)}")
@@ -189,6 +242,12 @@ def spread(real: Tensor, made: Tensor, metric: Callable[[Tensor, Tensor], float]
     """Standard error of a metric at this n, by drawing both sets anew with replacement.
 
     Says how sure a figure is, not where it lies: images drawn twice move distances up.
+
+    Args:
+        real, made: (n, d) each.
+        metric: of two such sets.
+        rounds: how often both are drawn.
+        seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     n = len(real)

@@ -72,10 +72,13 @@ def _spectrum(x: Tensor) -> Tensor:
 
 
 def departures(real: Tensor, made: Tensor) -> Mapping[str, float]:
-    """How far made images' statistics lie from real ones', by name: both (n, SIZE).
+    """How far made images' statistics lie from real ones', by name.
 
     Wasserstein's distance of a statistic's values over the images, in units of its deviation over the real ones: d where all
     images are d deviations brighter, 0.8 where all are alike.
+
+    Args:
+        real, made: what `statistics` gave, (n, SIZE) and (m, SIZE).
     """
     found = {}
     for i, name in enumerate(NAMES):

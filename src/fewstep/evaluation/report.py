@@ -56,7 +56,14 @@ Pictures = NDArray[np.uint8]
 def write_report(bundle: Bundle, out: Path, *, track: Track = silent) -> None:
     """Write the page: what ships, images at equal noise, quality, trajectories, fitted tables, searched intervals.
 
-    Raises ValueError where the bundle's samplers were not compared, or no file can be written at out.
+    Args:
+        bundle: compared, of which the page speaks.
+        out: the page, .html.
+        track: shows progress.
+
+    Raises:
+        ValueError: where the bundle's samplers were not compared, or no file can be written at out.
+        OSError: where it cannot be written.
     """
     check_file(out, ".html")
     comparison = read(bundle)

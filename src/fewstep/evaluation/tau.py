@@ -27,7 +27,17 @@ __all__ = ["TauConfig", "best_tau", "search_tau"]
 
 @dataclass(frozen=True)
 class TauConfig:
-    """What to try: taus, each with `seeds` training runs of `teacher`, evaluated with `steps` steps of a solver."""
+    """What to try.
+
+    Args:
+        teacher: settings of every run, but for tau and seed.
+        taus: 1, which is the plain loss, among them.
+        seeds: training runs of each tau, 2 or more.
+        steps: of the solver that samples are made with.
+
+    Raises:
+        ValueError: for taus without 1, a single one, or fewer than 2 seeds.
+    """
 
     teacher: TeacherConfig
     taus: tuple[float, ...] = (0.5, 0.9, 0.99, 1.0)
@@ -53,7 +63,21 @@ def search_tau(
     """Train every tau with every seed into bundles of the directory `out`, and the Frechet distance of each tau.
 
     Bundles that are there are kept, so a stopped search goes on. The spread is over training runs; noise and labels that images
-    are made from are the same for all. Raises ValueError for a bundle of other settings or images.
+    are made from are the same for all.
+
+    Args:
+        out: the directory of the bundles.
+        images: to train on.
+        config: what to try.
+        solver: writes the plan that samples are made with, without guidance.
+        evaluator: with real images to compare with.
+        track: shows progress.
+
+    Returns:
+        Mean and deviation of the distances over seeds, by tau.
+
+    Raises:
+        ValueError: for a bundle of other settings or images.
     """
     out.mkdir(parents=True, exist_ok=True)
     found, settings = {}, config.teacher

@@ -27,6 +27,15 @@ def validator(
 
     Of images it is the Frechet distance in another classifier than the one that evaluates in the end; of arrays, their energy
     distance.
+
+    Args:
+        bundle: that the network belongs to; its own teacher is loaded, and not what is evaluated.
+        samples: training ones, with the arrays they were made from where there are some.
+        count: about how many are compared with.
+        track: shows the training of a classifier.
+
+    Returns:
+        The distance of what a network makes with a plan; lower is better.
     """
     evaluator: Evaluator
     if isinstance(samples, ArraySamples):

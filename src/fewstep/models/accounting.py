@@ -23,8 +23,12 @@ def account(
     """Raises ValueError for a key that the class does not read and whose value may mean something, and for words where it has
     a number, or true or false.
 
-    sisters: classes that are made from one another's configurations, and leave each other's keys aside. neutral: values of keys
-    that older versions of diffusers wrote, at which they mean nothing.
+    Args:
+        config: of a network, a scheduler or an autoencoder, as diffusers wrote it; keys that begin with an underscore are its
+            own.
+        made: the class of diffusers that is to read it.
+        sisters: classes that are made from one another's configurations, and leave each other's keys aside.
+        neutral: values of keys that older versions of diffusers wrote, at which they mean nothing.
     """
     known, theirs = keys_of(made), {key for sister in sisters for key in keys_of(sister)}
     for key, value in config.items():
@@ -43,5 +47,10 @@ def account(
 
 
 def arguments(config: Mapping[str, Any], made: Any) -> dict[str, Any]:
-    """The part of a configuration that a class reads."""
+    """The part of a configuration that a class reads.
+
+    Args:
+        config: of a whole configuration, its other keys included.
+        made: the class of diffusers.
+    """
     return {key: value for key, value in config.items() if key in keys_of(made)}

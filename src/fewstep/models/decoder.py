@@ -63,6 +63,14 @@ def in_units(states: Tensor, output: Output, decoder: Decoder | None = None) -> 
     """Last states, decoded where there is a decoder, as outputs with channels first (B, C, ...); gradients pass.
 
     Images are in 0 .. 255, not rounded; arrays in the units of their columns.
+
+    Args:
+        states: (B, C, ...), of a plan's end.
+        output: of the bundle's signature, which says range, mean and deviation.
+        decoder: of a latent model; None where states are samples already.
+
+    Returns:
+        (B, channels or columns, ...); where the output has an upper bound, values are clamped to it and to 0.
     """
     made = states if decoder is None else decoder(states)
     *numbers, top = output.scaling
@@ -73,7 +81,11 @@ def in_units(states: Tensor, output: Output, decoder: Decoder | None = None) -> 
 
 
 def as_output(states: Tensor, output: Output, decoder: Decoder | None = None) -> npt.NDArray[Any]:
-    """Last states as what a bundle gives: images uint8 (B, H, W, C), or values float32 (B, *axes, columns)."""
+    """Last states as what a bundle gives: images uint8 (B, H, W, C), or values float32 (B, *axes, columns).
+
+    Args:
+        states, output, decoder: as for `in_units`.
+    """
     made = in_units(states, output, decoder).detach().cpu().numpy()
     whole = output.tensor.dtype == "uint8"
     return np.moveaxis(made.round() if whole else made, 1, -1).astype(output.tensor.dtype)
@@ -82,7 +94,13 @@ def as_output(states: Tensor, output: Output, decoder: Decoder | None = None) ->
 def save_decoder(draft: Draft, autoencoder: Any) -> None:
     """Write the autoencoder of a latent model in diffusers layout, as the draft's decoder.
 
-    Raises ValueError for a class that is not AutoencoderKL or AutoencoderTiny, or one that does not make the draft's images.
+    Args:
+        draft: gets components/decoder, its entry, and the state that the decoder works on.
+        autoencoder: of diffusers, with its weights.
+
+    Raises:
+        ValueError: for a class that is not AutoencoderKL or AutoencoderTiny, or one that does not make the draft's images.
+        OSError: where it cannot be written.
     """
     entry, state = decoded(autoencoder, draft.manifest.output)
     directory = f"components/{NAME}"
@@ -95,7 +113,19 @@ def save_decoder(draft: Draft, autoencoder: Any) -> None:
 
 
 def decoded(autoencoder: Any, image: Output) -> tuple[DecoderEntry, State]:
-    """What an autoencoder's decoder is in a bundle, and the state that it makes images of. Raises ValueError."""
+    """What an autoencoder's decoder is in a bundle, and the state that it makes images of.
+
+    Args:
+        autoencoder: of diffusers.
+        image: of the bundle's signature; its sides divide by the pixels of a latent.
+
+    Returns:
+        An entry without a directory, and the state, (C, h, w).
+
+    Raises:
+        ValueError: for another class, arrays in place of images, latents that are normalised by channel, or images that it does
+            not make.
+    """
     kind, config = type(autoencoder).__name__, autoencoder.config
     check_decoder_class(kind)
     if not isinstance(image, ImageOutput):
@@ -128,7 +158,15 @@ def load_decoder(bundle: Bundle) -> Decoder:
 
 
 def load_autoencoder(directory: Path, kind: str) -> Any:
-    """An autoencoder that diffusers saved, in fp32. Raises ValueError for a class fewstep does not drive."""
+    """An autoencoder that diffusers saved, in fp32.
+
+    Args:
+        directory: with config.json and .safetensors.
+        kind: its class, AutoencoderKL or AutoencoderTiny.
+
+    Raises:
+        ValueError: for a class fewstep does not drive, or files that cannot be read.
+    """
     check_decoder_class(kind)
     made = getattr(importlib.import_module("diffusers"), kind)
     with readable(f"the {kind} in {directory}", "copy it again from its source"), quiet():

@@ -29,11 +29,17 @@ EDM = Edm(sigma_data=0.5)
 class Denoiser(nn.Module):
     """D(x, sigma, *inputs) around a network F; inputs are the tensors of a signature, with a batch.
 
-    patch > 1 folds patch x patch pixels into channels before F and back after it, so that F works on a smaller image.
-    constants: what its family tells F besides, see DenoiserEntry. Arithmetic in sigma stays in the dtype of x; only F runs in
-    the dtype of its weights.
+    Arithmetic in sigma stays in the dtype of x; only F runs in the dtype of its weights.
 
-    Raises ValueError for a network of a class without a family, where none is given.
+    Args:
+        net: the network, of a class that has a family, or of any with `family`.
+        parametrisation: what F estimates, and what it is told of the noise level.
+        patch: above 1, patch x patch pixels are folded into channels before F and back after it: F works on a smaller image.
+        constants: what its family tells F besides, see DenoiserEntry.
+        family: how F is called; by the class of the network unless given.
+
+    Raises:
+        ValueError: for a class without a family where none is given, or constants that its family has no use for.
     """
 
     def __init__(
@@ -59,7 +65,17 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float, *condition: Tensor, timestep: float | None = None) -> Tensor:
         """Denoised estimate (B, C, ...) of x at noise level sigma, one float for all or (B,).
 
-        timestep: what the network is told instead of what follows from sigma, for plans that have their own.
+        Args:
+            x: the noisy state, (B, C, ...).
+            sigma: one float for all, or (B,).
+            condition: the tensors of a signature's inputs in its order, (B, ...) each.
+            timestep: what the network is told instead of what follows from sigma, for plans that have their own.
+
+        Returns:
+            The estimate, in the dtype of x.
+
+        Raises:
+            ValueError: for a float sigma that the parametrisation does not have.
         """
         scales = self.scales(sigma).told(timestep)
         when = torch.as_tensor(scales.timestep, dtype=torch.float32, device=x.device)
@@ -68,7 +84,16 @@ class Denoiser(nn.Module):
         return (skip * x + out * self.evaluate(into * x, when, *condition)).to(x.dtype)
 
     def evaluate(self, x: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
-        """F(x, timestep, *condition) alone, (B, C, ...) in the dtype of x; timestep () or (B,) float32."""
+        """F(x, timestep, *condition) alone, in the dtype of x.
+
+        Args:
+            x: the network's input, (B, C, ...), scaled already.
+            timestep: float32, () for all or (B,).
+            condition: as for `forward`.
+
+        Returns:
+            (B, C, ...), without the variance that some networks learned besides.
+        """
         # (B, C, H, W) -> (B, C p p, H/p, W/p)
         folded = functional.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         # One timestep for all stays (1,), so that what depends on it alone is computed once and folds to constants in graphs.
@@ -139,7 +164,17 @@ def unet(
 ) -> Denoiser:
     """A fresh UNet2DModel, attention in its middle or nowhere; one class embedding more than classes, for "none".
 
-    Raises ValueError when the state has not two axes, or they do not divide into patches and levels.
+    Args:
+        state: of two axes, which divide by patch 2^(levels - 1).
+        inputs: class labels, or nothing.
+        channels: of each level, from the full size down; multiples of 8.
+        layers: residual blocks of each level.
+        attention: whether the middle has it.
+        patch: pixels of a side that are folded into channels.
+        parametrisation: EDM's with sigma_data 0.5 unless given.
+
+    Raises:
+        ValueError: when the state has not two axes, or they do not divide into patches and levels.
     """
     if len(state.axes) != 2:
         raise ValueError(f"a U-Net of its own walks states with two axes, this one has {len(state.axes)}; give a --network")
@@ -172,7 +207,15 @@ def fresh_network(
 ) -> Denoiser:
     """A network of a class that has a family, by its diffusers configuration, with new weights.
 
-    Raises ValueError for another class, a configuration that its class does not take, or a network that does not fit.
+    Args:
+        config: as diffusers writes it, with its _class_name.
+        state: what it works on.
+        inputs: of the signature.
+        parametrisation: of the denoiser.
+        patch: pixels of a side that are folded into channels.
+
+    Raises:
+        ValueError: for another class, a configuration that its class does not take, or a network that does not fit.
     """
     made = network_class(str(config.get("_class_name")))
     try:
@@ -188,7 +231,14 @@ def fresh_network(
 def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
     """Write a denoiser's network into a bundle draft, in diffusers layout.
 
-    Raises ValueError when it does not fit the draft's state or inputs.
+    Args:
+        draft: gets components/NAME and its entry, in place of what was there.
+        name: of the component.
+        denoiser: with a network of diffusers or our own, which can be configured and saved.
+
+    Raises:
+        ValueError: when it does not fit the draft's state or inputs.
+        OSError: where it cannot be written.
     """
     net: Any = denoiser.net
     manifest = draft.manifest
@@ -210,7 +260,13 @@ def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
 def load_network(bundle: Bundle, name: str) -> Denoiser:
     """A bundle's network as a denoiser, fp32, in eval mode.
 
-    Raises ValueError for a class fewstep does not know, weights that lack a tensor, or a network that does not fit the bundle.
+    Args:
+        bundle: whose component is read.
+        name: of a network in its manifest.
+
+    Raises:
+        ValueError: for a name there is not, a class fewstep does not know, weights that lack a tensor or have one more, or a
+            network that does not fit the bundle.
     """
     entry: DenoiserEntry = bundle.pick("network", name, bundle.manifest.denoisers)
     directory = bundle.component(name)

@@ -58,8 +58,13 @@ def is_edm(path: Path) -> bool:
 def load_edm_weights(path: Path, *, sigma_data: float = 0.5, null_class: bool = False) -> tuple[Denoiser, tuple[Input, ...]]:
     """The denoiser whose weights a file holds, and its inputs: class labels, or nothing.
 
-    path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone. null_class: it was trained without a
-    class, too; else no label means "none". Raises ValueError for a file that is neither, or weights of another network.
+    Args:
+        path: .safetensors, or what torch.save wrote of a state dict; read as tensors alone.
+        sigma_data: deviation of the data that it was trained on.
+        null_class: it was trained without a class, too; else no label means "none".
+
+    Raises:
+        ValueError: for a file that is neither, or weights of another network.
     """
     weights = {key.removeprefix("model."): value for key, value in _read(path).items() if not key.endswith("resample_filter")}
     try:

@@ -40,10 +40,15 @@ MOST = 100  # steps of the plan that is written, where the pipeline's own are mo
 class ImportOptions:
     """What a checkpoint does not say.
 
-    tokens: of a text condition. resolution: side of images in pixels, where the network takes any. null_class: it was trained
-    without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for. steps: of the plan, where not the
-    pipeline's own. guidance: of the plan, where not none, or of a network that embeds it. variant: of the files. license: in
-    words. config: a directory with the configurations that belong to a single file.
+    Args:
+        tokens: of a text condition.
+        resolution: side of images in pixels, where the network takes any.
+        null_class: it was trained without a class, too, which the last of a U-Net's classes, or EDM's zeros, stands for.
+        steps: of the plan, where not the pipeline's own.
+        guidance: of the plan, where not none, or of a network that embeds it.
+        variant: of the files, such as fp16.
+        license: in words.
+        config: a directory with the configurations that belong to a single file.
     """
 
     tokens: int | None = None
@@ -58,8 +63,17 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: a denoiser, its images and inputs, the configuration of its scheduler as its pipeline takes it, its
-    autoencoder, and what is to be said of it in sentences.
+    """What was read of a checkpoint.
+
+    Args:
+        denoiser: with its weights.
+        image: what it makes.
+        inputs: what that is made from.
+        scheduler: its configuration, as its pipeline takes it.
+        autoencoder: of diffusers; None for pixels.
+        pipeline: the name of its class, where the checkpoint says so.
+        mu: of a scheduler that shifts by the number of image tokens.
+        notes: what is to be said of it, in sentences.
     """
 
     denoiser: Denoiser
@@ -75,11 +89,22 @@ class Checkpoint:
 def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptions()) -> tuple[Bundle, Proof]:
     """Start a bundle with the network of a checkpoint as `teacher`, and with its own scheduler as the default plan.
 
-    source: a diffusers pipeline directory, a network with a scheduler beside it, a single file with the weights of a pipeline,
-    or one with those of an ADM network of EDM. Nothing in it is executed.
+    Nothing in the checkpoint is executed.
 
-    Raises FileExistsError when `out` exists, FileNotFoundError for a directory that is no pipeline's, ValueError for a network,
-    scheduler or autoencoder that fewstep does not drive, or where the pipeline and the plan end differently.
+    Args:
+        source: a diffusers pipeline directory, a network with a scheduler beside it, a single file with the weights of a
+            pipeline, or one with those of an ADM network of EDM.
+        out: the bundle to write.
+        options: what the checkpoint does not say.
+
+    Returns:
+        The bundle, and how near its plan ends to the checkpoint's own pipeline.
+
+    Raises:
+        FileExistsError: when `out` exists.
+        FileNotFoundError: for a directory that is no pipeline's.
+        ValueError: for a network, scheduler or autoencoder that fewstep does not drive, or where the pipeline and the plan end
+            differently.
     """
     check_new(out)
     found = read_checkpoint(source, options)
@@ -122,7 +147,15 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
 
 
 def read_checkpoint(source: Path, options: ImportOptions = ImportOptions()) -> Checkpoint:
-    """Read a directory or a file. Raises FileNotFoundError or ValueError as import_teacher does."""
+    """Read a directory or a file; nothing is written.
+
+    Args:
+        source, options: as for `import_teacher`.
+
+    Raises:
+        FileNotFoundError: for a directory that is no pipeline's.
+        ValueError: for what fewstep does not drive, or what neither the checkpoint nor an option says.
+    """
     if source.is_file() and is_edm(source):
         return _of_edm(source, options)
     if source.is_file() and options.config is None:

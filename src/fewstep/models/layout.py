@@ -28,9 +28,16 @@ ADD_SCHEDULER = (
 
 @dataclass(frozen=True)
 class Layout:
-    """network: the directory of its config.json; weights, where they are not in it: a single file, for all parts.
+    """The parts of a checkpoint.
 
-    index: model_index.json, {} where there is none. scheduler: its configuration. autoencoder: a directory, None for pixels.
+    Args:
+        root: the directory that was given, or the version in a cache.
+        network: the directory of its config.json.
+        config: of the network.
+        scheduler: its configuration.
+        index: model_index.json, {} where there is none.
+        autoencoder: a directory, None for pixels.
+        weights: a single file for all parts, where they are not in their directories.
     """
 
     root: Path
@@ -47,7 +54,12 @@ class Layout:
         return self.index.get("_class_name")
 
     def about(self, part: str, file: str) -> dict[str, Any]:
-        """What a JSON file of another part says, {} where it is not there."""
+        """What a JSON file of another part says, {} where it is not there.
+
+        Args:
+            part: a folder of the checkpoint, such as tokenizer.
+            file: in that folder.
+        """
         path = self.root / part / file
         return read_object(path) if path.is_file() else {}
 
@@ -55,9 +67,13 @@ class Layout:
 def find_layout(directory: Path, weights: Path | None = None) -> Layout:
     """Read a directory: a pipeline, one whose network lies beside model_index.json, or a network with a scheduler beside it.
 
-    weights: a single file; the directory then holds the configurations that belong to it.
+    Args:
+        directory: of diffusers, or a repository in a Hugging Face cache.
+        weights: a single file; the directory then holds the configurations that belong to it.
 
-    Raises FileNotFoundError for a directory that is none of them, ValueError for a part that is not driven.
+    Raises:
+        FileNotFoundError: for a directory that is none of them.
+        ValueError: for a part that is not driven or is missing, or a cache of several versions.
     """
     root = _snapshot(directory)
     flat = (root / "config.json").is_file()

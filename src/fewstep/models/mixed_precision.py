@@ -27,7 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Where networks compute in it; weights stay in fp32."""
+    """Where networks compute in it; weights stay in fp32.
+
+    Args:
+        precision: bf16, fp16, or no for fp32.
+        device: where the network is.
+    """
     return torch.autocast(device.type, TYPES[precision], enabled=precision != "no")
 
 
@@ -48,8 +53,16 @@ class ChosenPrecision(NamedTuple):
 def precision_here(wanted: str, device: torch.device, what: str, *, stored: str | None = None) -> ChosenPrecision:
     """bf16, fp16 or no: what is wanted or, with auto, what the stopped run began in, else what is faster here.
 
-    Its sentence says what was chosen, and how much longer a slow one takes. what: the work, in words. stored: of the run that
-    goes on. Raises ValueError for fp16 on a processor, where nothing scales gradients that it has no numbers for.
+    Its sentence says what was chosen, and how much longer a slow one takes.
+
+    Args:
+        wanted: bf16, fp16, no or auto.
+        device: where the work runs.
+        what: the work, in words.
+        stored: of the run that goes on.
+
+    Raises:
+        ValueError: for fp16 on a processor, where nothing scales gradients that it has no numbers for.
     """
     if device.type == "cpu" and "fp16" in (wanted, stored):
         raise ValueError(f"{what} computes in fp16 on a GPU alone; on a processor take bf16 or no (fp32)")
@@ -83,6 +96,10 @@ def times_fp32(precision: str, kind: str) -> float:
 
     Both are timed in turns and the best of each counts; on a processor in one thread, by the time that it is given: threads
     that wait for each other beside other work would make either look ten times as slow.
+
+    Args:
+        precision: bf16 or fp16.
+        kind: of device, such as cpu.
     """
     device, threads = torch.device(kind), torch.get_num_threads()
     blocks, best = [_block(p, device) for p in ("no", precision)], [inf, inf]

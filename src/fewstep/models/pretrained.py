@@ -31,9 +31,15 @@ class Loaded(NamedTuple):
 
 
 def load_part(made: Any, directory: Path, variant: str | None = None) -> Loaded:
-    """A module of the class `made` that diffusers saved. variant: of its files, such as fp16, where there are several.
+    """A module of the class `made` that diffusers saved.
 
-    Raises ValueError where there are pickles only, or tensors that are missing or that nothing takes.
+    Args:
+        made: a class of diffusers.
+        directory: with config.json and .safetensors.
+        variant: of the files, such as fp16; the plain ones, or the only ones there are, unless given.
+
+    Raises:
+        ValueError: where there are pickles only, no such variant, or tensors that are missing or that nothing takes.
     """
     variant, files = _files(made, directory, variant)
     with readable(directory):
@@ -51,7 +57,16 @@ def load_part(made: Any, directory: Path, variant: str | None = None) -> Loaded:
 
 
 def load_single(made: Any, file: Path, directory: Path) -> Loaded:
-    """A module of the class `made` out of a file that holds a whole model, by the configuration in a directory."""
+    """A module of the class `made` out of a file that holds a whole model, by the configuration in a directory.
+
+    Args:
+        made: a class of diffusers.
+        file: .safetensors, of all parts of a model.
+        directory: with the config.json of this part.
+
+    Raises:
+        ValueError: where the file cannot be read, or lacks tensors.
+    """
     with readable(file), _undispatched():
         module = made.from_single_file(str(file), config=str(directory), local_files_only=True)
     missing = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]

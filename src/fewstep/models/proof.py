@@ -63,7 +63,13 @@ class Proven(NamedTuple):
 
 @dataclass(frozen=True)
 class Proof:
-    """against: what the plans were compared with. cases: what was compared; left_out: steps that would have taken too long."""
+    """How near both end, case by case.
+
+    Args:
+        against: what the plans were compared with, in words.
+        cases: what was compared.
+        left_out: steps that would have taken too long, in sentences.
+    """
 
     against: str
     cases: list[Proven]
@@ -146,9 +152,20 @@ def prove(
     pipeline: str | None = None,
     autoencoder: Any = None,
 ) -> Proof:
-    """Compare last states for every case, the short ones first.
+    """Compare last states for every case.
 
-    Raises ValueError where they differ, or where the pipeline does not run.
+    Args:
+        denoiser: around the checkpoint's network.
+        scheduler: of diffusers, made from the checkpoint's configuration; its timesteps are set here.
+        cases: those of few steps first, by which the time of the others is known.
+        inputs: of the signature.
+        shape: of a state, (C, ...).
+        mu: of a scheduler that shifts by the number of image tokens.
+        pipeline: the name of its class, where the checkpoint says so.
+        autoencoder: of a latent model.
+
+    Raises:
+        ValueError: where they differ, or where the pipeline does not run.
     """
     subject = _Subject(denoiser, scheduler, mu, inputs, shape, pipeline, autoencoder)
     against = _against(subject)

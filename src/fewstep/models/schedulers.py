@@ -52,7 +52,12 @@ LEVELS = 1000  # of an EDM network, as a discrete schedule
 def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     """The scheduler of a configuration, or the one called `name` with the keys that it has in common with that.
 
-    Raises ValueError for one that fewstep does not read, a key that nothing reads, or a setting that is refused.
+    Args:
+        config: as diffusers writes it.
+        name: of a class of diffusers; the configuration's own unless given.
+
+    Raises:
+        ValueError: for one that fewstep does not read, a key that nothing reads, or a setting that is refused.
     """
     name = name or str(config.get("_class_name"))
     if name not in KINDS:
@@ -72,9 +77,14 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
 
 
 def parametrisation_of(config: Mapping[str, Any], *, mu: float | None = None) -> Parametrisation:
-    """What a network estimates, by the configuration of its scheduler. mu: the shift of a flow that shifts dynamically.
+    """What a network estimates, by the configuration of its scheduler.
 
-    Raises ValueError where fewstep has no word for it.
+    Args:
+        config: of the scheduler that the network was trained for.
+        mu: the shift of a flow that shifts dynamically.
+
+    Raises:
+        ValueError: where fewstep has no word for it, or mu is needed and not given.
     """
     scheduler = make_scheduler(config)
     name, found = type(scheduler).__name__, scheduler.config
@@ -120,7 +130,12 @@ def _flow(name: str, found: Any, mu: float | None) -> Flow:
 
 
 def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
-    """mu of a flow whose shift depends on the number of image tokens, as diffusers' pipelines say; None for another."""
+    """mu of a flow whose shift depends on the number of image tokens, as diffusers' pipelines say; None for another.
+
+    Args:
+        config: of a scheduler.
+        tokens: of an image, as the network counts them.
+    """
     if not config.get("use_dynamic_shifting"):
         return None
     defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.16}
@@ -129,9 +144,16 @@ def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float | None:
 
 
 def with_steps(scheduler: Any, steps: int, mu: float | None = None, sigmas: Callable[[int], list[float]] | None = None) -> Any:
-    """The scheduler, its timesteps set. Raises ValueError for a number of steps that it does not take.
+    """The scheduler, its timesteps set.
 
-    sigmas: levels for so many steps, where not the scheduler's own.
+    Args:
+        scheduler: of diffusers; it is changed.
+        steps: 1 to MAX_STEPS.
+        mu: of a scheduler that shifts by the number of image tokens.
+        sigmas: levels for so many steps, where not the scheduler's own.
+
+    Raises:
+        ValueError: for a number of steps that it does not take.
     """
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"a plan takes 1 to {MAX_STEPS} steps, got {steps}")
@@ -154,12 +176,29 @@ def scheduler_plan(
     mu: float | None = None,
     sigmas: Callable[[int], list[float]] | None = None,
 ) -> Plan:
-    """A scheduler's plan for the network that it is configured for. sigmas: see with_steps."""
+    """A scheduler's plan for the network that it is configured for.
+
+    Args:
+        scheduler: of diffusers; its timesteps are set here.
+        parametrisation: of the network, as `parametrisation_of` has it.
+        steps: as a pipeline counts them; a plan may have more rows.
+        guidance: by noise level.
+        mu, sigmas: as for `with_steps`.
+
+    Raises:
+        ValueError: for steps that it does not take, or a scheduler that is no table.
+    """
     return trace(with_steps(scheduler, steps, mu, sigmas), parametrisation, guidance)[0]
 
 
 def plan_name(scheduler: Any, steps: int, guidance: Guidance = PLAIN) -> str:
-    """What a scheduler's plan is called: pndm20, dpmsolver_karras6_w7.5."""
+    """What a scheduler's plan is called: pndm20, dpmsolver_karras6_w7.5.
+
+    Args:
+        scheduler: of diffusers.
+        steps: as a pipeline counts them.
+        guidance: of the plan; none leaves the name as it is.
+    """
     plain = re.sub("Scheduler|Discrete|Multistep", "", type(scheduler).__name__)
     words = [re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain).lower()]
     words += [spacing for spacing in SPACINGS if scheduler.config.get(f"use_{spacing}_sigmas")]
@@ -180,10 +219,19 @@ def plan_for(
 ) -> tuple[Plan, str]:
     """The plan of the scheduler `name` for a network, and what it is to be called.
 
-    own: the configuration of the scheduler that the network came with, whose settings it keeps; config: settings to change.
-    sigmas: the levels that its pipeline tells its own scheduler, where it does.
+    Args:
+        network: its parametrisation.
+        name: a class of diffusers.
+        steps: as a pipeline counts them.
+        guidance: by noise level.
+        own: the configuration of the scheduler that the network came with, whose settings it keeps.
+        mu: of a scheduler that shifts by the number of image tokens.
+        config: settings to change.
+        sigmas: the levels that its pipeline tells its own scheduler, where it does.
 
-    Raises ValueError for a scheduler of networks of another kind, or settings that say something else of the network.
+    Raises:
+        ValueError: for a scheduler of networks of another kind, settings that say something else of the network, or a scheduler
+            that is no table.
     """
     if name not in KINDS:
         raise ValueError(f"scheduler is one of {', '.join(KINDS)}, got {name!r}")

@@ -30,7 +30,17 @@ def os_errors() -> Iterator[None]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file, whole or not at all. Raises OSError, and then leaves what was there before, and what `writing` raises."""
+    """Write a safetensors file, whole or not at all: what was there before is replaced, or left.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+        metadata: words for the file's header.
+
+    Raises:
+        OSError: where it cannot be written.
+        ValueError: where no file may be, as `writing` says.
+    """
     with writing(path) as beside, os_errors():
         contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(contiguous, beside, dict(metadata or {}))

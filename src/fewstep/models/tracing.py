@@ -39,7 +39,12 @@ CLEAN = 1e-6  # of alpha: the last state is clean data
 class HandedNoise(TorchFunctionMode):
     """While it is active, torch.randn of a shape gives what `noise` gives, and arithmetic stays in the dtype it is in.
 
-    clip: what is called in place of clamp(x, low, high) on tensors of that shape, where it is given. `count`: draws so far.
+    `count` says how many were drawn so far.
+
+    Args:
+        shape: with a batch; noise of another batch of that shape is expanded.
+        noise: the draw of a number, from 0.
+        clip: what is called in place of clamp(x, low, high) on tensors of that shape, where it is given.
     """
 
     def __init__(
@@ -108,10 +113,18 @@ class _Traced:
 
 
 def trace(scheduler: Any, parametrisation: Parametrisation, guidance: Guidance = PLAIN) -> tuple[Plan, list[int]]:
-    """The plan of a scheduler whose timesteps are set, and which of its draws of noise (0 is the first after the start) the
-    plan's rows with noise use. parametrisation: of the network, by the scheduler's prediction_type.
+    """The plan of a scheduler whose timesteps are set, and which of its draws of noise the plan's rows use.
 
-    Raises ValueError for a scheduler that is not linear, or for levels that the network does not have.
+    Args:
+        scheduler: of diffusers; it is not changed.
+        parametrisation: of the network, by the scheduler's prediction_type.
+        guidance: by noise level, taken at the level of each row.
+
+    Returns:
+        The plan, and one number for each row with noise; 0 is the first draw after the start.
+
+    Raises:
+        ValueError: for a scheduler that is not linear, or for levels that the network does not have.
     """
     traced = _walk(copy.deepcopy(scheduler))
     alphas, sigmas, timesteps = _levels(scheduler, traced, parametrisation)
@@ -148,7 +161,16 @@ def trace(scheduler: Any, parametrisation: Parametrisation, guidance: Guidance =
 
 
 def steps_of(scheduler: Any, x: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
-    """The loop of a diffusers pipeline around network(what it is given, timestep): every state, from unit noise x."""
+    """The loop of a diffusers pipeline around network(what it is given, timestep): every state, from unit noise x.
+
+    Args:
+        scheduler: of diffusers, its timesteps set.
+        x: unit noise, (B, C, ...).
+        network: F of the scaled state and the timestep, with guidance where there is any.
+
+    Yields:
+        The state after every step, in the scheduler's own scaling, (B, C, ...).
+    """
     x = x * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x

@@ -19,7 +19,12 @@ MAX_SCALE = 1000.0
 class Guidance:
     """Guidance by a scale where lo < sigma / alpha <= hi, and 1 (no unconditional pass at all) elsewhere.
 
-    Raises ValueError for an empty interval or a scale beyond MAX_SCALE.
+    Args:
+        scale: of the conditional pass against the unconditional one, between -MAX_SCALE and MAX_SCALE; 1 is no guidance.
+        lo, hi: noise levels sigma / alpha between which it is on; lo excluded, hi included.
+
+    Raises:
+        ValueError: for an empty interval or a scale beyond MAX_SCALE.
     """
 
     scale: float = 1.0
@@ -58,7 +63,13 @@ PLAIN = Guidance()
 def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ...]) -> Denoise:
     """Bind a condition: D(x, sigma, scale) = D_null + scale (D_condition - D_null), one evaluation where scale is 1.
 
-    denoise is D(x, sigma, *condition); null is the condition that means "none", read only where the scale is not 1.
+    Args:
+        denoise: D(x, sigma, *condition).
+        condition: arrays with one row for each sample.
+        null: the arrays that mean "none", read only where the scale is not 1.
+
+    Returns:
+        D(x, sigma, scale), which passes a timestep on where it is given one.
     """
 
     def guided_denoise(x: Array, sigma: float, scale: float = 1.0, **told: float) -> Array:
@@ -71,5 +82,10 @@ def guided(denoise: Denoise, condition: tuple[Array, ...], null: tuple[Array, ..
 
 
 def mix(conditional: Array, unconditional: Array, scale: Array) -> Array:
-    """unconditional + scale (conditional - unconditional). Ho and Salimans 2022, eq. 6 with 1 + w = scale."""
+    """unconditional + scale (conditional - unconditional). Ho and Salimans 2022, eq. 6 with 1 + w = scale.
+
+    Args:
+        conditional, unconditional: estimates of one state, of one shape.
+        scale: a number, or an array that broadcasts against them.
+    """
     return unconditional + scale * (conditional - unconditional)

@@ -36,7 +36,12 @@ Level: TypeAlias = Any  # one float, exact in float64, or a torch Tensor of nois
 
 
 class Scales(NamedTuple):
-    """D = skip x + out F(into x, timestep); floats for a float sigma, else floats or tensors like sigma."""
+    """D = skip x + out F(into x, timestep); floats for a float sigma, else floats or tensors like sigma.
+
+    Args:
+        skip, out, into: factors of the state, of the network's output and of its input.
+        timestep: what the network is told of the noise level.
+    """
 
     skip: Any
     out: Any
@@ -79,7 +84,14 @@ class Betas(_Frozen):
         return _signal(self)
 
     def timestep(self, sigma: Level, alpha: Level) -> Level:
-        """The index t, between whole numbers where need be, at which training had this level; ends hold beyond the table."""
+        """The index t, between whole numbers where need be, at which training had this level; ends hold beyond the table.
+
+        Args:
+            sigma, alpha: both floats, or both tensors (B,).
+
+        Returns:
+            A float for a float sigma, otherwise a tensor (B,).
+        """
         logs = self._logs()
         if isinstance(sigma, float | int):
             level = math.log(sigma / alpha) if alpha else math.inf

@@ -39,13 +39,20 @@ Denoise: TypeAlias = Callable[..., Array]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The numbers of one sampler with n rows.
+    """The numbers of one sampler with n rows; start, timesteps and clip are None in the plain case.
 
-    alphas, sigmas (n + 1,): coordinates of x_0 .. x_n. a, b (n, n): lower-triangular weights of states and estimates.
-    c (n,): fresh noise added by a row. guidance (n,): its scale; 1 means the unconditional pass does not exist.
-    start, timesteps (n,), clip (n, n) with clip_range: see above; None in the plain case.
+    Args:
+        alphas, sigmas: (n + 1,), coordinates of x_0 .. x_n.
+        a, b: (n, n), lower-triangular weights of states and estimates.
+        c: (n,), fresh noise added by a row.
+        guidance: (n,), its scale; 1 means the unconditional pass does not exist.
+        start: what unit noise is multiplied by, where that is not sigma_0.
+        timesteps: (n,), what the network is told, where that does not follow from sigma.
+        clip: (n, n), lower-triangular weights of clipped estimates.
+        clip_range: estimates are clipped to -clip_range and clip_range.
 
-    Raises ValueError where a shape, a sign or the triangular form is wrong.
+    Raises:
+        ValueError: where a shape, a sign or the triangular form is wrong, or a row has no coefficient.
     """
 
     alphas: Floats
@@ -119,7 +126,11 @@ class Plan:
         return 1 + int(np.count_nonzero(self.c))
 
     def begin(self, noise: Array) -> Array:
-        """x_0, the state that unit noise becomes: the one place that says how a plan starts."""
+        """x_0, the state that unit noise becomes: the one place that says how a plan starts.
+
+        Args:
+            noise: unit normal, (B, C, ...).
+        """
         start = float(self.sigmas[0]) if self.start is None else self.start
         return noise if start == 1 else start * noise
 
@@ -128,7 +139,12 @@ class Plan:
         return {} if self.timesteps is None else {"timestep": float(self.timesteps[row])}
 
     def reads_estimate(self, row: int, since: int) -> bool:
-        """Whether D_row stands in a row from `since` on."""
+        """Whether D_row stands in a row from `since` on.
+
+        Args:
+            row: of the estimate.
+            since: the first row that may read it.
+        """
         return bool(self.b[since:, row].any()) or (self.clip is not None and bool(self.clip[since:, row].any()))
 
     def consistency(self) -> Floats:
@@ -150,7 +166,18 @@ class Step(NamedTuple):
 
 
 def advance(plan: Plan, k: int, states: Sequence[Array], estimates: Sequence[Array], noise: Array = None) -> Array:
-    """x_{k+1} from x_0..x_k and D_0..D_k; terms with a zero coefficient are never formed."""
+    """x_{k+1} from x_0..x_k and D_0..D_k; terms with a zero coefficient are never formed.
+
+    Args:
+        plan: its row k is applied.
+        k: the row.
+        states: x_0 .. x_k, (B, C, ...) each.
+        estimates: D_0 .. D_k, like states.
+        noise: unit normal like a state; read only where c[k] is not 0.
+
+    Returns:
+        x_{k+1}, like a state.
+    """
     pairs = [*zip(plan.a[k], states, strict=False), *zip(plan.b[k], estimates, strict=False), (plan.c[k], noise)]
     if plan.clip is not None and (top := plan.clip_range):
         pairs += [(f, estimates[j].clip(-top, top)) for j, f in enumerate(plan.clip[k, : k + 1]) if f]
@@ -161,8 +188,19 @@ def advance(plan: Plan, k: int, states: Sequence[Array], estimates: Sequence[Arr
 def trajectory(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = ()) -> Iterator[Step]:
     """Walk the plan from the state x = plan.begin(unit noise), (B, C, ...), yielding every step as it is made.
 
-    noise: one unit-normal array like x for each row with c != 0. States that no later row reads are let go.
-    Raises ValueError when the number of noise arrays is not plan.draws - 1.
+    States and estimates that no later row reads are let go.
+
+    Args:
+        denoise: D(x, sigma), or D(x, sigma, scale) on rows with guidance; told timestep=... where the plan has timesteps.
+        x: the state x_0.
+        plan: the table to walk, in the coordinates of the denoiser.
+        noise: one unit-normal array like x for each row with c != 0.
+
+    Yields:
+        A step for each row, with x_{row+1} and D_row.
+
+    Raises:
+        ValueError: where there are not plan.draws - 1 noise arrays, when the first step is asked for.
     """
     if len(noise) != plan.draws - 1:
         raise ValueError(f"this plan adds noise on {plan.draws - 1} rows, got {len(noise)} noise arrays")
@@ -182,7 +220,14 @@ def trajectory(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = 
 
 
 def sample(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = ()) -> Array:
-    """x_n, the end of the trajectory that starts at x = plan.begin(unit noise), (B, C, ...)."""
+    """x_n, the end of the trajectory that starts at x = plan.begin(unit noise), (B, C, ...).
+
+    Args:
+        denoise, x, plan, noise: as for `trajectory`.
+
+    Raises:
+        ValueError: where there are not plan.draws - 1 noise arrays.
+    """
     for step in trajectory(denoise, x, plan, noise):
         x = step.x
     return x

@@ -33,9 +33,13 @@ MAX_STEPS = 1000  # a plan's tables have n^2 numbers
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """alphas, sigmas (n + 1,) float64; the noise level sigma / alpha falls strictly.
+    """The coordinates of n + 1 levels; the noise level sigma / alpha falls strictly.
 
-    Raises ValueError otherwise.
+    Args:
+        alphas, sigmas: (n + 1,), kept in float64; an alpha of 0 is pure noise, a last sigma of 0 is clean data.
+
+    Raises:
+        ValueError: for fewer than two levels, or where sigma / alpha does not fall strictly to 0 or more.
     """
 
     alphas: Floats
@@ -71,7 +75,19 @@ def _count(n: int) -> int:
 
 
 def karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Grid:
-    """Levels equally spaced in sigma^(1/rho) from sigma_max to sigma_min, then 0. Karras et al. 2022, eq. 5."""
+    """Levels equally spaced in sigma^(1/rho) from sigma_max to sigma_min, then 0. Karras et al. 2022, eq. 5.
+
+    Args:
+        n: steps, 1 to MAX_STEPS.
+        sigma_min, sigma_max: the last level above 0, and the first.
+        rho: above 1, the larger, the closer levels lie near sigma_min; 7 in the paper.
+
+    Returns:
+        n + 1 levels in EDM coordinates.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max, or for another n.
+    """
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"karras needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), _count(n))
@@ -79,12 +95,23 @@ def karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Grid
 
 
 def uniform(n: int, sigma_max: float) -> Grid:
-    """Levels sigma_max (n - k) / n, EDM coordinates: the grid of K-step SiD generators (sigma_max 2.5)."""
+    """Levels sigma_max (n - k) / n, EDM coordinates: the grid of K-step SiD generators (sigma_max 2.5).
+
+    Args:
+        n: steps, 1 to MAX_STEPS.
+        sigma_max: the first level.
+    """
     return Grid(np.ones(n + 1), np.linspace(sigma_max, 0.0, _count(n) + 1))
 
 
 def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, scaled: bool = False) -> Floats:
-    """The linear beta schedule, (steps,). Ho et al. 2020. scaled: linear in sqrt(beta), as Stable Diffusion's."""
+    """The linear beta schedule, (steps,). Ho et al. 2020.
+
+    Args:
+        steps: of training.
+        start, end: the first and the last beta.
+        scaled: linear in sqrt(beta), as Stable Diffusion's.
+    """
     power = 2 if scaled else 1
     betas: Floats = np.linspace(start ** (1 / power), end ** (1 / power), steps) ** power
     return betas
@@ -98,12 +125,20 @@ def cosine_betas(steps: int = 1000) -> Floats:
 
 
 def vp_signal(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, scaled: bool = False) -> Floats:
-    """abar_t of the linear beta schedule, (steps,)."""
+    """abar_t of the linear beta schedule, (steps,).
+
+    Args:
+        steps, start, end, scaled: as for `linear_betas`.
+    """
     return np.cumprod(1 - linear_betas(steps, start, end, scaled=scaled), dtype=np.float64)
 
 
 def zero_terminal_snr(signal: Floats) -> Floats:
-    """abar_t moved and stretched in its root: the first level stays, the last is pure noise. Lin et al. 2023, algorithm 1."""
+    """abar_t moved and stretched in its root: the first level stays, the last is pure noise. Lin et al. 2023, algorithm 1.
+
+    Args:
+        signal: abar_t, (T,), decreasing.
+    """
     root = np.sqrt(signal)
     moved: Floats = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     return moved**2
@@ -112,7 +147,15 @@ def zero_terminal_snr(signal: Floats) -> Floats:
 def vp(n: int, signal: Floats | None = None) -> Grid:
     """n of the discrete VP levels, evenly spaced and including the noisiest, then clean data.
 
-    signal: abar_t, (T,), decreasing; the DDPM table by default.
+    Args:
+        n: steps, at most as many as signal has levels.
+        signal: abar_t, (T,), decreasing; the DDPM table by default.
+
+    Returns:
+        n + 1 levels in VP coordinates.
+
+    Raises:
+        ValueError: for an n below 1 or beyond the levels there are.
     """
     signal = vp_signal() if signal is None else signal
     index = np.round(signal.size * (1 - np.arange(_count(n)) / n)).astype(int) - 1
@@ -121,7 +164,18 @@ def vp(n: int, signal: Floats | None = None) -> Grid:
 
 
 def flow(n: int, shift: float = 1.0) -> Grid:
-    """Rectified-flow times t from 1 to 0, moved to shift t / (1 + (shift - 1) t). Esser et al. 2024, eq. 23."""
+    """Rectified-flow times t from 1 to 0, moved to shift t / (1 + (shift - 1) t). Esser et al. 2024, eq. 23.
+
+    Args:
+        n: steps, 1 to MAX_STEPS.
+        shift: above 1 it moves levels towards noise.
+
+    Returns:
+        n + 1 levels in flow coordinates, the first pure noise.
+
+    Raises:
+        ValueError: for another n.
+    """
     t = np.linspace(1.0, 0.0, _count(n) + 1)
     t = shift * t / (1 + (shift - 1) * t)
     return Grid(1 - t, t)

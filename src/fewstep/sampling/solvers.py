@@ -17,7 +17,15 @@ ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 2
 
 
 def ddim(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
-    """x' = alpha' D + sigma' eps; Euler in EDM and flow coordinates. Song et al. 2021, eq. 12 with eta = 0. Order 1."""
+    """x' = alpha' D + sigma' eps; Euler in EDM and flow coordinates. Song et al. 2021, eq. 12 with eta = 0. Order 1.
+
+    Args:
+        grid: in the coordinates of the network.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan of grid.n rows.
+    """
     ratio = grid.sigmas[1:] / grid.sigmas[:-1]
     return Plan(
         alphas=grid.alphas,
@@ -34,6 +42,13 @@ def heun(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
 
     The slope is D dalpha + eps dsigma with eps = (x - alpha D) / sigma, which is Karras et al. 2022, algorithm 1, in EDM
     coordinates and Heun in t for flows. The correction shares the guidance of the step it belongs to (its start).
+
+    Args:
+        grid: in the coordinates of the network.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan; of 2 n rows where the grid ends above sigma = 0.
     """
     corrected = [i for i in range(grid.n) if grid.sigmas[i + 1] > 0]
     rows = grid.n + len(corrected)
@@ -62,6 +77,13 @@ def dpmpp_2m(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
     """DPM-Solver++(2M): exponential integrator in log(alpha / sigma), multistep. Lu et al. 2022, algorithm 2. Order 2.
 
     First order on the first step and on a step to sigma = 0, where the half log-SNR step is infinite.
+
+    Args:
+        grid: in the coordinates of the network.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan of grid.n rows.
     """
     n = grid.n
     with np.errstate(divide="ignore"):
@@ -78,7 +100,15 @@ def dpmpp_2m(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
 
 
 def ipndm(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
-    """DDIM with the noise extrapolated from up to four estimates. Zhang and Chen 2023 (iPNDM), after Liu et al. 2022, eq. 9."""
+    """DDIM with the noise extrapolated from up to four estimates. Zhang and Chen 2023 (iPNDM), after Liu et al. 2022, eq. 9.
+
+    Args:
+        grid: in the coordinates of the network.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan of grid.n rows.
+    """
     n = grid.n
     a, b = np.zeros((n, n)), np.zeros((n, n))
     for k in range(n):
@@ -90,8 +120,18 @@ def ipndm(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
 def spndm(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
     """DDIM with the noise extrapolated from two estimates; the first step takes the mean of the noise at its two ends.
 
-    n + 1 rows. Liu et al. 2022, eq. 12 and 13 (S-PNDM). Raises ValueError where the grid starts from pure noise (alpha = 0):
-    such a state says nothing of x0, so the first step has no mean; or of a single step to clean data.
+    Liu et al. 2022, eq. 12 and 13 (S-PNDM).
+
+    Args:
+        grid: in the coordinates of the network, from a level below pure noise.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan of grid.n + 1 rows.
+
+    Raises:
+        ValueError: where the grid starts from pure noise (alpha = 0), a state that says nothing of x0, so that the first step
+            has no mean; or for a single step to clean data.
     """
     if grid.alphas[0] == 0:
         raise ValueError("S-PNDM cannot start from pure noise (alpha = 0); start the grid below it, or use ipndm")
@@ -124,7 +164,15 @@ def _transfer(alphas: Floats, sigmas: Floats, row: int, start: int, noise: dict[
 
 
 def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
-    """x' = alpha' D + sigma' fresh noise: how a distilled generator walks its few levels. Zhou et al. 2025, 2505.12674."""
+    """x' = alpha' D + sigma' fresh noise: how a distilled generator walks its few levels. Zhou et al. 2025, 2505.12674.
+
+    Args:
+        grid: in the coordinates of the network.
+        guidance: by noise level, taken at the start of each step.
+
+    Returns:
+        A plan of grid.n rows, which draws noise in all but one to clean data.
+    """
     return Plan(
         alphas=grid.alphas,
         sigmas=grid.sigmas,
@@ -138,8 +186,14 @@ def few_step(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
 def moved(plan: Plan, parametrisation: Parametrisation) -> Plan:
     """The same sampler in the coordinates of another parametrisation: every state times the ratio of both at its level.
 
-    Timesteps of its own are those of the network that it was for, and go. Raises ValueError where a level is pure noise, which
-    the other coordinates may not have.
+    Timesteps of its own are those of the network that it was for, and go.
+
+    Args:
+        plan: in the coordinates of any parametrisation.
+        parametrisation: of the network that is to walk it.
+
+    Raises:
+        ValueError: where a level is pure noise, which the other coordinates may not have.
     """
     if (plan.alphas == 0).any():
         raise ValueError("this sampler has a level that is pure noise (alpha = 0); take one whose levels are below")
@@ -163,8 +217,15 @@ def moved(plan: Plan, parametrisation: Parametrisation) -> Plan:
 def scaled(plan: Plan, factors: Floats) -> Plan:
     """The plan whose noise estimate in row k, eps_k = (x_k - alpha_k D_k) / sigma_k, counts factors[k] times, (n,).
 
-    Epsilon scaling, Ning et al. 2023 (arXiv 2308.15321): no network changes, for D becomes f D + (1 - f) x / alpha. Raises
-    ValueError for a plan that starts where alpha is 0, where a state says nothing of the image, or one that clips estimates.
+    Epsilon scaling, Ning et al. 2023 (arXiv 2308.15321): no network changes, for D becomes f D + (1 - f) x / alpha.
+
+    Args:
+        plan: without clip, from a level below pure noise.
+        factors: (n,), one for each row; 1 changes nothing.
+
+    Raises:
+        ValueError: for a plan that has a row where alpha is 0, where a state says nothing of the image, or one that clips
+            estimates.
     """
     alphas = plan.alphas[:-1]
     if plan.clip is not None:

@@ -106,6 +106,13 @@ def track(steps: Sequence[int], what: str) -> Iterable[int]:
     """A progress bar with elapsed and remaining time; lines every few seconds where stderr is no terminal.
 
     Where steps begin later than at 0, those before them count as done.
+
+    Args:
+        steps: what is walked.
+        what: the work, in words.
+
+    Yields:
+        The steps, one by one.
     """
     before = steps.start if isinstance(steps, range) and steps.step == 1 else 0
     if before:
@@ -179,7 +186,13 @@ def clock(seconds: float) -> str:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: numbers right, words left. Cells are shown as they are, columns with nothing in them not at all."""
+    """A table: numbers right, words left. Cells are shown as they are, columns with nothing in them not at all.
+
+    Args:
+        title: a line above it.
+        head: a word for each column.
+        rows: a text for each column; those of the first column name the row.
+    """
     shown = Table(title=visible(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
     for i in kept:

@@ -65,7 +65,12 @@ def install(*extras: str) -> str:
 
 
 def install_for(verb: str, package: str) -> str | None:
-    """How to get a package that a verb of the command found missing; None for one that no extra brings."""
+    """How to get a package that a verb of the command found missing; None for one that no extra brings.
+
+    Args:
+        verb: of the command; another than those of FOR_VERB gets the first extra that brings the package.
+        package: by the name it is imported by.
+    """
     extras = EXTRAS_OF.get(package, ())
     wanted = FOR_VERB.get(verb)
     return install(wanted if wanted in extras else extras[0]) if extras else None

@@ -23,7 +23,13 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MIN
 
 @dataclass(frozen=True)
 class Machine:
-    """What engine builds depend on: the first GPU's architecture (SM) such as "89" and its name, and the memory."""
+    """What engine builds depend on.
+
+    Args:
+        sm: architecture of the first GPU, such as "89"; None without one.
+        gpu: its name.
+        memory_bytes: of the machine, not of the GPU; 0 where it is not known.
+    """
 
     sm: str | None = None
     gpu: str | None = None

@@ -14,7 +14,13 @@ __all__ = ["grid", "save_grid"]
 
 
 def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Image.Image:
-    """Images (B, H, W, C) uint8 as one picture, row by row, each pixel `scale` pixels wide."""
+    """Images (B, H, W, C) uint8 as one picture, row by row, each pixel `scale` pixels wide.
+
+    Args:
+        images: (B, H, W, C), of 1, 3 or 4 channels.
+        columns: images in a row of the picture.
+        scale: pixels of the picture for one of an image, in either direction.
+    """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)
@@ -25,6 +31,15 @@ def grid(images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> Imag
 
 
 def save_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int, scale: int = 1) -> None:
-    """Write a grid as PNG. Raises what fewstep.system.places.writing raises."""
+    """Write a grid as PNG.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        images, columns, scale: as for `grid`.
+
+    Raises:
+        ValueError: where no file may be, as `writing` says.
+        OSError: where it cannot be written.
+    """
     with writing(path) as beside:
         grid(images, columns=columns, scale=scale).save(beside, format="PNG")

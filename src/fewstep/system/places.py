@@ -46,8 +46,13 @@ def check_folder(path: Path) -> None:
 def check_file(path: Path, suffix: str = "") -> None:
     """Whether a file can be written, or the one that is there be replaced.
 
-    Raises ValueError in no directory, inside a bundle, over a directory, device or mount, or for another suffix; OSError where
-    none can be written.
+    Args:
+        path: of the file.
+        suffix: that it must have, with the point; any unless given.
+
+    Raises:
+        ValueError: in no directory, inside a bundle, over a directory, device or mount, or for another suffix.
+        OSError: where none can be written.
     """
     target = _real(path)
     if not target.parent.is_dir():
@@ -82,7 +87,12 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def alike(old: Path, new: Path) -> None:
-    """Give a file or directory the mode of another, and its owner where this is allowed."""
+    """Give a file or directory the mode of another, and its owner where this is allowed.
+
+    Args:
+        old: whose mode and owner are taken.
+        new: what gets them.
+    """
     was, now = old.stat(), new.stat()
     if (was.st_dev, was.st_ino) == (now.st_dev, now.st_ino):
         return
@@ -119,7 +129,12 @@ def _real(path: Path) -> Path:
 
 
 def refuse_inside(folder: Path, path: Path) -> None:
-    """Raise ValueError where a directory, into which path is to be written, is a bundle or lies in one."""
+    """Raise ValueError where a directory, into which path is to be written, is a bundle or lies in one.
+
+    Args:
+        folder: the directory, its links followed.
+        path: as it was given, for the sentence.
+    """
     for place in (folder, *folder.parents):
         if (place / MANIFEST).is_file():
             raise ValueError(

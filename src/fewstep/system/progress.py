@@ -18,7 +18,12 @@ Meter: TypeAlias = Callable[[str], AbstractContextManager[Report]]
 
 
 def silent(steps: Sequence[int], what: str) -> Iterable[int]:  # noqa: ARG001
-    """The Track that shows nothing."""
+    """The Track that shows nothing.
+
+    Args:
+        steps: given back as they are.
+        what: the work, in words.
+    """
     return steps
 
 
@@ -27,7 +32,13 @@ def unsaid(line: str) -> None:
 
 
 def noted(track: Track, lines: Iterable[str], note: Callable[[str], None]) -> Track:
-    """A track that first notes lines about what work is done on: as the work begins, for it may be refused before."""
+    """A track that first notes lines about what work is done on: as the work begins, for it may be refused before.
+
+    Args:
+        track: what shows the work.
+        lines: each is noted once, before the first step.
+        note: where a line goes.
+    """
     left = iter(lines)
 
     def told(steps: Sequence[int], what: str) -> Iterable[int]:

@@ -12,7 +12,15 @@ MAX_REASON = 200  # characters of what a library says
 
 @contextmanager
 def readable(what: str, way_out: str) -> Iterator[None]:
-    """Turn whatever reading a file raises into a ValueError of one sentence: what cannot be read, why, and the way out."""
+    """Turn whatever reading a file raises into a ValueError of one sentence: what cannot be read, why, and the way out.
+
+    Args:
+        what: the file, in words.
+        way_out: what to do, as the end of the sentence.
+
+    Raises:
+        ValueError: for whatever was raised in the block.
+    """
     try:
         yield
     except Exception as error:

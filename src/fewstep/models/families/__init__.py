@@ -36,7 +36,15 @@ def network_class(name: str) -> Any:
 
 
 def check_fit(net: Any, state: State, inputs: Sequence[Input], *, patch: int, constants: Constants) -> None:
-    """Raises ValueError unless a network can work on a state, folded by patch, with these inputs and constants."""
+    """Raises ValueError unless a network can work on a state, folded by patch, with these inputs and constants.
+
+    Args:
+        net: with a configuration and a class that has a family.
+        state: what a plan walks on, not yet folded.
+        inputs: of the signature, in its order.
+        patch: pixels of a side that are folded into channels; 1 for none.
+        constants: what its family tells it besides.
+    """
     name = type(net).__name__
     family = family_of(name)
     family.refuse_inputs(net.config, inputs)

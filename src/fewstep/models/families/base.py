@@ -102,7 +102,15 @@ class Asked:
         return class_names_of(count, id2label) if id2label else ()
 
     def prompt_tokens(self, kind: str, *, known: bool) -> int:
-        """How many tokens a prompt has: as an option says or, where that is `known`, the tokenizer. Raises ValueError."""
+        """How many tokens a prompt has: as an option says or, where that is `known`, the tokenizer.
+
+        Args:
+            kind: of the network, for the sentence.
+            known: whether the tokenizer's own length is that of prompts.
+
+        Raises:
+            ValueError: where neither says it.
+        """
         written = self.about("tokenizer", "tokenizer_config.json").get("model_max_length") if known else None
         tokens = self.tokens or written
         if not tokens or tokens > MAX_SIZE:
@@ -174,7 +182,12 @@ class Family:
         return tuple(name for name, _ in config.inputs) if self.takes is None else self.takes
 
     def refuse_inputs(self, config: Any, inputs: Sequence[Input]) -> None:
-        """Raises ValueError for inputs that the network does not take, or where it needs others."""
+        """Raises ValueError for inputs that the network does not take, or where it needs others.
+
+        Args:
+            config: of the network; read where the family takes what a configuration lists.
+            inputs: of a signature, in its order.
+        """
         names, may = [each.name for each in inputs], self.names(config)
         needed = [name for name in may if name not in self.optional]
         if names != [name for name in may if name in names] or not set(needed) <= set(names):

@@ -71,7 +71,13 @@ class FieldTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, timestep: Tensor, inputs: Tensors) -> Tensor:
-        """F (B, C, *axes); timestep (1,) or (B,), inputs by name with a batch."""
+        """F of states, (B, C, *axes).
+
+        Args:
+            x: (B, C, *axes).
+            timestep: (1,) or (B,).
+            inputs: by name with a batch: classes (B,) int64, arrays (B, ...).
+        """
         vector = self.time_embedding(self.time_proj(timestep).to(x.dtype)).expand(x.shape[0], -1)
         tokens = [self.into(self._folded(x)) + self.positions]
         for name, told in self.told.items():
@@ -158,7 +164,15 @@ def _normed(hidden: Tensor) -> Tensor:
 
 
 def field_transformer(state: State, inputs: Sequence[Input]) -> dict[str, Any]:
-    """The configuration of one for a state and inputs, with patches so large that attention can be computed."""
+    """The configuration of one for a state and inputs, with patches so large that attention can be computed.
+
+    Args:
+        state: of any number of axes.
+        inputs: of the signature, in its order.
+
+    Returns:
+        Keys of a JSON file, for `fresh_network`. Sides that do not halve may leave more than MAX_TOKENS tokens.
+    """
     patch = [1] * len(state.axes)
     while prod(state.axes) // prod(patch) > MAX_TOKENS:
         able = [i for i, side in enumerate(state.axes) if side % (2 * patch[i]) == 0]
