@@ -117,8 +117,8 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
 
 def arrays_like(bundle: Bundle, source: str, split: Split = "train") -> ArraySamples:
     """Open a source as `open_arrays` does. Raises ValueError where its samples are not of the kind that a bundle makes."""
-    found, made = open_arrays(Path(source), split), bundle.manifest.signature
-    if (found.signature.inputs, found.signature.output.unscaled) != (made.inputs, made.output.unscaled):
+    found = open_arrays(Path(source), split)
+    if not bundle.manifest.signature.alike(found.signature):
         raise ValueError(f"{bundle.root.name} makes other samples than {source} holds; give some like those it learnt from")
     return found
 
