@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from safetensors.torch import save_file
-from small import TEXT, small
+from small import POOLED, TEXT, small
 from test_cli import fewstep, refused
 
 from fewstep.artifact.bundle import Bundle
@@ -282,6 +283,24 @@ def test_a_teacher_learns_what_prompts_say(tmp_path: Path) -> None:
     with torch.no_grad():
         made = teacher.denoiser(5.0 * inputs.noise[:, 0], 5.0, *inputs.condition).mean((1, 2, 3))
     assert float(made[1::2].min() - made[::2].max()) > 0.5
+
+
+def test_a_file_of_prompts_has_its_arrays_in_any_order(tmp_path: Path) -> None:
+    data, prompts = _folder(tmp_path / "data"), tmp_path / "prompts.safetensors"
+    shapes = {each.name: each.tensor.shape for each in POOLED}
+    arrays = {name: torch.randn(2, *shape) for name, shape in shapes.items()}
+    save_file(arrays | {f"negative_{name}": torch.zeros(1, *shape) for name, shape in shapes.items()}, prompts)
+    given = read_arrays(prompts)
+    assert [each.name for each in inputs_of(given)] == [each.name for each in POOLED][::-1]
+    network = {key: value for key, value in small("sd3").denoiser.net.config.items() if not key.startswith("_")}
+    network |= {"in_channels": 3, "out_channels": 3, "sample_size": 16, "pos_embed_max_size": 8}
+    network["_class_name"] = "SD3Transformer2DModel"
+    config = replace(CONFIG, channels=TeacherConfig.channels, network=network, kind="flow")
+    images = open_examples(str(data), inputs=inputs_of(given))
+    bundle = train_teacher(tmp_path / "a.bundle", images, config, arrays=given)
+    assert bundle.manifest.signature.inputs == POOLED
+    fewstep("train", "--data", data, "--inputs", prompts, "--start", "teacher", "--iterations", 1, "--out", bundle.root)
+    assert Bundle.load(bundle.root).manifest.denoisers.keys() == {"teacher", "teacher_tuned"}
 
 
 def test_prompts_that_do_not_go_with_the_images_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.artifact.bundle import Bundle
-from fewstep.artifact.signature import Input, Signature
+from fewstep.artifact.signature import Input
 from fewstep.data import Samples, numbered_like, open_images
 from fewstep.data.arrays import is_arrays, open_arrays
 from fewstep.data.latents import Latents, is_latents, open_latents
@@ -104,16 +104,11 @@ def samples_of(bundle: Bundle, samples: Samples) -> Samples:
     manifest, samples = bundle.manifest, numbered_like(bundle, samples)
     entry = samples.entry if isinstance(samples, Latents) else None
     made = manifest.decoder.model_copy(update={"directory": None, "digest": None}) if manifest.decoder else None
-    if entry != made or samples.state != manifest.state or not _alike(samples.signature, manifest.signature):
+    if entry != made or samples.state != manifest.state or not manifest.signature.alike(samples.signature):
         raise ValueError(
             f"{bundle.root.name} makes other samples than {samples.source} holds; give real ones like those it was trained on"
         )
     return samples.of_signature(manifest.signature)
-
-
-def _alike(ours: Signature, theirs: Signature) -> bool:
-    """Whether two data sets are of one kind: mean and deviation are those of the bundle, which says what its samples are."""
-    return ours.inputs == theirs.inputs and ours.output.unscaled == theirs.output.unscaled
 
 
 class Loader:

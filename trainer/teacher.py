@@ -27,6 +27,7 @@ from fewstep.data.inputs import Arrays
 from fewstep.data.latents import Latents
 from fewstep.models.decoder import save_decoder
 from fewstep.models.denoiser import Denoiser, fresh_network, load_network, save_network, unet
+from fewstep.models.families import family_of
 from fewstep.models.families.field_transformer import field_transformer
 from fewstep.sampling.solvers import heun
 from fewstep.system.progress import Track, silent
@@ -122,7 +123,7 @@ class TeacherRun(Run):
         if config.compile and not (torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++"))):
             raise ValueError("compiling needs a C++ compiler here, and there is no g++; install one, or leave out --compile")
         origin = Bundle.load(out) if given.start else None
-        samples = samples_of(origin, samples) if origin else samples
+        samples = samples_of(origin, samples) if origin else _as_taken(samples, config)
         decoder = samples.decoder if isinstance(samples, Latents) else None
         material = Material(
             samples.signature, samples.state, samples, given.arrays, given.validate, decoder=decoder, log=given.log
@@ -198,6 +199,14 @@ class TeacherRun(Run):
         made_from = [self.given.start] if self.given.start else []
         licenses: dict[str, Any] = {"license": self.given.license, "inherited_licenses": inherited(manifest, *made_from)}
         return Trained(**about, **start, **licenses, settings=settings, rows=rows, metrics=self.metrics())
+
+
+def _as_taken(samples: Samples, config: TuneConfig) -> Samples:
+    """Samples with their inputs in the order of the network that is asked for."""
+    network = config.network if isinstance(config, TeacherConfig) else None
+    if network is None:
+        return samples
+    return samples.made_from(family_of(str(network.get("_class_name"))).ordered(network, samples.signature.inputs))
 
 
 def _network(samples: Samples, config: TuneConfig) -> Denoiser:

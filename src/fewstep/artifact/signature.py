@@ -61,6 +61,11 @@ class Signature(Strict):
         """Whether every input has finitely many values, so that samples can be made without anyone's data."""
         return all(each.values is not None for each in self.inputs)
 
+    def alike(self, other: Signature) -> bool:
+        """Whether samples of both are of one kind: the same inputs in any order, outputs alike but for mean and deviation."""
+        ours, theirs = ({each.name: each for each in of.inputs} for of in (self, other))
+        return ours == theirs and self.output.unscaled == other.output.unscaled
+
     @property
     def labels(self) -> LabelInput | None:
         """The classes that samples are made from; None where they are made from other things, or from nothing."""

@@ -133,8 +133,8 @@ def arrays_like(bundle: Bundle, source: str, split: Split = "train") -> ArraySam
         FileNotFoundError: as `open_arrays` does.
         ValueError: where samples are of another kind, and as `open_arrays` does.
     """
-    found, made = open_arrays(Path(source), split), bundle.manifest.signature
-    if (found.signature.inputs, found.signature.output.unscaled) != (made.inputs, made.output.unscaled):
+    found = open_arrays(Path(source), split)
+    if not bundle.manifest.signature.alike(found.signature):
         raise ValueError(f"{bundle.root.name} makes other samples than {source} holds; give some like those it learnt from")
     return found
 

@@ -179,7 +179,12 @@ class Family:
 
     def names(self, config: Any) -> tuple[str, ...]:
         """The inputs it may take, in their order."""
-        return tuple(name for name, _ in config.inputs) if self.takes is None else self.takes
+        return tuple(name for name, _ in config.get("inputs", ())) if self.takes is None else self.takes
+
+    def ordered(self, config: Mapping[str, Any], inputs: Sequence[Input]) -> tuple[Input, ...]:
+        """Inputs in the order that it takes them: files of arrays have one of their own. Others come last."""
+        names = self.names(config)
+        return tuple(sorted(inputs, key=lambda each: names.index(each.name) if each.name in names else len(names)))
 
     def refuse_inputs(self, config: Any, inputs: Sequence[Input]) -> None:
         """Raises ValueError for inputs that the network does not take, or where it needs others.
