@@ -1,1 +1,1 @@
-"""Fits of numbers in a Plan, and the metrics they are evaluated by. Import the modules: iia, classifier, metrics."""
+"""Fits of numbers in a Plan, searches of guidance, and ranges for eight bits. Import the modules: calibrate, iia, interval."""

@@ -40,11 +40,11 @@ def consistency(
     Args:
         teachers: networks whose states have one shape.
         plans: of each of them, without noise on the way.
-        inputs: more than one turn of the classes, else every state is paired with its own.
+        inputs: more than one turn of the classes, so that unrelated samples share them and nothing else.
         track: shows progress.
 
     Raises:
-        ValueError: for teachers whose states have other shapes, or plans that add noise.
+        ValueError: for teachers whose states have other shapes, plans that add noise, or too few samples.
     """
     shapes = [teacher.manifest.state.shape for teacher in teachers]
     if shapes[0] != shapes[1]:
@@ -54,6 +54,8 @@ def consistency(
     first, second = (teacher.sample(plan, inputs, track=track) for teacher, plan in zip(teachers, plans, strict=True))
     labels = teachers[0].manifest.signature.labels
     turn = labels.classes if labels else 1
+    if turn % len(first) == 0:  # each would meet itself
+        raise ValueError(f"samples are compared with others of their class: more than {turn} are needed, got {len(first)}")
     return Consistency(*_apart(first, second), *_apart(first, second.roll(turn, 0)))
 
 

@@ -181,8 +181,9 @@ class Energy:
     """
 
     def __init__(self, real: Real, teacher: Teacher) -> None:
-        self.models, self.real, self.teacher = [model.requires_grad_(False) for model in real.models], real.features, teacher
-        self.units = [_apart(features) for features in real.features]
+        self.models = [model.requires_grad_(False).to(teacher.device) for model in real.models]
+        self.real, self.teacher = [features.to(teacher.device) for features in real.features], teacher
+        self.units = [_apart(features) for features in self.real]
 
     def __call__(self, made: Tensor, targets: object) -> Tensor:  # noqa: ARG002
         outputs, total = self.teacher.in_units(made), made.new_zeros(())

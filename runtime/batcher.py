@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition as Monitor
@@ -118,9 +118,9 @@ class Batcher:
         Raises:
             ValueError: for bad input, or more than max_request samples.
         """
-        if len(seeds) > self.max_request:  # before anything looks at each
-            raise ValueError(f"a request has at most {self.max_request} samples, got {len(seeds)}")
         listed = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
+        if isinstance(listed, Sized) and len(listed) > self.max_request:  # before anything looks at each
+            raise ValueError(f"a request has at most {self.max_request} samples, got {len(listed)}")
         return self.generator.prepare(seeds=listed, **inputs)
 
     def queue(self, inputs: Inputs, timeout_s: float = float("inf")) -> Future[Array]:

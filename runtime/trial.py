@@ -41,7 +41,8 @@ def try_out(bundle: Path, plans: Sequence[str], choices: Mapping[str, Any]) -> N
     if done.returncode < 0:
         raise ValueError(f"{bundle.name}, opened on trial, was ended by signal {-done.returncode}; is there memory for it?")
     if done.returncode:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
+        *_, reason = ["it failed without a word", *done.stderr.strip().splitlines()]
+        raise ValueError(reason)
 
 
 def _main() -> None:

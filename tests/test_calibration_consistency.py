@@ -51,3 +51,9 @@ def test_the_command(digits: Bundle, tmp_path) -> None:
     found = json.loads(fewstep("consistency", digits.root, ROOT / "examples/digits.bundle", "--samples", 4, "--json").stdout)
     assert found["unrelated_mse"] > found["mse"] > 0
     assert "has no plan 'ddim3'" in refused("consistency", digits.root, digits.root, "--plan", "ddim3")
+
+
+def test_unrelated_samples_are_others(digits: Bundle) -> None:
+    teacher = Teacher(digits)
+    with pytest.raises(ValueError, match="more than 10 are needed, got 10"):
+        consistency((teacher, teacher), (PLAN, PLAN), teacher.draw(10, seed=0))

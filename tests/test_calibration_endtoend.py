@@ -139,7 +139,7 @@ def test_one_call_is_a_table_too(digits: Bundle) -> None:
 
 def test_the_energy_distance_is_smallest_for_the_set_itself() -> None:
     real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    loss = Energy(Real("", [torch.nn.Identity()], [real]), SimpleNamespace(in_units=lambda states: states))  # type: ignore[arg-type]
+    loss = Energy(Real("", [torch.nn.Identity()], [real]), SimpleNamespace(in_units=lambda states: states, device="cpu"))  # type: ignore[arg-type]
     same = loss(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real)
     for other in (0.3, 3.0):
         assert loss(other * torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), real) > same
@@ -157,7 +157,7 @@ def test_no_fit_toward_real_images_buys_features_with_brightness() -> None:
             return ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)).unflatten(1, (8, 8)).flatten(1)
 
     pixels = np.random.default_rng(0).integers(60, 120, (100, 8, 8, 1), np.uint8)
-    teacher: Any = SimpleNamespace(in_units=lambda states: states)
+    teacher: Any = SimpleNamespace(in_units=lambda states: states, device="cpu")
     real = Real.of(Images.of(pixels, split="all"), Shapes())
     others = torch.tensor(np.random.default_rng(1).integers(60, 120, (100, 1, 8, 8))).float()
     blind = Real(real.data, real.models[:1], real.features[:1])
@@ -177,7 +177,7 @@ def test_several_networks_count_alike_whatever_their_scale() -> None:
 
     def energy(*models: torch.nn.Module) -> float:
         found = Real("", models, [model(real) for model in models])  # type: ignore[arg-type]
-        return float(Energy(found, SimpleNamespace(in_units=lambda states: states))(made, None))  # type: ignore[arg-type]
+        return float(Energy(found, SimpleNamespace(in_units=lambda states: states, device="cpu"))(made, None))  # type: ignore[arg-type]
 
     assert energy(torch.nn.Identity(), Scaled()) == pytest.approx(2 * energy(torch.nn.Identity()), rel=1e-5)
 

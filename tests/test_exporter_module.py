@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import fewstep
 from fewstep import ArrayInput, ArrayOutput, Axis, Column, Edm, Flow, Guidance, ImageOutput, LabelInput, State, solvers
 from fewstep.artifact.bundle import Bundle
+from fewstep.exporter.graph import network
 from fewstep.exporter.parity import check_graphs
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import sample
@@ -192,12 +194,13 @@ def test_what_torch_export_does_not_take_is_said_in_a_sentence(tmp_path: Path, c
         def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
             return x if x.sum() > 0 else 2 * x
 
-    flow = Flow()
+    flow, before = Flow(), logging.getLogger("torch.onnx").level
     with pytest.raises(ValueError, match=r"does not take this Decides: Could not guard on data-dep.*return x if x\.sum"):
         fewstep.export(
             Decides(), tmp_path / "d.bundle", state=VOLUME, parametrisation=flow, plans={"h": solvers.heun(flow.grid(3))}
         )
     assert capfd.readouterr().err == "", "torch prints its whole graph"
+    assert logging.getLogger("torch.onnx").level == before
     assert not (tmp_path / "d.bundle").exists()
 
 
@@ -211,3 +214,10 @@ def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
         fewstep.export(
             Shrinks(), tmp_path / "d.bundle", state=VOLUME, parametrisation=flow, plans={"h": solvers.heun(flow.grid(3))}
         )
+
+
+def test_traces_of_modules_without_a_configuration_are_not_kept(tmp_path: Path) -> None:
+    """Another module may come to lie where one was, and would be taken for it."""
+    before = len(network._traces)
+    exported(tmp_path / "v.bundle")
+    assert len(network._traces) == before

@@ -243,3 +243,5 @@ def test_bad_requests_are_refused_before_they_wait(batcher: Batcher, gated: Gate
         batcher.submit(labels=[10], seeds=[0])
     with pytest.raises(ValueError, match="at most 4 samples, got 5"):
         batcher.submit(labels=[0] * 5, seeds=range(5))
+    with pytest.raises(ValueError, match="seeds"):
+        batcher.submit(labels=[0], seeds=3)  # type: ignore[arg-type]

@@ -114,6 +114,8 @@ def test_an_image_is_its_sample_scaled_rounded_and_cut() -> None:
     np.testing.assert_array_equal(image.scaling.of(sample), [[[[0, 128], [0, 255]]]])  # 127.5, half to even
     assert (image.span, image.scale(sample), image.scale(sample / 10)) == (2.0, 3.0, 1.0)
     assert image.facts == {"low": "0", "high": "2"}
+    with pytest.raises(ValidationError, match="low, which 0 stands for, is below high"):
+        ImageOutput(channels=1, height=1, width=1, low=1.0, high=1.0)
 
 
 def test_an_array_is_its_sample_in_the_units_of_its_columns() -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.sampling.parametrisation import Edm, Eps, Flow, Velocity
+from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
 from fewstep.sampling.schedule import karras, vp_signal
+from fewstep.trainer.configs import plain_share
 from fewstep.trainer.levels import Levels, space_of
 from fewstep.trainer.losses import denoising_loss, lskip_loss, sid_loss
 
@@ -141,3 +142,11 @@ def test_sid_loss_vanishes_where_fake_and_teacher_agree_and_survives_equality() 
     x, a = _draw(2, 1, 4, 4), _draw(2, 1, 4, 4)
     assert sid_loss(x, a, a, alpha=1.0).abs().max() == 0
     assert torch.isfinite(sid_loss(x, x, a, alpha=1.0)).all()
+
+
+def test_lskip_is_refused_where_it_is_infinite() -> None:
+    """At zero SNR the first level has no signal, and c^2 no bound."""
+    endless = Velocity(betas=Betas(zero_snr=True))
+    assert plain_share(None, endless) == plain_share(1.0, endless) == 1
+    with pytest.raises(ValueError, match="infinite where the first level is noise alone"):
+        plain_share(0.99, endless)

@@ -255,16 +255,19 @@ def refuse_parts(batch: int, accumulate: int) -> None:
 
 
 def plain_share(tau: float | None, parametrisation: Parametrisation) -> float:
-    """What the plain loss counts: tau or, unless said, 0.99, and 1 where Lskip is not stated.
+    """What the plain loss counts: tau or, unless said, 0.99, and 1 where Lskip is not stated or has no end.
 
     Args:
         tau: of Lskip, as it was asked for.
         parametrisation: of the network.
 
     Raises:
-        ValueError: for a flow with another tau than 1.
+        ValueError: for another tau than 1 of a flow, or of a network whose first level is noise alone.
     """
     flow = isinstance(parametrisation, Flow)
     if flow and tau not in (None, 1):
         raise ValueError(f"Lskip is stated for EDM, eps and v, not for flows, got tau={tau}; train a flow with tau 1")
-    return 1.0 if flow else 0.99 if tau is None else tau
+    endless = isinstance(parametrisation, Velocity) and parametrisation.betas.zero_snr
+    if endless and tau not in (None, 1):
+        raise ValueError(f"Lskip is infinite where the first level is noise alone (zero SNR), got tau={tau}; train with tau 1")
+    return 1.0 if flow or endless else 0.99 if tau is None else tau

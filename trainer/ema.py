@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, with a half-life in images. Karras et al. 2024 (EDM2), section 3."""
+"""Exponential moving average of weights, with a half-life in images. Karras et al. 2022 (EDM), appendix F.1."""
 
 from __future__ import annotations
 

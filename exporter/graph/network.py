@@ -68,6 +68,8 @@ def trace_network(denoiser: Denoiser, manifest: Manifest, precision: Precision) 
     Raises:
         ValueError: for a network that torch.export does not take.
     """
+    if denoiser.architecture is None:
+        return _traced(denoiser, manifest, precision)
     key = (denoiser.architecture, DTYPES[precision], manifest.state.shape, repr(manifest.signature.tensors(guided=False)))
     if key not in _traces:
         if len(_traces) == KEPT:

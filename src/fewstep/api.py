@@ -134,7 +134,7 @@ def distill(
     from fewstep.trainer.configs import SidConfig
     from fewstep.trainer.sid import distill as run
 
-    metric = validator(bundle, validate) if validate else None
+    metric = validator(bundle, validate, arrays=arrays) if validate else None
     about: dict[str, Any] = {"samples": samples, "validate": metric, "arrays": arrays, "license": license, "log": log}
     about["validated_on"] = validate.source if validate else None
     return run(bundle, name, SidConfig(**settings), teacher=teacher, track=track, **about)
@@ -281,7 +281,7 @@ def compare(
 
     Args:
         bundle: with graphs.
-        data: as for fewstep compare --data; held-out samples evaluator.
+        data: as for fewstep compare --data; its held-out samples are what plans are compared with.
         plans: by name; all that have a graph unless given.
         arrays: what samples are made from, where that cannot be drawn at random.
         track: shows progress.

@@ -58,7 +58,7 @@ class LabelInput(Strict):
 
     @property
     def values(self) -> int | None:
-        """The same, with "none" among them."""
+        """How many rows a network has for them: one more, for "none", also where nobody may ask for it."""
         return self.classes + 1
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.artifact.tensors import MAX_RANK, MAX_SIDE, Array, Name, Side, TensorSpec, Unit
 from fewstep.system.strict import Strict
@@ -52,6 +52,14 @@ class ImageOutput(Strict):
     width: Side
     low: float = -1.0
     high: float = 1.0
+
+    @model_validator(mode="after")
+    def _black_is_below_white(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(
+                f"low, which 0 stands for, is below high, which 255 stands for, got {self.low:g} and {self.high:g}"
+            )
+        return self
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -277,7 +277,7 @@ def distill(
 
         arrays = is_arrays(Path(validate))
         evaluating = arrays_like(loaded, validate) if arrays else images_like(loaded, validate, track=track)
-        metric = validator(loaded, evaluating, track=telling(evaluating))
+        metric = validator(loaded, evaluating, arrays=given, track=telling(evaluating))
     about: dict[str, Any] = {"teacher": teacher, "license": license, "validated_on": validate, "log": log}
     extras: dict[str, Any] = {"samples": some, "validate": metric, "arrays": given}
     done = distill(loaded, name, config, **about, **extras, track=telling(some))

@@ -37,7 +37,7 @@ FILE = "comparison.json"
 NAMED = {"frechet": "Frechet distance", "energy": "energy distance"}
 PIXELS = "pixels."  # before the names of their statistics, among scores
 FEW = 200  # images, to estimate the covariance of 64 features from
-POOR = 0.7  # accuracy: of a evaluate that has not learnt what it looks at
+POOR = 0.7  # accuracy: of a classifier that has not learnt what it looks at
 FARTHEST = 1.5  # deviations of real images; samplers of digits that look right stay below 1
 
 
@@ -70,7 +70,7 @@ def farthest(scores: Mapping[str, float]) -> tuple[str, float] | None:
 class Evaluated(Strict):
     """One plan as it ran here. sha256: of what it was then, see `digest`.
 
-    scores: the numbers of fewstep.evaluation.metrics.Score, and of Pair against the reference plan's images of equal noise.
+    scores: the numbers of fewstep.evaluation.metrics.Score, and how far samples are from the reference plan's of equal noise.
     """
 
     graph: str

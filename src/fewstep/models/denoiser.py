@@ -109,14 +109,14 @@ class Denoiser(nn.Module):
         return self.parametrisation.scales(sigma)
 
     @property
-    def architecture(self) -> str:
+    def architecture(self) -> str | None:
         """Class and configuration of the network: networks for which it is equal differ in weights only.
 
-        A module without a configuration is like itself alone.
+        None for a module without a configuration, which is like no other.
         """
         net: Any = self.net
         if not hasattr(net, "config"):
-            return f"{type(net).__name__} {id(net)}"
+            return None
         config = {key: value for key, value in net.config.items() if not key.startswith("_")}
         told = {name: list(getattr(self, name).shape) for name in self.told}
         return f"{type(net).__name__} {json.dumps(config, sort_keys=True)} patch {self.patch} {json.dumps(told)}"

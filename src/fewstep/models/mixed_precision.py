@@ -64,7 +64,7 @@ def precision_here(wanted: str, device: torch.device, what: str, *, stored: str 
     Raises:
         ValueError: for fp16 on a processor, where nothing scales gradients that it has no numbers for.
     """
-    if device.type == "cpu" and "fp16" in (wanted, stored):
+    if device.type == "cpu" and "fp16" in (wanted, stored if wanted == "auto" else None):
         raise ValueError(f"{what} computes in fp16 on a GPU alone; on a processor take bf16 or no (fp32)")
     if wanted != "auto":
         return _given(wanted, device, f"{what} computes in", "leave out the precision, and the faster one is taken")

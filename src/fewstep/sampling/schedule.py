@@ -1,6 +1,6 @@
 """Noise grids: where a sampler evaluates the network, in the model's own coordinates.
 
-A grid is a pair (alpha, sigma) per level, n + 1 of them, ending in clean data. The noise level sigma / alpha is what
+A grid is a pair (alpha, sigma) per level, n + 1 of them, as a rule ending in clean data. The noise level sigma / alpha is what
 papers call sigma in EDM space; it is what the conversions keep and what guidance intervals are stated in.
 """
 

@@ -38,7 +38,7 @@ def ddim(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
 
 
 def heun(grid: Grid, guidance: Guidance = PLAIN) -> Plan:
-    """Euler to the next level, then the mean of both slopes; the step to sigma = 0 stays Euler. 2 n - 1 rows, order 2.
+    """Euler to the next level, then the mean of both slopes; a step to sigma = 0 stays Euler. 2 n - 1 rows, or 2 n, order 2.
 
     The slope is D dalpha + eps dsigma with eps = (x - alpha D) / sigma, which is Karras et al. 2022, algorithm 1, in EDM
     coordinates and Heun in t for flows. The correction shares the guidance of the step it belongs to (its start).
