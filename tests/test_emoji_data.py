@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,28 +60,6 @@ def person(label: str, pattern: str, order: int) -> dict[str, Any]:
     ]
     tags = ["fire", "firetruck", label.split()[0]]
     return {"label": label, "hexcode": pattern.format(""), "tags": tags, "group": 1, "order": order, "skins": skins}
-
-
-@pytest.fixture(autouse=True)
-def resvg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where resvg-py is not installed, what draws a rectangle."""
-    try:
-        importlib.import_module("resvg_py")
-    except ImportError:
-        stand_in = ModuleType("resvg_py")
-        stand_in.svg_to_bytes = rectangle  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "resvg_py", stand_in)
-
-
-def rectangle(svg_string: str, width: int, height: int, skip_system_fonts: bool) -> bytes:
-    x, y, across, down = (float(number) for number in re.findall(r' (?:x|y|width|height)="([\d.]+)"', svg_string))
-    scale = width / float(re.findall(r'viewBox="0 0 (\d+)', svg_string)[0])
-    image = Image.new("RGBA", (width, height))
-    box = (x * scale, y * scale, (x + across) * scale - 1, (y + down) * scale - 1)
-    ImageDraw.Draw(image).rectangle(box, fill=re.findall(r'fill="(#\w+)"', svg_string)[0])
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ EXTRAS_OF: Mapping[str, tuple[str, ...]] = {
     "polygraphy": ("rtx", "tensorrt"),
     "prometheus_client": ("serve",),
     "ray": ("ray",),
+    "resvg_py": ("demo",),
     "rich": ("cli",),
     "safetensors": ("train", "calibrate", "export"),
     "tensorboard": ("log",),
