@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import Layout
 from fewstep.artifact.signature import Input, Output, State
-from fewstep.artifact.spec import Precision
+from fewstep.artifact.spec import Precision, refuse_other_words
 from fewstep.sampling.parametrisation import Parametrisation
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
@@ -220,33 +220,44 @@ def export(
         ValueError: for plans, precisions or modules that do not fit, and for what torch.export refuses.
         FileExistsError: where something is at `out`.
     """
+    refuse_other_words("precision", precisions, get_args(Precision))
+    refuse_other_words("layout", layouts, get_args(Layout))
+    about: dict[str, Any] = {
+        "state": state,
+        "parametrisation": parametrisation,
+        "inputs": inputs,
+        "output": output,
+        "encode": encode,
+    }
     if isinstance(source, Bundle):
-        return _export_bundle(source, out, list(plans), precisions, layouts, track)
+        given = [name for name, value in ({"out": out} | about).items() if value]
+        return _export_bundle(source, given, plans, precisions, layouts, track)
     from fewstep.exporter.module import export as export_module
 
     if out is None or state is None or parametrisation is None or not isinstance(plans, Mapping):
         raise ValueError("a module is exported to a place, with its state, its parametrisation and plans by name; give them")
-    about: dict[str, Any] = {"inputs": inputs, "output": output, "encode": encode, "precisions": precisions}
-    about |= {"layouts": layouts, "track": track}
-    return export_module(source, Path(out), state=state, parametrisation=parametrisation, plans=plans, **about)
+    about |= {"plans": plans, "precisions": precisions, "layouts": layouts, "track": track}
+    return export_module(source, Path(out), **about)
 
 
 def _export_bundle(
     bundle: Bundle,
-    out: Place | None,
-    plans: list[str],
+    given: Sequence[str],
+    plans: Mapping[str, Plan] | Sequence[str],
     precisions: Sequence[Precision],
     layouts: Sequence[Layout],
     track: Track,
 ) -> Bundle:
     from fewstep.exporter.export import export_graphs
 
-    if out is not None:
-        raise ValueError("a bundle's graphs go into that bundle; leave out the place")
+    if given:
+        raise ValueError(f"a bundle says itself what its graphs are of, and they go into it; leave out {', '.join(given)}")
+    if isinstance(plans, str | Mapping):
+        raise ValueError("plans of a bundle are named, in a list such as ['sid1']; put others into it with Bundle.edit")
     default = bundle.manifest.default
     if not plans and default is None:
         raise ValueError(f"{bundle.root.name} has no default plan; name one of: {', '.join(sorted(bundle.manifest.plans))}")
-    return export_graphs(bundle, plans or [str(default)], precisions, layouts=layouts, track=track)
+    return export_graphs(bundle, list(plans) or [str(default)], precisions, layouts=layouts, track=track)
 
 
 def build(bundle: Bundle, graphs: Sequence[str] = ()) -> Bundle:
