@@ -50,6 +50,10 @@ def middle_of_blocks(net: Any) -> nn.Module:
     return block
 
 
+def _nothing_more(_: Tensors) -> dict[str, Any]:
+    return {}
+
+
 class Pipeline(NamedTuple):
     """A pipeline class of diffusers around a network.
 
@@ -64,7 +68,7 @@ class Pipeline(NamedTuple):
     steps: int
     guidance: float = 1.0
     sigmas: Callable[[int], list[float]] | None = None
-    more: Callable[[Tensors], Mapping[str, Any]] = lambda _: {}
+    more: Callable[[Tensors], Mapping[str, Any]] = _nothing_more
 
 
 @dataclass(frozen=True)
