@@ -106,13 +106,15 @@ class Denoiser(nn.Module):
 
     def _estimate(self, out: Any, shape: torch.Size) -> Tensor:
         """What F made, without the variance that some networks learned besides. Raises ValueError where it is no state."""
-        learned = getattr(self.net, "config", {}).get("out_channels") == 2 * shape[1]
         if not isinstance(out, Tensor):
             raise ValueError(f"a call of this {self.family.kind} gives a {type(out).__name__}; it gives a tensor alone")
         made, given = tuple(out.shape[1:]), tuple(shape[1:])
-        if made not in (given, (2 * given[0], *given[1:]) if learned else given):
-            raise ValueError(f"this {self.family.kind} makes {made} of states {given}; it gives what it was given")
-        return out[:, : shape[1]]
+        if made == given:
+            return out
+        channels = given[0]
+        if getattr(self.net, "config", {}).get("out_channels") == 2 * channels and made == (2 * channels, *given[1:]):
+            return out[:, :channels]
+        raise ValueError(f"this {self.family.kind} makes {made} of states {given}; it gives what it was given")
 
     def scales(self, sigma: Tensor | float) -> Scales:
         """The numbers that turn F into D at a noise level."""
