@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+from collections.abc import Collection
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,15 @@ TITLES = {
         "Column",
         "State",
     ),
-    "Samplers": ("Plan", "Guidance", "solvers", "Edm", "Eps", "Velocity", "Flow"),
+    "Samplers": ("Plan", "Grid", "Guidance", "solvers", "sample", "Edm", "Eps", "Velocity", "Flow", "Betas"),
+    "Networks of your own": ("Family", "Pipeline", "Asked", "Denoiser", "save_network", "save_decoder", "Draft", "PlanEntry"),
+}
+SETTINGS = {  # whose fields a verb takes by name
+    "import_pipeline": ("fewstep.models.importer.ImportOptions",),
+    "train": ("fewstep.trainer.configs.TeacherConfig",),
+    "distill": ("fewstep.trainer.configs.SidConfig",),
+    "calibrate": ("fewstep.calibration.configs.TableConfig", "fewstep.calibration.configs.FitConfig"),
+    "compare": ("fewstep.evaluation.compare.CompareConfig",),
 }
 
 
@@ -49,10 +60,27 @@ def entry(name: str, thing: Any) -> str:
         members = _methods(thing) if inspect.isclass(thing) else []
     if not inspect.ismodule(thing):
         text.insert(1, f"```text\n{name}{_takes(thing)}\n```\n")
+    text += [_fields(place, inspect.signature(thing).parameters) for place in SETTINGS.get(name, ())]
     for key, member in members:
         text.append(f"#### `{name}.{key}{_takes(member)}`\n")
         text.append(_said(member))
     return "\n".join(text)
+
+
+def _fields(place: str, own: Collection[str]) -> str:
+    """The fields of a configuration with defaults and meaning, but for those that a verb has itself."""
+    module, _, name = place.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    meaning: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        for names, said in re.findall(r"^- `(.*)`: (.*(?:\n  .*)*)", _said(each), re.MULTILINE):
+            meaning |= dict.fromkeys(names.split(", "), " ".join(said.split()))
+    lines = [f"Fields of `{name}`:", ""]
+    for field in fields(kind):
+        if field.name not in own:
+            default = "" if field.default in (MISSING, None) else f" = {field.default}"
+            lines.append(f"- `{field.name}{default}`: {meaning[field.name]}")
+    return "\n".join(lines) + "\n"
 
 
 def _methods(kind: type) -> list[tuple[str, Any]]:
@@ -69,7 +97,7 @@ def _takes(thing: Any) -> str:
     if isinstance(thing, property):
         return ""
     try:
-        text = str(inspect.signature(thing)).replace("'", "")
+        text = re.sub(r"ForwardRef\('(.*?)'\)", r"\1", str(inspect.signature(thing))).replace("'", "")
     except (TypeError, ValueError):
         return ""
     return re.sub(r"\((self|cls)(, )?", "(", re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text))

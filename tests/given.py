@@ -99,6 +99,19 @@ def flux(path: Path) -> None:
     tiny(path, embeds=True)
 
 
+def auraflow(path: Path) -> None:
+    """A pipeline of AuraFlow, without its text encoder."""
+    from diffusers import AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    small = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16, "joint_attention_dim": 12}
+    small |= {"sample_size": 8, "num_mmdit_layers": 1, "num_single_dit_layers": 1, "pos_embed_max_size": 16}
+    AuraFlowTransformer2DModel(**small).save_pretrained(path / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=1.73).save_pretrained(path / "scheduler")
+    parts = {"transformer": "AuraFlowTransformer2DModel", "scheduler": "FlowMatchEulerDiscreteScheduler"}
+    index = {"_class_name": "AuraFlowPipeline", **{part: ["diffusers", name] for part, name in parts.items()}}
+    (path / "model_index.json").write_text(json.dumps(index))
+
+
 def pushes(path: Path) -> None:
     """Ways and the goals that were seen, with their names and units."""
     import mixture

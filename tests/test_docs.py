@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,13 @@ from ports import free_port
 from test_cli import fewstep
 from typer.main import get_command
 
+from fewstep import Asked, Family, Pipeline
 from fewstep.artifact.bundle import Bundle
+from fewstep.artifact.records import Imported
 from fewstep.cli.app import app
 from fewstep.models.denoiser import load_network
 from fewstep.models.families import FAMILIES
+from fewstep.models.proof import PIPELINES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -69,6 +73,7 @@ INSTEAD = {
     "--ms 10": "--ms 1e4",  # ... or runs beside other work holds no tighter limit
     "--ms 20": "--ms 1e4",
     "--tokens 512 --resolution 1024": "--tokens 7 --resolution 16",  # of a tiny FLUX
+    "--tokens 256": "--tokens 5 --steps 3",  # of a tiny AuraFlow
     "iterations=6000": "iterations=1, batch=2",
     '"sid1", steps=1': '"sid1", steps=1, iterations=1, batch=2',
     '"table4", steps=4': '"table4", steps=4, iterations=2, unseen=8, samples=4, batch=4',
@@ -103,7 +108,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "photos": given.photos,
     "bucket": lambda path: given.bucket(path / "photos"),
     "config.json": given.shown("training.md"),
-    "temporal.json": given.shown("export.md"),
+    "temporal.json": given.shown("extending.md"),
     "push.npz": given.pushes,
     "seen.npz": given.seen,
     "push.bundle": given.actions,
@@ -114,6 +119,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "vae": given.autoencoder,
     "pipeline": given.pipeline,
     "flux": given.flux,
+    "auraflow": given.auraflow,
     "edm-imagenet-64x64-cond-adm.pkl": given.edm,
     "ORT": given.onnx_runtime,
     **dict.fromkeys(["a.bundle", "b.bundle", "plain.bundle", "lskip.bundle"], given.copy_of("digits.bundle")),
@@ -133,7 +139,7 @@ NEEDS |= dict.fromkeys(["node", "npm"], ("node", "FEWSTEP_ORT_NODE"))
 FOREIGN = {"--help", "--include_ops_by_config", "--ignore-scripts", "--cflags", "--libs", "--nproc-per-node", "--module"}
 FOREIGN |= {"--model-repository", "--minutes", "--parts", "--before", "--bundles", "--rehearse"}
 
-FAMILY = "# src/fewstep/models/families/"  # begins a block that is a file of a checkout
+FAMILY_FILE = "# src/fewstep/models/families/"  # begins a block that is a file of a checkout
 
 _followed: set[tuple[str, str]] = set()
 
@@ -163,9 +169,11 @@ class Walk:
 
     def python(self, block: Block) -> None:
         code = self.instead(block.text)
-        if code.startswith(FAMILY):
+        if code.startswith(FAMILY_FILE):
             exec(compile(code, "a family", "exec"), names := {"__name__": "own_family"})
-            self.families.enter_context(patch.dict(FAMILIES, {names["FAMILY"].kind: names["FAMILY"]}))
+            family = names["FAMILY"]
+            self.families.enter_context(patch.dict(FAMILIES, {family.kind: family}))
+            self.families.enter_context(patch.dict(PIPELINES, family.pipelines))
             return
         self.provide(re.findall(r'"([^"\s]+)"', code), self.here)
         self.names |= {
@@ -281,14 +289,22 @@ def until_ready(process: subprocess.Popen[str], port: int, path: str | None) -> 
 
 
 def own_network(here: Path) -> None:
-    """The page on exporting made a bundle of one's own network, and a graph of one's own plan."""
+    """The page on exporting made a bundle of one's own network."""
     bundle = Bundle.load(here / "mine.bundle")
     bundle.verify()
     assert bundle.plan("dpmpp8").rows == 8
     assert load_network(bundle, "teacher").parametrisation.kind == "v"
+
+
+def own_parts(here: Path) -> None:
+    """The page on extending made graphs of modules and of a plan, distilled a class, and proved one of diffusers."""
     assert "euler12.fp32" in Bundle.load(here / "digits.bundle").manifest.graphs
     assert {"dpmpp6.fp32", "heun18.fp32"} <= Bundle.load(here / "arm.bundle").manifest.graphs.keys()
+    assert Bundle.load(here / "sound.bundle").manifest.graphs.keys() == {"heun4.fp32"}
     assert Bundle.load(here / "temporal.bundle").manifest.denoisers["sid1"].kind == "Temporal"
+    record = Bundle.load(here / "auraflow.bundle").manifest.records.components["teacher"]
+    assert isinstance(record, Imported)
+    assert record.proof["against"] == "AuraFlowPipeline"
 
 
 def own_images(here: Path) -> None:
@@ -302,7 +318,11 @@ def own_images(here: Path) -> None:
     assert np.load(here / "ways.npy").shape == (10, 8, 2)
 
 
-TRUTHS: dict[str, Callable[[Path], None]] = {"export.md": own_network, "training.md": own_images}
+TRUTHS: dict[str, Callable[[Path], None]] = {
+    "export.md": own_network,
+    "extending.md": own_parts,
+    "training.md": own_images,
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -325,15 +345,22 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
 
 
 def test_a_class_of_ones_own_is_one_file(tmp_path: Path) -> None:
-    (text,) = [block.text for block in blocks(ROOT / "docs" / "export.md") if block.text.startswith(FAMILY)]
+    texts = [block.text for block in blocks(ROOT / "docs" / "extending.md") if block.text.startswith(FAMILY_FILE)]
     shutil.copytree(ROOT / "src" / "fewstep", tmp_path / "fewstep", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / text.splitlines()[0].removeprefix("# src/")).write_text(text)
+    for text in texts:
+        (tmp_path / text.splitlines()[0].removeprefix("# src/")).write_text(text)
     code = "from fewstep.models import families; print(families.__file__, *families.FAMILIES)"
     told = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=told, cwd=tmp_path, capture_output=True, text=True, check=True)
     place, *known = done.stdout.split()
     assert tmp_path in Path(place).parents
-    assert set(known) == {*FAMILIES, "Temporal"}
+    assert set(known) == {*FAMILIES, "Temporal", "AuraFlowTransformer2DModel"}
+
+
+def test_the_page_on_extending_names_every_field_of_a_family() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
+    names = [field.name for kind in (Family, Asked) for field in fields(kind)]
+    assert not [name for name in (*names, *Pipeline._fields) if f"`{name}" not in text]
 
 
 def test_what_is_not_run_is_on_the_pages() -> None:

@@ -210,7 +210,7 @@ def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
             return x[:, :, 1:]
 
     flow = Flow()
-    with pytest.raises(ValueError, match=r"the module makes \(2, 2, 4, 5\) of states \(2, 3, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"this Shrinks makes \(2, 2, 4, 5\) of states \(2, 3, 4, 5\)"):
         fewstep.export(
             Shrinks(), tmp_path / "d.bundle", state=VOLUME, parametrisation=flow, plans={"h": solvers.heun(flow.grid(3))}
         )

@@ -92,7 +92,10 @@ def test_what_is_public_says_what_it_takes() -> None:
     for name in fewstep.__all__:
         thing = getattr(fewstep, name)
         text = inspect.getdoc(thing) or ""
-        if not text or (inspect.isfunction(thing) and not {"Args:", "Returns:", "Raises:"} <= set(text.splitlines())):
+        parts = {"Args:", "Returns:", "Raises:"}
+        if inspect.isfunction(thing) and inspect.signature(thing).return_annotation == "None":
+            parts.remove("Returns:")
+        if not text or (inspect.isfunction(thing) and not parts <= set(text.splitlines())):
             silent.append(name)
     assert not silent
 

@@ -94,7 +94,8 @@ def _traced(denoiser: Denoiser, manifest: Manifest, precision: Precision) -> Tra
         return trace("net", module, inputs, static=["timestep"])
     except Exception as error:  # of whatever kind torch.export raises for code that it cannot follow
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-        raise ValueError(f"torch.export does not take this {denoiser.family.kind}: {reason}{_place(error)}") from error
+        kind = f"{denoiser.family.kind}{'' if precision == 'fp32' else f' in {precision}'}"
+        raise ValueError(f"torch.export does not take this {kind}: {reason}{_place(error)}") from error
 
 
 def _compute_in(net: nn.Module, dtype: torch.dtype) -> None:

@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fewstep.api": ("build", "calibrate", "compare", "distill", "export", "import_pipeline", "train"),
-    "fewstep.artifact.bundle": ("Bundle",),
+    "fewstep.artifact.bundle": ("Bundle", "Draft"),
+    "fewstep.artifact.manifest": ("PlanEntry",),
     "fewstep.artifact.signature": (
         "ArrayInput",
         "ArrayOutput",
@@ -21,18 +22,23 @@ _HOMES = {
         "Signature",
         "State",
     ),
+    "fewstep.models.decoder": ("save_decoder",),
+    "fewstep.models.denoiser": ("Denoiser", "save_network"),
+    "fewstep.models.families.base": ("Asked", "Family", "Pipeline"),
     "fewstep.runtime.generator": ("Generator",),
     "fewstep.sampling": ("solvers",),
     "fewstep.sampling.guidance": ("Guidance",),
-    "fewstep.sampling.parametrisation": ("Edm", "Eps", "Flow", "Velocity"),
-    "fewstep.sampling.plan": ("Plan",),
+    "fewstep.sampling.parametrisation": ("Betas", "Edm", "Eps", "Flow", "Velocity"),
+    "fewstep.sampling.plan": ("Plan", "sample"),
+    "fewstep.sampling.schedule": ("Grid",),
 }
 TYPE_CHECKING = False  # to type checkers it is true; typing itself takes longer to import than all of this
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 if TYPE_CHECKING:
     from fewstep.api import build, calibrate, compare, distill, export, import_pipeline, train
-    from fewstep.artifact.bundle import Bundle
+    from fewstep.artifact.bundle import Bundle, Draft
+    from fewstep.artifact.manifest import PlanEntry
     from fewstep.artifact.signature import (
         ArrayInput,
         ArrayOutput,
@@ -43,26 +49,38 @@ if TYPE_CHECKING:
         Signature,
         State,
     )
+    from fewstep.models.decoder import save_decoder
+    from fewstep.models.denoiser import Denoiser, save_network
+    from fewstep.models.families.base import Asked, Family, Pipeline
     from fewstep.runtime.generator import Generator
     from fewstep.sampling import solvers
     from fewstep.sampling.guidance import Guidance
-    from fewstep.sampling.parametrisation import Edm, Eps, Flow, Velocity
-    from fewstep.sampling.plan import Plan
+    from fewstep.sampling.parametrisation import Betas, Edm, Eps, Flow, Velocity
+    from fewstep.sampling.plan import Plan, sample
+    from fewstep.sampling.schedule import Grid
 
 __all__ = [
     "ArrayInput",
     "ArrayOutput",
+    "Asked",
     "Axis",
+    "Betas",
     "Bundle",
     "Column",
+    "Denoiser",
+    "Draft",
     "Edm",
     "Eps",
+    "Family",
     "Flow",
     "Generator",
+    "Grid",
     "Guidance",
     "ImageOutput",
     "LabelInput",
+    "Pipeline",
     "Plan",
+    "PlanEntry",
     "Signature",
     "State",
     "Velocity",
@@ -72,6 +90,9 @@ __all__ = [
     "distill",
     "export",
     "import_pipeline",
+    "sample",
+    "save_decoder",
+    "save_network",
     "solvers",
     "train",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import Layout
 from fewstep.artifact.signature import Input, Output, State
-from fewstep.artifact.spec import Precision
+from fewstep.artifact.spec import Precision, refuse_other_words
 from fewstep.sampling.parametrisation import Parametrisation
 from fewstep.sampling.plan import Plan
 from fewstep.system.progress import Track, silent
@@ -33,8 +33,7 @@ def import_pipeline(source: Place, out: Place, **options: Any) -> Bundle:
     Args:
         source: a pipeline directory of diffusers, a network with a scheduler beside it, or a single file of weights.
         out: the bundle to write.
-        options: fields of fewstep.models.importer.ImportOptions: tokens, resolution, null_class, steps, guidance, variant,
-            license, config.
+        options: what the checkpoint does not say, by the names of the fields below.
 
     Returns:
         The bundle, with the network `teacher`.
@@ -70,8 +69,8 @@ def train(
         license: of the samples, in words.
         log: a directory for curves and sheets of samples.
         track: shows progress, such as fewstep.system.console.track.
-        settings: fields of fewstep.trainer.configs.TeacherConfig: iterations, batch, lr, kind and so on; with `start`, of
-            TuneConfig, which has nothing of the network.
+        settings: fields of TeacherConfig, below; with `start`, those that do not describe the network, which are all above
+            `kind`.
 
     Returns:
         The bundle, with the network `teacher`, or START_tuned, and an 18-step Heun plan of it.
@@ -122,7 +121,7 @@ def distill(
         license: of what goes in, in words.
         log: a directory for curves and sheets of samples.
         track: shows progress.
-        settings: fields of fewstep.trainer.configs.SidConfig: steps, iterations, batch, guidance, mode and so on.
+        settings: fields of SidConfig, below.
 
     Returns:
         The bundle as it is then.
@@ -162,7 +161,7 @@ def calibrate(
         network: of the bundle.
         arrays: what samples are made from, where that cannot be drawn at random.
         track: shows progress.
-        settings: fields of TableConfig or FitConfig in fewstep.calibration.configs: steps, guidance, iterations and so on.
+        settings: fields of TableConfig, below; with another method, of FitConfig.
 
     Returns:
         The bundle as it is then.
@@ -201,13 +200,16 @@ def export(
     """Write graphs: of plans of a bundle, or of any torch module, as a bundle of its own.
 
     Args:
-        source: a bundle, or a module F(x, timestep, **inputs); see fewstep.exporter.module.export for what it takes.
+        source: a bundle, or a module F(x, timestep, **inputs): x (B, C, *axes) float32, timestep (1,) or (B,) float32 and
+            every input by its name, (B, ...), to (B, C, *axes). Of a class it gets the number, int64 (B,), and one more than
+            the last for "none". In fp16 it gets x and arrays in fp16, and timestep in fp32 still. It is exported in eval mode,
+            and is afterwards as it was.
         out: where a module's bundle is to be.
         plans: names of a bundle's plans, its default one unless given; samplers by name for a module.
-        precisions: of the graphs: fp32, fp16, bf16, int8, int8-fp16, fp8.
+        precisions: of the graphs: fp32, fp16, bf16; of a bundle with its networks also int8, int8-fp16, fp8.
         layouts: unrolled, loop or step; by their size unless given.
         state: what samplers of a module walk on.
-        parametrisation: what a module estimates.
+        parametrisation: what a module estimates, and what it is told of the noise level.
         inputs: what a module's samples are made from.
         output: what a module's last state is; numbers without names unless given.
         encode: modules by the name of an input, which run once, before the loop.
@@ -220,33 +222,44 @@ def export(
         ValueError: for plans, precisions or modules that do not fit, and for what torch.export refuses.
         FileExistsError: where something is at `out`.
     """
+    refuse_other_words("precision", precisions, get_args(Precision))
+    refuse_other_words("layout", layouts, get_args(Layout))
+    about: dict[str, Any] = {
+        "state": state,
+        "parametrisation": parametrisation,
+        "inputs": inputs,
+        "output": output,
+        "encode": encode,
+    }
     if isinstance(source, Bundle):
-        return _export_bundle(source, out, list(plans), precisions, layouts, track)
+        given = [name for name, value in ({"out": out} | about).items() if value]
+        return _export_bundle(source, given, plans, precisions, layouts, track)
     from fewstep.exporter.module import export as export_module
 
     if out is None or state is None or parametrisation is None or not isinstance(plans, Mapping):
         raise ValueError("a module is exported to a place, with its state, its parametrisation and plans by name; give them")
-    about: dict[str, Any] = {"inputs": inputs, "output": output, "encode": encode, "precisions": precisions}
-    about |= {"layouts": layouts, "track": track}
-    return export_module(source, Path(out), state=state, parametrisation=parametrisation, plans=plans, **about)
+    about |= {"plans": plans, "precisions": precisions, "layouts": layouts, "track": track}
+    return export_module(source, Path(out), **about)
 
 
 def _export_bundle(
     bundle: Bundle,
-    out: Place | None,
-    plans: list[str],
+    given: Sequence[str],
+    plans: Mapping[str, Plan] | Sequence[str],
     precisions: Sequence[Precision],
     layouts: Sequence[Layout],
     track: Track,
 ) -> Bundle:
     from fewstep.exporter.export import export_graphs
 
-    if out is not None:
-        raise ValueError("a bundle's graphs go into that bundle; leave out the place")
+    if given:
+        raise ValueError(f"a bundle says itself what its graphs are of, and they go into it; leave out {', '.join(given)}")
+    if isinstance(plans, str | Mapping):
+        raise ValueError("plans of a bundle are named, in a list such as ['sid1']; put others into it with Bundle.edit")
     default = bundle.manifest.default
     if not plans and default is None:
         raise ValueError(f"{bundle.root.name} has no default plan; name one of: {', '.join(sorted(bundle.manifest.plans))}")
-    return export_graphs(bundle, plans or [str(default)], precisions, layouts=layouts, track=track)
+    return export_graphs(bundle, list(plans) or [str(default)], precisions, layouts=layouts, track=track)
 
 
 def build(bundle: Bundle, graphs: Sequence[str] = ()) -> Bundle:
@@ -285,7 +298,7 @@ def compare(
         plans: by name; all that have a graph unless given.
         arrays: what samples are made from, where that cannot be drawn at random.
         track: shows progress.
-        settings: fields of fewstep.evaluation.compare.CompareConfig: features, seeds, thin and so on.
+        settings: fields of CompareConfig, below; metrics={"name": function of real and made values} are your own.
 
     Returns:
         What every plan came to; the bundle keeps it, too.

@@ -27,7 +27,7 @@ from fewstep.system.places import alike, refuse_inside, refuse_mounts, sync, syn
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["check_place", "locked", "recover", "staged"]
+__all__ = ["assembled", "check_place", "locked", "recover", "staged"]
 
 
 def check_place(path: Path) -> None:
@@ -78,6 +78,22 @@ def staged(root: Path) -> Iterator[Path]:
             raise
         sync(root.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def assembled(root: Path) -> Iterator[Path]:
+    """Where a directory for root is made in several steps, each of which may replace it as a whole; like `staged` otherwise.
+
+    Yields:
+        A path of root's name where nothing is yet, with nothing beside it. What is there at the end takes root's place.
+    """
+    with staged(root) as staging:
+        within = staging / ".made"
+        within.mkdir()
+        yield within / root.name
+        for each in (within / root.name).iterdir():
+            os.rename(each, staging / each.name)
+        shutil.rmtree(within)
 
 
 def recover(root: Path) -> None:

@@ -18,7 +18,7 @@ import fewstep
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.draft import reason
 from fewstep.artifact.manifest import check_name
-from fewstep.artifact.spec import Precision
+from fewstep.artifact.spec import Precision, refuse_other_words
 from fewstep.artifact.staging import check_place
 from fewstep.data import Samples
 from fewstep.sampling import solvers
@@ -164,8 +164,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
 def precisions(text: str) -> list[Precision]:
     """fp32,int8 as precisions. Raises ValueError for another word."""
     words = [word.strip() for word in text.split(",")]
-    if unknown := [word for word in words if word not in get_args(Precision)]:
-        raise ValueError(f"precision is one of {', '.join(get_args(Precision))}, got {unknown[0]!r}")
+    refuse_other_words("precision", words, get_args(Precision))
     return [cast(Precision, word) for word in words]
 
 

@@ -12,7 +12,7 @@ import typer
 from fewstep.artifact.adopt import mismatch
 from fewstep.artifact.bundle import Bundle
 from fewstep.artifact.manifest import EngineFlag, Layout
-from fewstep.artifact.spec import Precision
+from fewstep.artifact.spec import Precision, refuse_other_words
 from fewstep.cli.app import BundlePath, Json, app, editable, finish, precisions, size, whole_numbers
 from fewstep.cli.new_plan import by_scheduler, by_solver, with_plan
 from fewstep.cli.verb import verb
@@ -72,8 +72,7 @@ def export(
 
     loaded, wanted = editable(bundle), precisions(precision)
     layouts = [cast(Layout, name) for name in layout or []]
-    if unknown := [name for name in layouts if name not in get_args(Layout)]:
-        raise ValueError(f"layout is {', '.join(get_args(Layout))}, got {unknown[0]!r}")
+    refuse_other_words("layout", layouts, get_args(Layout))
     described = (steps, guidance, lo, hi, name, scheduler_config) != (10, 1.0, 0.0, inf, None, None)
     if sum(map(bool, (plan, solver, scheduler))) > 1:
         raise ValueError("--plan names a plan there is, --solver or --scheduler make a new one; give one of the three")

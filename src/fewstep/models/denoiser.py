@@ -20,7 +20,7 @@ from fewstep.models.families.base import Family, classes_of
 from fewstep.models.tensors import os_errors
 from fewstep.sampling.parametrisation import Edm, Parametrisation, Scales
 
-__all__ = ["Denoiser", "fresh_network", "load_network", "on_meta", "save_network", "unet", "weights"]
+__all__ = ["Denoiser", "check_call", "fresh_network", "load_network", "on_meta", "save_network", "unet", "weights"]
 
 
 EDM = Edm(sigma_data=0.5)
@@ -101,8 +101,20 @@ class Denoiser(nn.Module):
         named = dict(zip(self.takes, inputs, strict=False))
         told = {name: getattr(self, name) for name in self.told}
         out = self.family.call(self.net, folded.to(self.dtype), timestep.reshape(-1), named, told)
-        out = out[:, : folded.shape[1]].to(x.dtype)  # without the variance that some networks learned besides
+        out = self._estimate(out, folded.shape).to(x.dtype)
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+
+    def _estimate(self, out: Any, shape: torch.Size) -> Tensor:
+        """What F made, without the variance that some networks learned besides. Raises ValueError where it is no state."""
+        if not isinstance(out, Tensor):
+            raise ValueError(f"a call of this {self.family.kind} gives a {type(out).__name__}; it gives a tensor alone")
+        made, given = tuple(out.shape[1:]), tuple(shape[1:])
+        if made == given:
+            return out
+        channels = given[0]
+        if getattr(self.net, "config", {}).get("out_channels") == 2 * channels and made == (2 * channels, *given[1:]):
+            return out[:, :channels]
+        raise ValueError(f"this {self.family.kind} makes {made} of states {given}; it gives what it was given")
 
     def scales(self, sigma: Tensor | float) -> Scales:
         """The numbers that turn F into D at a noise level."""
@@ -140,6 +152,31 @@ def on_meta(denoiser: Denoiser) -> Denoiser:
             made = copy.deepcopy(net, {id(tensor): _without_numbers(tensor) for tensor in tensors})
         about: dict[str, Any] = {"parametrisation": denoiser.parametrisation, "patch": denoiser.patch}
         return Denoiser(made, constants=denoiser.constants, family=denoiser.family, **about).eval()
+
+
+def check_call(denoiser: Denoiser, state: State, inputs: Sequence[Input]) -> None:
+    """Try a family's call on torch's meta device, which costs no arithmetic.
+
+    Args:
+        denoiser: that is to be used.
+        state: what it works on.
+        inputs: of the signature, in its order.
+
+    Raises:
+        ValueError: where the call does not run, or does not give what the network estimates.
+    """
+    tensors = [each.tensor for each in inputs]
+    told = ", ".join(spec.name for spec in tensors) or "no inputs"
+    with torch.no_grad(), torch.device("meta"):
+        given = [torch.zeros(2, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in tensors]
+        x, timestep = torch.zeros(2, *state.shape), torch.zeros(1)
+        try:
+            on_meta(denoiser).evaluate(x, timestep, *given)
+        except Exception as error:  # of whatever kind a family's file raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(
+                f"the call in {denoiser.family.file} does not run with {told}, states {state.shape} ({reason}); mend it there"
+            ) from error
 
 
 def _without_numbers(tensor: Tensor) -> Tensor:
@@ -225,7 +262,9 @@ def fresh_network(
             f"{made.__name__} does not take this configuration ({error}); compare it with diffusers' own"
         ) from None
     check_fit(net, state, inputs, patch=patch, constants={})
-    return Denoiser(net, parametrisation=parametrisation, patch=patch)
+    denoiser = Denoiser(net, parametrisation=parametrisation, patch=patch)
+    check_call(denoiser, state, inputs)
+    return denoiser
 
 
 def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
@@ -243,6 +282,7 @@ def save_network(draft: Draft, name: str, denoiser: Denoiser) -> None:
     net: Any = denoiser.net
     manifest = draft.manifest
     check_fit(net, manifest.state, manifest.signature.inputs, patch=denoiser.patch, constants=denoiser.constants)
+    check_call(denoiser, manifest.state, manifest.signature.inputs)
     directory = f"components/{name}"
     draft.remove(directory)
     net.register_to_config(_name_or_path="")  # else the path it was loaded from goes along
@@ -288,4 +328,6 @@ def load_network(bundle: Bundle, name: str) -> Denoiser:
     manifest = bundle.manifest
     check_fit(net, manifest.state, manifest.signature.inputs, patch=entry.patch, constants=entry.constants)
     about: dict[str, Any] = {"parametrisation": entry.parametrisation, "patch": entry.patch}
-    return Denoiser(net, constants=entry.constants, **about).eval()
+    denoiser = Denoiser(net, constants=entry.constants, **about).eval()
+    check_call(denoiser, manifest.state, manifest.signature.inputs)
+    return denoiser

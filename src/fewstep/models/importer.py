@@ -19,7 +19,7 @@ from fewstep.artifact.records import Imported
 from fewstep.artifact.signature import ImageOutput, Input, Signature
 from fewstep.models.accounting import account, keys_of
 from fewstep.models.decoder import check_decoder_class, pixels_per_latent, save_decoder
-from fewstep.models.denoiser import Denoiser, save_network
+from fewstep.models.denoiser import Denoiser, check_call, save_network
 from fewstep.models.edm_weights import is_edm, load_edm_weights
 from fewstep.models.families import FAMILIES, check_fit, family_of, network_class
 from fewstep.models.families.base import Asked, Pipeline
@@ -125,6 +125,7 @@ def import_teacher(source: Path, out: Path, options: ImportOptions = ImportOptio
             save_decoder(draft, found.autoencoder)
         network, state = found.denoiser, draft.manifest.state
         check_fit(network.net, state, found.inputs, patch=network.patch, constants=network.constants)
+        check_call(network, state, found.inputs)
         proof = _prove(found, scheduler, draft.manifest.state.shape, [Case(steps, scale), Case(own.steps, scale)], own)
         save_network(draft, "teacher", found.denoiser)
         solver = f"{type(scheduler).__name__} of the checkpoint, {steps} steps"

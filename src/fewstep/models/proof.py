@@ -211,8 +211,8 @@ def _against(subject: _Subject) -> str:
     kind = type(subject.scheduler).__name__
     if _made(subject) is not None:
         return str(subject.pipeline)
-    itself = f" (for {subject.pipeline} itself: pip install transformers)" if _is_known(subject) else ""
-    return f"{kind} around the network{itself}"
+    itself = f"; for {subject.pipeline} itself: pip install transformers" if _is_known(subject) else ""
+    return f"{kind} around the network (no pipeline of diffusers ran, so the family's own call is not checked{itself})"
 
 
 def _is_known(subject: _Subject) -> bool:
@@ -304,7 +304,8 @@ def _asked(subject: _Subject, case: Case) -> dict[str, Any]:
     asked |= dict(zip(names, given, strict=True))
     if scale is None:
         asked |= {NEGATIVE + name: tensor for name, tensor in zip(names, null, strict=True)}
-    return asked
+    tensors = {key: value for key, value in asked.items() if isinstance(value, Tensor)}
+    return asked | dict(PIPELINES[str(subject.pipeline)].more(tensors))
 
 
 def _around_the_network(subject: _Subject, case: Case) -> Tensor:

@@ -223,7 +223,13 @@ def sample(denoise: Denoise, x: Array, plan: Plan, noise: Sequence[Array] = ()) 
     """x_n, the end of the trajectory that starts at x = plan.begin(unit noise), (B, C, ...).
 
     Args:
-        denoise, x, plan, noise: as for `trajectory`.
+        denoise: D(x, sigma), or D(x, sigma, scale) on rows with guidance; told timestep=... where the plan has timesteps.
+        x: the state x_0, of numpy or torch.
+        plan: the table to walk, in the coordinates of the denoiser.
+        noise: one unit-normal array like x for each row with c != 0.
+
+    Returns:
+        The last state, like x.
 
     Raises:
         ValueError: where there are not plan.draws - 1 noise arrays.

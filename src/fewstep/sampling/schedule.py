@@ -69,6 +69,8 @@ class Grid:
 
 
 def _count(n: int) -> int:
+    if not isinstance(n, int | np.integer):
+        raise ValueError(f"a grid has a whole number of steps, got {n!r}")
     if not 1 <= n <= MAX_STEPS:
         raise ValueError(f"a grid needs 1 to {MAX_STEPS} steps, got {n}")
     return n

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fewstep.artifact.signature import Input, State
@@ -13,10 +13,35 @@ from fewstep.models.families.base import Constants, Family
 __all__ = ["FAMILIES", "check_fit", "family_of", "network_class"]
 
 
-def _found() -> Mapping[str, Family]:
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    families = (getattr(module, "FAMILY", None) for module in modules)
-    return {family.kind: family for family in families if family is not None}
+def _found() -> dict[str, Family]:
+    """What every file but base.py holds. Raises ValueError, which names it, for a file with no family, or another's."""
+    known = dir(importlib.import_module("diffusers"))
+    found: dict[str, Family] = {}
+    for name in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"):
+        family = _held(name)
+        if family.network is None and family.kind not in known:
+            raise ValueError(
+                f"families/{name}.py is of a {family.kind}, which diffusers has not; mend its name, or give `network`"
+            )
+        if family.kind in found:
+            raise ValueError(
+                f"families/{name}.py and families/{found[family.kind].file} are both of a {family.kind}; remove one of them"
+            )
+        found[family.kind] = family
+    return found
+
+
+def _held(name: str) -> Family:
+    try:
+        family = getattr(importlib.import_module(f"{__name__}.{name}"), "FAMILY", None)
+    except ModuleNotFoundError:  # said with what to install
+        raise
+    except Exception as error:  # of whatever kind a file raises that is being written
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"families/{name}.py cannot be read ({reason}); mend it, or move it elsewhere") from error
+    if not isinstance(family, Family):
+        raise ValueError(f"families/{name}.py has no FAMILY, a Family of fewstep; give it one, or move it elsewhere")
+    return family
 
 
 FAMILIES = _found()

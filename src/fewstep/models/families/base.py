@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -49,6 +50,10 @@ def middle_of_blocks(net: Any) -> nn.Module:
     return block
 
 
+def _nothing_more(_: Tensors) -> dict[str, Any]:
+    return {}
+
+
 class Pipeline(NamedTuple):
     """A pipeline class of diffusers around a network.
 
@@ -56,11 +61,14 @@ class Pipeline(NamedTuple):
         steps: its default.
         guidance: its default guidance scale, 1 where it has none.
         sigmas: the noise levels that it tells its scheduler for so many steps, where it does not leave them to it.
+        more: further arguments of its call, such as masks, of the tensors (1, ...) that it gets by the names of inputs, and
+            by negative_NAME of what means "none".
     """
 
     steps: int
     guidance: float = 1.0
     sigmas: Callable[[int], list[float]] | None = None
+    more: Callable[[Tensors], Mapping[str, Any]] = _nothing_more
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,10 @@ Told = tuple[tuple[Input, ...], dict[str, Constant]]  # inputs of a network, and
 
 
 def _not_imported(net: Any, _: Asked) -> Told:
-    raise ValueError(f"a {type(net).__name__} is trained here, not imported; name another checkpoint")
+    raise ValueError(
+        f"the family of a {type(net).__name__} has no `read`, which says what inputs a checkpoint has; write it, or train a "
+        "network of this class from its configuration"
+    )
 
 
 # What makes a network take more than its class does by itself, and the values that are driven.
@@ -172,6 +183,11 @@ class Family:
     neutral: Mapping[str, Any] = field(default_factory=dict)
     patch: int = 1
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Where it is written, for sentences."""
+        return Path(getattr(getattr(self.call, "__code__", None), "co_filename", "its file")).name
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration under another name is of this class."""
