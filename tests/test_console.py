@@ -24,7 +24,7 @@ RESULTS = {
     ("check", DIGITS): "against torch fp32",
     ("generate", DIGITS, "--out", "grid.png"): "wrote grid.png",
     ("bench", DIGITS, "--seconds", 0.01, "--batch", "1"): "samples/s",
-    ("consistency", DIGITS, DIGITS, "--plan", "heun18", "--samples", 2): "cosine similarity",
+    ("consistency", DIGITS, DIGITS, "--plan", "heun18", "--samples", 3): "cosine similarity",
     ("package", DIGITS, "--target", "device", "--out", "out"): "sizes",
 }
 
