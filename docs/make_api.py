@@ -8,7 +8,10 @@ import re
 from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import fewstep
 
@@ -96,11 +99,26 @@ def _methods(kind: type) -> list[tuple[str, Any]]:
 def _takes(thing: Any) -> str:
     if isinstance(thing, property):
         return ""
+    if inspect.isclass(thing) and issubclass(thing, BaseModel):  # whose own signature depends on what is imported by then
+        chosen = [(key, field) for key, field in thing.model_fields.items() if not _is_fixed(field)]
+        return f"(*, {', '.join(_with_default(key, field) for key, field in chosen)})"
     try:
         text = re.sub(r"ForwardRef\('(.*?)'\)", r"\1", str(inspect.signature(thing))).replace("'", "")
     except (TypeError, ValueError):
         return ""
     return re.sub(r"\((self|cls)(, )?", "(", re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text))
+
+
+def _is_fixed(field: FieldInfo) -> bool:
+    """Whether there is one value, which tells a class from others in a manifest."""
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
+
+
+def _with_default(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return name
+    default = f"{type(field.default).__name__}()" if isinstance(field.default, BaseModel) else field.default
+    return f"{name} = {default if default != '' else repr(default)}"
 
 
 def _said(thing: Any) -> str:
