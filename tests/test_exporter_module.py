@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import fewstep
 from fewstep import ArrayInput, ArrayOutput, Axis, Column, Edm, Flow, Guidance, ImageOutput, LabelInput, State, solvers
 from fewstep.artifact.bundle import Bundle
-from fewstep.exporter.graph import network
+from fewstep.exporter.graph import network, traced
 from fewstep.exporter.parity import check_graphs
 from fewstep.sampling.guidance import guided
 from fewstep.sampling.plan import sample
@@ -221,3 +222,35 @@ def test_traces_of_modules_without_a_configuration_are_not_kept(tmp_path: Path) 
     before = len(network._traces)
     exported(tmp_path / "v.bundle")
     assert len(network._traces) == before
+
+
+class Small(nn.Module):
+    """Divides by a sum that is 0 but for a small number, multiplies by nearly 1, and has one weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        positive = self.second(self.first(x.relu() * 0))
+        return x * 1.000001 + positive / (positive.sum(1, keepdim=True) + 1e-15)
+
+
+def test_small_numbers_and_shared_weights_stay(tmp_path: Path) -> None:
+    """onnxscript takes 1e-15 for 0: without it, 0 is divided by 0."""
+    torch.manual_seed(0)
+    module, edm = Small(), Edm(sigma_data=0.5)
+    plans = {"heun": solvers.heun(edm.grid(3))}
+    bundle = fewstep.export(module, tmp_path / "s.bundle", state=VOLUME, parametrisation=edm, plans=plans, precisions=["fp32"])
+    assert all(parity.ok for parity in check_graphs(bundle))
+    assert np.isfinite(fewstep.Generator(bundle)(seeds=[0])).all()
+
+
+def test_what_other_threads_print_while_a_module_is_traced_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    with traced._quiet():
+        print("of torch", file=sys.stderr)
+        other = Thread(target=lambda: print("of a progress bar", file=sys.stderr))
+        other.start()
+        other.join()
+    assert capsys.readouterr().err == "of a progress bar\n"

@@ -6,12 +6,16 @@ Every value knows what it depends on (the image, the timestep, the condition), w
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
+from math import isclose, isfinite
+from threading import get_ident
+from typing import TextIO
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +24,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from onnxscript import optimizer
 from torch import Tensor, nn
+
+from fewstep.models.denoiser import named_tensors
 
 __all__ = ["BATCH", "OPSET", "Traced", "lazy", "trace"]
 
@@ -136,35 +142,74 @@ def trace(scope: str, module: nn.Module, inputs: Mapping[str, Tensor], static: S
         )
         assert converted is not None
         model = converted.model
-        weights = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+        weights = {name for name, _ in named_tensors(module)}
         for name in weights & model.graph.initializers.keys():
             model.graph.initializers[name].const_value = None
         ClearMetadataAndDocStringPass()(model)  # the exporter's stack traces would be most of an unrolled file
+        nearly = _hide_nearly_whole(model.graph)
         optimizer.optimize(model)
         if _fix_shapes(model):
             optimizer.optimize(model)  # what was computed from them folds, too
+        for value, number in nearly.items():
+            value.const_value = number
     views = _fold_views(model.graph)
     (output,) = model.graph.outputs
     graph_inputs = {str(value.name): value for value in model.graph.inputs}
     return Traced(scope, tuple(model.graph), graph_inputs, dict(model.graph.initializers), views, output)
 
 
+class _OfOthers(StringIO):
+    """A stream without what the thread that made this prints: a progress bar's thread goes on drawing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream, self._thread = stream, get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if get_ident() == self._thread else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without remarks on packages torch.onnx does not need here, on its own use of deprecated torch, on absent weights; without
-    the graph that torch.export prints before it raises.
+    the graph that torch.export prints before it raises. What other threads print stays.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # errors are raised, and said once
     try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(_OfOthers(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _hide_nearly_whole(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
+    """Numbers such as 1e-15 become initializers without a value, so that onnxscript does not take them for 0 or 1 and leaves
+    out what adds or multiplies them: some networks divide by a sum that may be 0 without it. Gives what they are.
+    """
+    hidden: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in list(graph):
+        number = ir.convenience.get_const_tensor(node.outputs[0]) if node.op_type == "Constant" else None
+        if number is None or number.size != 1 or not number.dtype.is_floating_point():
+            continue
+        exact = float(number.numpy().reshape(()))
+        if isfinite(exact) and exact != round(exact) and isclose(exact, round(exact), rel_tol=1e-5, abs_tol=1e-8):
+            value = ir.val(node.outputs[0].name, number.dtype, ir.Shape(number.numpy().shape))
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            graph.remove(node, safe=True)
+            graph.initializers[str(value.name)] = value
+            hidden[value] = number
+    return hidden
 
 
 def _fix_shapes(model: ir.Model) -> bool:

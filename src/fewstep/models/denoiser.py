@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,17 @@ from fewstep.models.families.base import Family, classes_of
 from fewstep.models.tensors import os_errors
 from fewstep.sampling.parametrisation import Edm, Parametrisation, Scales
 
-__all__ = ["Denoiser", "check_call", "fresh_network", "load_network", "on_meta", "save_network", "unet", "weights"]
+__all__ = [
+    "Denoiser",
+    "check_call",
+    "fresh_network",
+    "load_network",
+    "named_tensors",
+    "on_meta",
+    "save_network",
+    "unet",
+    "weights",
+]
 
 
 EDM = Edm(sigma_data=0.5)
@@ -186,7 +196,13 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by its qualified name, also the buffers that a state_dict leaves out (position tables)."""
-    return {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
+    return {name: t.detach() for name, t in named_tensors(module)}
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, those that have several names under each of them."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def unet(
