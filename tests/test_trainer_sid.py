@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,12 +12,14 @@ import torch
 from small import LABELS, NAMES, given, small
 from torch import Tensor
 
+import fewstep
 from fewstep.artifact.bundle import Bundle, Draft
 from fewstep.artifact.digests import component_digest
 from fewstep.artifact.manifest import PlanEntry
 from fewstep.artifact.records import Distilled, Look
 from fewstep.artifact.signature import ImageOutput, Signature
 from fewstep.data import Images
+from fewstep.data.inputs import inputs_of
 from fewstep.models.denoiser import Denoiser, load_network, save_network
 from fewstep.sampling.guidance import Guidance
 from fewstep.sampling.plan import Plan, sample
@@ -252,3 +255,17 @@ def test_curves_and_sheets_are_kept_beside_the_run(digits: Bundle, tmp_path: Pat
     assert [(image.step, image.width, image.height) for image in events.Images("samples")] == [(10, 280, 56), (20, 280, 56)]
     with pytest.raises(ValueError, match="is a file; choose another --log-to"):
         distill(Bundle.load(done.root), "third", config, log=tmp_path / "log/student-000010.png")
+
+
+def test_images_of_rows_of_arrays_evaluate_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validator makes its samples from the same rows: the labels of its images count them."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    rng, labels = np.random.default_rng(0), np.arange(80) % 4
+    pixels = (labels[:, None, None, None] * 60 + rng.integers(0, 20, (80, 8, 8, 1))).astype(np.uint8)
+    arrays = {"told": rng.standard_normal((4, 3)).astype(np.float32), "negative_told": np.zeros((1, 3), np.float32)}
+    images = Images.of(pixels, labels)
+    rows = replace(images, signature=Signature(inputs=inputs_of(arrays), output=images.signature.output))
+    bundle = fewstep.train(tmp_path / "a.bundle", rows, arrays=arrays, iterations=2, batch=4)
+    about = {"arrays": arrays, "steps": 1, "iterations": 2, "batch": 4, "validate_every": 1}
+    record = fewstep.distill(bundle, "s", validate=images, **about).manifest.records.components["s"]
+    assert record.validated
